@@ -1,0 +1,91 @@
+"""What a teacher is: image embeddings + asked fields + states → a loss per field."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vivid_monai.errors import VividError
+from vivid_monai.ums.states import NULL, STATES
+
+
+class TeacherOutput(NamedTuple):
+    """What a teacher says about one batch of B images and F fields.
+
+    Attributes:
+        nll: float32 (B, F'), the sum of the token NLL in nats over each field's supervised tokens. F' = F, or F + 1 where
+            the last column holds tokens that belong to no field (`PublishedTeacher`). Carries the graph to the embeddings.
+        count: int64 (B, F'), how many tokens that is. Fields not asked or not answerable: exactly 0 in both.
+        log_probs: float32 (B, F, 3), log-probabilities of `vivid_monai.ums.states.STATES` for each asked field, no graph;
+            NaN where a field is not asked. They never depend on any true state.
+
+    The training loss is `nll.sum() / count.sum()`, plus λ times SPD's penalty.
+    """
+
+    nll: Tensor
+    count: Tensor
+    log_probs: Tensor
+
+
+class Teacher(nn.Module, ABC):
+    """The interface of all teachers.
+
+    A frozen LM is held so that `parameters()` and `state_dict()` do not contain it while `.to()` moves it: what a teacher
+    registers is exactly what it trains.
+
+    Args:
+        fields: names of the fields, in label-space order.
+        embed_dim: width of the image embeddings the teacher takes.
+    """
+
+    def __init__(self, fields: Sequence[str], embed_dim: int) -> None:
+        super().__init__()
+        if isinstance(fields, str) or not fields:
+            raise VividError(f"a teacher needs a list of field names, got {fields!r}")
+        if repeated := sorted({field for field in fields if list(fields).count(field) > 1}):
+            raise VividError(f"each field can be asked once only; given more than once: {', '.join(repeated)}")
+        self.fields: tuple[str, ...] = tuple(fields)
+        self.embed_dim = embed_dim
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> TeacherOutput:
+        """Score the true states of the asked fields.
+
+        Args:
+            embeddings: floating (B, K, embed_dim), K ≥ 1 embeddings of each image.
+            states: int64 (B, F), codes of `STATES` or `NULL` (not answerable).
+            asked: bool (B, F). A field carries loss where it is asked and its state is not `NULL`.
+
+        Raises:
+            VividError: on another shape or dtype, a state out of range, or a sequence too long for the model.
+        """
+
+    @abstractmethod
+    def count(self, states: Tensor, asked: Tensor) -> Tensor:
+        """Supervised tokens per image, int64 (B,), equal to `forward(...).count.sum(1)`, without a forward."""
+
+    def check_questions(self, states: Tensor, asked: Tensor) -> None:
+        """Raise VividError unless states and asked are as `forward` describes them."""
+        shape = (len(states), len(self.fields)) if states.ndim else None
+        for name, tensor, dtype in (("states", states, torch.int64), ("asked", asked, torch.bool)):
+            if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+                raise VividError(
+                    f"{name} must be {dtype} of shape (B, {len(self.fields)}), one column per field; "
+                    f"got {tensor.dtype} {tuple(tensor.shape)}"
+                )
+        if states.numel() and not bool(((states >= NULL) & (states < len(STATES))).all()):
+            raise VividError(f"states must be within {NULL}…{len(STATES) - 1}; got {states.min()}…{states.max()}")
+
+    def check_inputs(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> None:
+        """Raise VividError unless the arguments are as `forward` describes them."""
+        self.check_questions(states, asked)
+        shape = tuple(embeddings.shape)
+        if len(shape) != 3 or not embeddings.is_floating_point() or shape[1] < 1 or shape[2] != self.embed_dim:
+            raise VividError(
+                f"embeddings must be floating of shape (B, K ≥ 1, {self.embed_dim}), the width of this teacher; "
+                f"got {embeddings.dtype} {shape}"
+            )
+        if shape[0] != len(states) or shape[0] < 1:
+            raise VividError(f"{shape[0]} images but states for {len(states)}; both must be the same, at least 1")
