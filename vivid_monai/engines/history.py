@@ -1,0 +1,98 @@
+"""What a run records of itself: a table and a picture of its curves."""
+
+import csv
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+TRAIN = ("loss", "nll", "penalty", "grad_norm")
+
+
+class History:
+    """Trainer handler that writes ``curves.csv`` and ``curves.png`` at the end of every epoch.
+
+    A row holds the step, the means of the training numbers since the row before, the learning rates and every scalar the
+    validator measured. The rows travel with the checkpoint, so a resumed run has one unbroken table.
+
+    Args:
+        directory: where the two files go.
+        validator: the evaluator whose ``state.metrics`` are recorded; attach this handler after the validation handler.
+        optimizer: whose learning rates are recorded, by the ``name`` of its groups.
+    """
+
+    def __init__(self, directory: str | Path, *, validator: Engine, optimizer: Any) -> None:
+        self.directory = Path(directory)
+        self._validator, self._optimizer = validator, optimizer
+        self.rows: list[dict[str, float]] = []
+        self._sums: dict[str, float] = dict.fromkeys(TRAIN, 0.0)
+        self._steps = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._row)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [dict(row) for row in self.rows], "sums": dict(self._sums), "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows = [dict(row) for row in state["rows"]]
+        self._sums, self._steps = dict(state["sums"]), state["steps"]
+
+    def _add(self, engine: Engine) -> None:
+        for name in TRAIN:
+            self._sums[name] += engine.state.output[name]  # type: ignore[index, call-overload]
+        self._steps += 1
+
+    def _row(self, engine: Engine) -> None:
+        row: dict[str, float] = {"step": engine.state.iteration}
+        row |= {f"train/{name}": total / max(self._steps, 1) for name, total in self._sums.items()}
+        row |= {f"lr/{group.get('name', i)}": float(group["lr"]) for i, group in enumerate(self._optimizer.param_groups)}
+        row |= {f"val/{k}": float(v) for k, v in self._validator.state.metrics.items() if isinstance(v, (int, float))}
+        self.rows.append(row)
+        self._sums, self._steps = dict.fromkeys(TRAIN, 0.0), 0
+        if engine.state.rank == 0:
+            self.write()
+
+    def write(self) -> None:
+        """Write both files, whole."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        table = self.directory / "curves.csv"
+        partial = table.with_suffix(".csv.part")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, table)
+        draw_curves(self.rows, self.directory / "curves.png")
+
+
+def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
+    """Four small plots over steps: training loss, validation AUROC, the image's part in the NLL, the SPD penalty."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = {
+        "training loss (nats)": ["train/loss", "train/nll"],
+        "validation macro AUROC": ["val/macro_auroc"],
+        "validation state NLL (nats)": ["val/nll_own", "val/nll_shuffled", "val/nll_blank"],
+        "SPD overlap (mean |cos|)": ["train/penalty"],
+    }
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (title, keys) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for key in keys:
+            points = [(row["step"], row[key]) for row in rows if not math.isnan(row.get(key, math.nan))]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=key)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    partial = path.with_suffix(".part.png")
+    figure.savefig(partial, dpi=110)
+    os.replace(partial, path)

@@ -1,0 +1,78 @@
+"""What a run needs before anything else: readable errors, determinism, and its place among several processes."""
+
+import logging
+import os
+import sys
+import warnings
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from monai.utils import set_determinism
+
+from vivid_monai.errors import VividError
+
+
+def setup(*, seed: int, distributed: bool = False, threads: int | None = None) -> None:
+    """Prepare the process; the first item of a config's ``initialize``.
+
+    Args:
+        seed: seeds Python, NumPy and PyTorch through MONAI. Data order and augmentation take it by themselves.
+        distributed: join the process group that ``torchrun`` describes: NCCL with one CUDA device per process where there
+            is CUDA, else gloo.
+        threads: CPU threads of PyTorch; ``None`` keeps its default.
+
+    Raises:
+        VividError: ``distributed`` without ``torchrun``.
+    """
+    show_errors_plainly()
+    warnings.filterwarnings("ignore", message=".*no allow list.*")  # the bundle's own configs, read on the user's word
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # Ignite logs every error a second time
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if distributed:
+        if "LOCAL_RANK" not in os.environ:
+            raise VividError("multi_gpu_train.json is for several processes: start it with torchrun --nproc_per_node=N -m monai.bundle run …")
+        if not dist.is_initialized():
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    set_determinism(seed=seed, use_deterministic_algorithms=None)
+
+
+def teardown() -> None:
+    """Leave the process group, if there is one; the ``finalize`` of a config."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def device_of_process() -> torch.device:
+    """CUDA device of this process (``LOCAL_RANK`` under ``torchrun``), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def show_errors_plainly() -> None:
+    """Print an uncaught :class:`VividError` as one line, also when the bundle wrapped it; other errors keep their traceback."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        cause = find_cause(error)
+        if cause is None:
+            previous(kind, error, trace)
+            return
+        print(f"\nvivid: {cause}", file=sys.stderr, flush=True)
+
+    sys.excepthook = hook
+
+
+def find_cause(error: BaseException | None) -> VividError | None:
+    """The outermost :class:`VividError` in the chain of causes of ``error``, if any."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, VividError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

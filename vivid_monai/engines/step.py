@@ -1,0 +1,146 @@
+"""One optimisation step and one validation step of pretraining, as MONAI ``iteration_update`` functions."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vivid_monai.errors import VividError
+
+
+def prepare_batch(
+    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """``(image, (states, asked))`` of a collated batch on ``device``; see :mod:`vivid_monai.data.dataset`."""
+    image, states, asked = (
+        batch[key].to(device=device, non_blocking=non_blocking, **kwargs) for key in ("image", "states", "asked")
+    )
+    return image, (states, asked)
+
+
+class PretrainLoss:
+    """Cross-entropy of the teacher over the supervised positions, plus the SPD penalty.
+
+    ``loss = Σ nll / supervised + orthogonality · Σ penalty / images``, where the two denominators are those of the whole
+    optimisation step: they are counted before the first forward pass, so a step gives the same gradient however it is
+    cut into micro-batches or spread over processes. The method's paper uses λ = 0.01.
+
+    Args:
+        orthogonality: the weight λ of the penalty, at least 0.
+    """
+
+    def __init__(self, *, orthogonality: float = 0.01) -> None:
+        if orthogonality < 0:
+            raise VividError(f"orthogonality is a weight and cannot be negative, got {orthogonality}")
+        self.orthogonality = orthogonality
+
+    def __call__(self, output: Mapping[str, Tensor], supervised: Tensor, images: Tensor) -> Tensor:
+        """Scalar loss of a (micro-)batch; ``output`` is that of :class:`vivid_monai.networks.pretrainer.Pretrainer`."""
+        nll = output["nll"].float().sum() / supervised.clamp(min=1)
+        return nll + self.orthogonality * output["penalty"].float().sum() / images
+
+
+class PretrainStep:
+    """One optimiser step of :class:`monai.engines.SupervisedTrainer` over one batch of its loader.
+
+    The batch of the loader is the batch of the optimiser; ``micro_batch_size`` cuts it where memory asks for it.
+
+    Args:
+        micro_batch_size: images per forward pass; ``None`` takes the whole batch at once.
+        clip_norm: gradients are scaled down to this global 2-norm; ``None`` leaves them alone.
+
+    Returns (as ``engine.state.output``): plain numbers ``loss``, ``nll`` (mean per supervised token), ``penalty`` (mean
+    per image), ``grad_norm`` (before clipping), ``supervised`` and ``images``, of the whole step over all processes.
+    """
+
+    def __init__(self, *, micro_batch_size: int | None = None, clip_norm: float | None = 1.0) -> None:
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise VividError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
+        self.micro_batch_size = micro_batch_size
+        self.clip_norm = clip_norm
+
+    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, float]:
+        image, (states, asked) = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
+        network = engine.network
+        network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+
+        world_size = dist.get_world_size() if dist.is_initialized() else 1
+        counts = torch.stack([unwrap(network).count(states, asked).sum(), torch.tensor(len(image), device=image.device)])
+        counts = sum_over_ranks(counts.double())
+        supervised, images = (counts / world_size).float()  # DDP averages the gradients of the ranks
+
+        sums = torch.zeros(3, dtype=torch.float64, device=image.device)
+        starts = range(0, len(image), self.micro_batch_size or len(image))
+        for start in starts:
+            part = slice(start, start + (self.micro_batch_size or len(image)))
+            with _no_sync(network, start != starts[-1]):
+                with autocast(engine):
+                    output = network(image[part], states[part], asked[part])
+                loss = engine.loss_function(output, supervised, images)
+                if not torch.isfinite(loss):
+                    raise VividError(
+                        f"the loss became {loss.item()} at iteration {engine.state.iteration}; lower the learning rate or "
+                        "look at the last images: " + ", ".join(map(str, batch["id"][part]))
+                    )
+                loss.backward()
+            sums += torch.stack([loss.detach(), output["nll"].detach().sum(), output["penalty"].detach().sum()]).double()
+        sums[0] /= world_size
+        loss, nll, penalty = sum_over_ranks(sums).tolist()
+
+        trained = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(trained, float("inf") if self.clip_norm is None else self.clip_norm)
+        engine.optimizer.step()
+        n_supervised, n_images = counts.tolist()
+        return {
+            "loss": loss,
+            "nll": nll / max(n_supervised, 1),
+            "penalty": penalty / n_images,
+            "grad_norm": float(norm),
+            "supervised": n_supervised,
+            "images": n_images,
+        }
+
+
+class ValidationStep:
+    """Ask the network about every field of every image of a validation batch, without telling it the answers.
+
+    Returns (as ``engine.state.output``): ``log_probs`` float32 (B, F, 3) over absent, present, uncertain; ``states``
+    int64 (B, F); ``blank`` float32 (1, F, 3), the same for an image that is one even grey.
+    """
+
+    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        image, (states, _) = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
+        network = unwrap(engine.network)
+        network.eval()
+        everything = torch.ones_like(states, dtype=torch.bool)
+        with torch.no_grad(), autocast(engine):
+            log_probs = network(image, states, everything)["log_probs"]
+            blank = network(torch.zeros_like(image[:1]), states[:1], everything[:1])["log_probs"]
+        return {"log_probs": log_probs.float(), "states": states, "blank": blank.float()}
+
+
+def unwrap(network: nn.Module) -> Any:
+    """The module inside :class:`~torch.nn.parallel.DistributedDataParallel`, or the module itself."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """``values`` summed over the processes of a distributed run; unchanged in a single one."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def autocast(engine: Any) -> AbstractContextManager[Any]:
+    """bf16 autocast on the engine's device when ``amp`` is on; bf16 needs no loss scaling. ``amp_kwargs`` may override."""
+    device = torch.device(engine.state.device).type
+    return torch.autocast(device, **{"dtype": torch.bfloat16, **engine.amp_kwargs, "enabled": engine.amp})
+
+
+def _no_sync(network: nn.Module, more_to_come: bool) -> AbstractContextManager[Any]:
+    return network.no_sync() if more_to_come and isinstance(network, DistributedDataParallel) else nullcontext()
