@@ -8,14 +8,15 @@ import vivid_monai
 PACKAGE = Path(vivid_monai.__file__).parent
 ALLOWED = {
     "errors": set(),
-    "ums": {"errors"},
-    "metrics": {"errors", "ums"},
+    "files": {"errors"},
+    "ums": {"errors", "files"},
+    "metrics": {"errors", "files", "ums"},
     "assets": set(),
-    "data": {"errors", "ums", "metrics"},
-    "networks": {"errors", "ums", "metrics", "assets"},
-    "engines": {"errors", "ums", "metrics", "data", "networks"},
-    "evaluation": {"errors", "ums", "metrics", "data", "networks"},
-    "commands": {"errors", "ums", "metrics", "data", "networks", "engines", "evaluation"},
+    "data": {"errors", "files", "ums", "metrics"},
+    "networks": {"errors", "files", "ums", "metrics", "assets"},
+    "engines": {"errors", "files", "ums", "metrics", "data", "networks"},
+    "evaluation": {"errors", "files", "ums", "metrics", "data", "networks"},
+    "commands": {"errors", "files", "ums", "metrics", "data", "networks", "engines", "evaluation"},
     "cli": {"errors", "commands"},
 }
 

@@ -2,12 +2,13 @@
 
 import csv
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+
+from vivid_monai.files import whole_file
 
 TRAIN = ("loss", "nll", "penalty", "grad_norm")
 
@@ -59,15 +60,11 @@ class History:
 
     def write(self) -> None:
         """Write both files, whole."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        table = self.directory / "curves.csv"
-        partial = table.with_suffix(".csv.part")
-        with partial.open("w", newline="") as file:
+        with whole_file(self.directory / "curves.csv") as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(partial, table)
         draw_curves(self.rows, self.directory / "curves.png")
 
 
@@ -93,6 +90,5 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
-    partial = path.with_suffix(".part.png")
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=110, format="png")

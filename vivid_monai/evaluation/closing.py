@@ -1,7 +1,6 @@
 """The end of a pretraining run: the LLM is left behind, the encoder gets a head, and both are held against the start."""
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from vivid_monai.evaluation.comparison import Comparison, compare
 from vivid_monai.evaluation.features import Features, extract_features
 from vivid_monai.evaluation.head import LinearHead, fit_head
 from vivid_monai.evaluation.summary import print_summary
+from vivid_monai.files import whole_file
 from vivid_monai.networks.classifier import ViTClassifier
 from vivid_monai.networks.weights import load_vit, save_vit
 
@@ -105,10 +105,8 @@ class Closing:
         save_vit(self.network.encoder, encoder_path, preprocess=self.preprocess, fields=self.fields)
         weights = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
         for path in (self.output_dir / "model.pt", self.model_path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".pt.part")
-            torch.save(weights, partial)
-            os.replace(partial, path)
+            with whole_file(path) as part:
+                torch.save(weights, part)
         _write_json(
             self.output_dir / "metrics.json",
             {"command": command_line(), "versions": versions(), "preprocess": self.preprocess, **comparison.to_dict()},
@@ -147,6 +145,5 @@ def _is_main() -> bool:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(".json.part")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    os.replace(partial, path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=2, default=str) + "\n")
