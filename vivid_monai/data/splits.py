@@ -1,0 +1,104 @@
+"""Splits by patient: a salted hash decides, so a patient's split never depends on who else is in the table."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+
+from vivid_monai.errors import VividError
+
+SPLITS = ("train", "val", "test")
+
+
+class SplitError(VividError):
+    """A patient on two sides of a split, or a split that cannot be drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRule:
+    """Draw train, val and test by a hash of salt and patient id.
+
+    A patient's place is a number in [0, 1): below ``test`` is test, the next ``val`` are val, the rest train. Adding rows or
+    patients therefore moves nobody, and changing ``val`` neither adds to nor takes from test.
+
+    Args:
+        salt: names the draw; another salt gives another, independent draw.
+        val: fraction of the patients (not of the images) for validation, in [0, 1).
+        test: fraction of the patients for test, in [0, 1); val + test < 1.
+
+    Raises:
+        SplitError: fractions out of range.
+    """
+
+    salt: str = "vivid-med"
+    val: float = 0.1
+    test: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
+            raise SplitError(
+                f"split fractions val={self.val} and test={self.test} must be in [0, 1) with a sum below 1: the rest is train"
+            )
+
+    def position(self, patient_id: str) -> float:
+        """The patient's place in [0, 1): the first 53 bits of BLAKE2b over salt, a zero byte and the patient id."""
+        digest = blake2b(self.salt.encode() + b"\0" + patient_id.encode(), digest_size=8).digest()
+        return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+    def of(self, patient_id: str) -> str:
+        """The split of one patient."""
+        place = self.position(patient_id)
+        if place < self.test:
+            return "test"
+        return "val" if place < self.test + self.val else "train"
+
+    def assign(self, patients: pa.ChunkedArray | pa.Array | Iterable[str]) -> pa.Array:
+        """Splits for a column of patient ids (string or dictionary, no nulls), hashing each patient once.
+
+        Returns:
+            dictionary<int8, string> of the same length.
+        """
+        codes, ids = encode(patients)
+        split_of_patient = np.array([SPLITS.index(self.of(p)) for p in ids], dtype=np.int8)
+        return pa.DictionaryArray.from_arrays(pa.array(split_of_patient[codes]), pa.array(SPLITS))
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def encode(patients: pa.ChunkedArray | pa.Array | Iterable[str]) -> tuple[np.ndarray, list[str]]:
+    """Codes int32 (N,) and the distinct ids they index."""
+    if not isinstance(patients, pa.ChunkedArray | pa.Array):
+        patients = pa.array(patients, pa.string())
+    if isinstance(patients, pa.ChunkedArray):
+        patients = patients.combine_chunks()
+    if not pa.types.is_dictionary(patients.type):
+        patients = patients.dictionary_encode()
+    if patients.null_count:
+        raise SplitError(f"{patients.null_count} rows have no patient id: they cannot be split by patient")
+    return patients.indices.to_numpy(zero_copy_only=False), patients.dictionary.to_pylist()
+
+
+def overlapping_patients(patients: pa.ChunkedArray | pa.Array, splits: pa.ChunkedArray | pa.Array) -> dict[str, list[str]]:
+    """Patients found in more than one split, with the splits they are in (empty where the splits are disjoint)."""
+    patient_codes, ids = encode(patients)
+    split_codes, names = encode(splits)
+    # A patient on two sides has two of these sorted distinct pairs, side by side.
+    pairs = np.unique(patient_codes.astype(np.int64) * len(names) + split_codes)
+    owners = pairs // max(len(names), 1)
+    shared = np.isin(owners, owners[1:][owners[1:] == owners[:-1]])
+    found: dict[str, list[str]] = {}
+    for pair in pairs[shared]:
+        found.setdefault(ids[pair // len(names)], []).append(names[pair % len(names)])
+    return found
+
+
+def assert_disjoint(patients: pa.ChunkedArray | pa.Array, splits: pa.ChunkedArray | pa.Array, *, where: str) -> None:
+    """Raise a SplitError that names patients where one of them is in two splits. ``where``: what was looked at."""
+    overlap = overlapping_patients(patients, splits)
+    if overlap:
+        some = ", ".join(f"{patient} ({' and '.join(sides)})" for patient, sides in list(overlap.items())[:5])
+        more = f" and {len(overlap) - 5} more" if len(overlap) > 5 else ""
+        raise SplitError(f"{where}: {len(overlap)} patient(s) are in more than one split: {some}{more}")
