@@ -1,0 +1,18 @@
+"""Teachers: what turns image embeddings, asked fields and their states into a loss per field."""
+
+from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
+from vivid_monai.networks.teacher.frozen_lm import FrozenLM
+from vivid_monai.networks.teacher.load import load_frozen_lm
+from vivid_monai.networks.teacher.none import StateClassifier
+from vivid_monai.networks.teacher.published import PublishedTeacher
+from vivid_monai.networks.teacher.slots import SlotTeacher
+
+__all__ = [
+    "FrozenLM",
+    "PublishedTeacher",
+    "SlotTeacher",
+    "StateClassifier",
+    "Teacher",
+    "TeacherOutput",
+    "load_frozen_lm",
+]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,16 @@ from vivid_monai.errors import VividError
 from vivid_monai.ums.states import NULL, STATES
 
 
-class TeacherOutput(NamedTuple):
+@dataclass(frozen=True)
+class TeacherOutput:
     """What a teacher says about one batch of B images and F fields.
 
     Attributes:
-        nll: float32 (B, F'), the sum of the token NLL in nats over each field's supervised tokens. F' = F, or F + 1 where
-            the last column holds tokens that belong to no field (`PublishedTeacher`). Carries the graph to the embeddings.
+        nll: float32 (B, F'), the sum of the token NLL in nats over each field's supervised tokens, with the graph to
+            the embeddings. F' = F, or F + 1 where the last column holds tokens of no field (`PublishedTeacher`).
         count: int64 (B, F'), how many tokens that is. Fields not asked or not answerable: exactly 0 in both.
-        log_probs: float32 (B, F, 3), log-probabilities of `vivid_monai.ums.states.STATES` for each asked field, no graph;
-            NaN where a field is not asked. They never depend on any true state.
+        log_probs: float32 (B, F, 3), log-probabilities of `vivid_monai.ums.states.STATES` for each asked field, without
+            graph; NaN where a field is not asked. They depend on no true state. `PublishedTeacher`: in eval mode only.
 
     The training loss is `nll.sum() / count.sum()`, plus λ times SPD's penalty.
     """
@@ -32,8 +33,8 @@ class TeacherOutput(NamedTuple):
 class Teacher(nn.Module, ABC):
     """The interface of all teachers.
 
-    A frozen LM is held so that `parameters()` and `state_dict()` do not contain it while `.to()` moves it: what a teacher
-    registers is exactly what it trains.
+    A frozen LM is held so that `parameters()` and `state_dict()` do not contain it while `.to()` moves it: what a
+    teacher registers is exactly what it trains.
 
     Args:
         fields: names of the fields, in label-space order.
@@ -89,3 +90,25 @@ class Teacher(nn.Module, ABC):
             )
         if shape[0] != len(states) or shape[0] < 1:
             raise VividError(f"{shape[0]} images but states for {len(states)}; both must be the same, at least 1")
+
+
+def nll_per_cell(
+    logits: Tensor, targets: Sequence[int], cells: Sequence[tuple[int, int]], shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Sum the NLL of N tokens into a table.
+
+    Args:
+        logits: float32 (N, vocabulary).
+        targets: N token ids; −100 is not scored.
+        cells: for each token its row and column in the table.
+        shape: of the table.
+
+    Returns:
+        nll float32 and count int64, both of `shape`.
+    """
+    target = torch.tensor(targets, dtype=torch.int64, device=logits.device)
+    place = torch.tensor(cells, dtype=torch.int64, device=logits.device).reshape(-1, 2).unbind(1)
+    token_nll = nn.functional.cross_entropy(logits, target, reduction="none", ignore_index=-100)
+    nll = logits.new_zeros(shape).index_put(place, token_nll, accumulate=True)
+    count = target.new_zeros(shape).index_put(place, (target != -100).long(), accumulate=True)
+    return nll, count

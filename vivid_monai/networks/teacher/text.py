@@ -3,7 +3,7 @@
 Two layouts share the words for states (`vivid_monai.ums.states.STATES`):
 
 * slots: `schema_text(fields)`, the image, then for each asked field `slot_pieces(field, state)`.
-* published: the image, `PROMPT`, then `published_pieces({field: state})`, whose texts join to the UMS `findings` as JSON.
+* published: the image, `PROMPT`, then `published_pieces({field: state})`, whose texts join to UMS findings as JSON.
 """
 
 import json
@@ -34,9 +34,10 @@ def slot_pieces(field: str, state: str) -> list[Piece]:
 
 
 def published_pieces(findings: Mapping[str, str | None]) -> list[Piece]:
-    """The target of the published layout; the texts join to `json.dumps({"findings": {field: {"state": …}}}, indent=2)`.
+    """The target of the published layout.
 
-    A field's pieces cover its whole entry, from its indentation to its closing brace. A state of None becomes `null`.
+    The texts join to `json.dumps({"findings": {field: {"state": …}}}, indent=2, ensure_ascii=False)`. A field's pieces
+    cover its whole entry, from its indentation to its closing brace. A state of None becomes `null`.
     """
     if not findings:
         return [Piece('{\n  "findings": {}\n}')]

@@ -1,0 +1,64 @@
+"""One call that builds any teacher, for configs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vivid_monai.assets import tiny_teacher_path
+from vivid_monai.errors import VividError
+from vivid_monai.networks.teacher.base import Teacher
+from vivid_monai.networks.teacher.load import load_frozen_lm
+from vivid_monai.networks.teacher.none import StateClassifier
+from vivid_monai.networks.teacher.published import PublishedTeacher
+from vivid_monai.networks.teacher.slots import SlotTeacher
+
+
+def build_teacher(
+    *,
+    fields: Sequence[str],
+    kind: str = "lm",
+    path: str | Path | None = None,
+    layout: str = "slots",
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    attn_implementation: str = "sdpa",
+    seed: int = 0,
+    padding_side: str = "right",
+    cache_schema: bool = True,
+    embed_dim: int = 256,
+) -> Teacher:
+    """Build a teacher.
+
+    Args:
+        fields: names of the fields, in label-space order.
+        kind: "lm" (a frozen causal LM), "random" (the same architecture with random weights) or "none" (no LM: a state
+            classifier, trained).
+        path: folder or hub name of the LM; None is the tiny teacher that comes with the package.
+        layout: "slots" or "published".
+        dtype, device, attn_implementation: how the LM is held; see `load_frozen_lm`.
+        seed: of the random weights of kind "random".
+        padding_side: "left" or "right".
+        cache_schema: see `SlotTeacher`.
+        embed_dim: width of the image embeddings for kind "none"; an LM dictates its own.
+
+    Raises:
+        VividError: for a wrong argument, or an LM that cannot be had.
+    """
+    if kind not in ("lm", "random", "none"):
+        raise VividError(f"teacher kind must be lm, random or none, got {kind!r}")
+    if layout not in ("slots", "published"):
+        raise VividError(f"teacher layout must be slots or published, got {layout!r}")
+    if kind == "none":
+        return StateClassifier(fields, embed_dim)
+    lm = load_frozen_lm(
+        tiny_teacher_path() if path is None else path,
+        weights="random" if kind == "random" else "pretrained",
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        attn_implementation=attn_implementation,
+    )
+    if layout == "published":
+        return PublishedTeacher(lm, fields, padding_side=padding_side)
+    return SlotTeacher(lm, fields, padding_side=padding_side, cache_schema=cache_schema)

@@ -1,0 +1,126 @@
+"""Get a causal LM and its tokenizer from a folder or the Hugging Face hub."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from vivid_monai.errors import VividError
+from vivid_monai.networks.teacher.frozen_lm import FrozenLM
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_frozen_lm(
+    path: str | Path,
+    *,
+    weights: str = "pretrained",
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    attn_implementation: str = "sdpa",
+) -> FrozenLM:
+    """Load a causal LM, frozen. Code that comes with a model is never run.
+
+    Args:
+        path: a folder in the transformers format; or, where no such folder exists, a hub name, looked for in the hub's
+            cache on this machine first.
+        weights: "pretrained", or "random": the same architecture, freshly initialised.
+        seed: of the random weights; the global random state is left alone.
+        dtype: one of `DTYPES`.
+        device: where to put it.
+        attn_implementation: "sdpa" or "eager".
+
+    Raises:
+        VividError: for a wrong argument, and where the path or name is not a complete causal LM that can be had.
+    """
+    if weights not in ("pretrained", "random"):
+        raise VividError(f"weights must be pretrained or random, got {weights!r}")
+    if dtype not in DTYPES:
+        raise VividError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if attn_implementation not in ("sdpa", "eager"):
+        raise VividError(f"attn_implementation must be sdpa or eager, got {attn_implementation!r}")
+    settings = {"dtype": DTYPES[dtype], "attn_implementation": attn_implementation, "trust_remote_code": False}
+    folder = Path(path).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise VividError(f"teacher {folder}: not a folder with a config.json, as a transformers model has it")
+        model, tokenizer = _read(str(folder), weights, seed, settings, offline=True)
+    else:
+        model, tokenizer = _from_hub(str(path), weights, seed, settings)
+    return FrozenLM(model, tokenizer, name=f"teacher {path}").to(device)
+
+
+def _from_hub(
+    name: str, weights: str, seed: int, settings: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not HUB_NAME.fullmatch(name):
+        raise VividError(f"teacher {name}: no such folder")
+    try:
+        return _read(name, weights, seed, settings, offline=True)
+    except _NotThereError:
+        pass
+    try:
+        return _read(name, weights, seed, settings, offline=False)
+    except _NotThereError as error:
+        raise VividError(
+            f"teacher {name}: no such folder, not in the hub's cache on this machine, and the hub does not give it "
+            f"({_first_line(error)}). Where there is a connection run `hf download {name} --local-dir FOLDER`, "
+            "copy FOLDER here and give its path instead of the name"
+        ) from error
+
+
+class _NotThereError(VividError):
+    """A file of the model could not be had."""
+
+
+def _read(
+    source: str, weights: str, seed: int, settings: dict[str, Any], *, offline: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    where = {"local_files_only": offline, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **where)
+        _check_causal(source, config)
+        if weights == "random":
+            model = _initialise(config, seed, settings)
+        else:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, local_files_only=offline, output_loading_info=True, **settings
+            )
+            model, report = loaded
+            # transformers fills gaps with random numbers and a warning; a teacher with gaps is no teacher.
+            if missing := sorted(report["missing_keys"]):
+                names = ", ".join(missing[:5])
+                raise VividError(f"teacher {source}: the folder lacks weights: {names} ({len(missing)} in all)")
+        return model, AutoTokenizer.from_pretrained(source, **where)
+    except VividError:
+        raise
+    except OSError as error:
+        raise _NotThereError(f"teacher {source}: {_first_line(error)}") from error
+    except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds on a broken file
+        raise VividError(f"teacher {source}: cannot be read as a causal LM: {_first_line(error)}") from error
+
+
+def _check_causal(source: str, config: Any) -> None:
+    classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
+    expected = {classes} if isinstance(classes, str) else set(classes)
+    found = set(config.architectures or expected)
+    if not expected or not found & expected:
+        raise VividError(
+            f"teacher {source}: a {config.model_type} model ({', '.join(sorted(found)) or 'no architecture named'}) is "
+            "not a causal LM; choose one such as Qwen2ForCausalLM, LlamaForCausalLM or GPT2LMHeadModel"
+        )
+
+
+def _initialise(config: Any, seed: int, settings: dict[str, Any]) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, **settings)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
