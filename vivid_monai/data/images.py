@@ -94,3 +94,11 @@ def read_image(
     if not np.isfinite(pixels).all():
         raise ImageError(f"{path}: holds values that are not finite (NaN or infinity)")
     return np.ascontiguousarray(pixels[None], dtype=np.float32)
+
+
+def image_error_behind(error: BaseException) -> ImageError | None:
+    """The ImageError that `error` is or was raised from, as MONAI's ``Compose`` wraps what its transforms raise."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ImageError):
+        cause = cause.__cause__
+    return cause

@@ -1,0 +1,122 @@
+"""Batches: how items become tensors of a batch, and the loaders of training and evaluation."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+
+from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.data.sampler import ResumableBatchSampler
+from vivid_monai.data.skipped import Skipped
+from vivid_monai.errors import VividError
+
+
+def collate(items: Sequence[dict[str, Any] | Skipped]) -> dict[str, Any]:
+    """Items of an :class:`ImageDataset` → one batch.
+
+    Returns:
+        ``{"image": float32 (B, C, H, W), "states": int64 (B, F), "asked": bool (B, F), "id": list of B str,
+        "patient_id": list of B str, "skipped": list of Skipped}``, where B counts the images that could be read.
+        Where none could, only ``"skipped"``.
+    """
+    good = [item for item in items if not isinstance(item, Skipped)]
+    batch: dict[str, Any] = {"skipped": [item for item in items if isinstance(item, Skipped)]}
+    if good:
+        batch |= {key: torch.stack([item[key] for item in good]) for key in ("image", "states", "asked")}
+        batch |= {key: [item[key] for item in good] for key in ("id", "patient_id")}
+    return batch
+
+
+class ImageLoader(DataLoader):
+    """A PyTorch DataLoader that leaves the global random state alone and refuses a batch without any image.
+
+    Raises:
+        VividError: while iterating, in the main process: no image of a batch can be read.
+    """
+
+    def __init__(self, dataset: ImageDataset, **options: Any) -> None:
+        # A loader draws from its generator whenever it is iterated; the global one belongs to the training run.
+        super().__init__(dataset, collate_fn=collate, generator=torch.Generator(), **options)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if "image" not in batch:
+                raise _nothing_readable(batch["skipped"])
+            yield batch
+
+
+class OrderedLoader(ImageLoader):
+    """An :class:`ImageLoader` that goes on past a batch without any image.
+
+    What such a batch skipped is listed in the next batch, or in the last one.
+
+    Raises:
+        VividError: while iterating, in the main process: no image at all can be read.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        held: dict[str, Any] | None = None
+        lost: list[Skipped] = []
+        for batch in DataLoader.__iter__(self):
+            lost += batch["skipped"]
+            if "image" in batch:
+                if held is not None:
+                    yield held
+                held, lost = {**batch, "skipped": lost}, []
+        if held is not None:
+            held["skipped"] += lost
+            yield held
+        elif lost:
+            raise _nothing_readable(lost)
+
+
+def _nothing_readable(skipped: list[Skipped]) -> VividError:
+    return VividError(f"none of {len(skipped)} images in a row can be read; the first: {skipped[0].reason}")
+
+
+def image_loader(
+    dataset: ImageDataset,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> ImageLoader:
+    """Endless batches for training, from step `start` on, in the order of :class:`ResumableBatchSampler`.
+
+    `batch_size` counts the items of all ranks; each rank gets its share. To resume, set
+    ``loader.batch_sampler.start`` before iterating. The number of workers changes nothing but the speed.
+
+    Raises:
+        VividError: as :class:`ResumableBatchSampler` and :class:`ImageLoader`.
+    """
+    order = ResumableBatchSampler(len(dataset), batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
+    return ImageLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=pin_memory)
+
+
+def ordered_loader(
+    dataset: ImageDataset,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> OrderedLoader:
+    """Every item once and in order, for evaluation.
+
+    Each rank gets one stretch of the dataset, in batches of at most `batch_size`; the stretches of all ranks, one
+    after the other, are the dataset: nothing is repeated to make them even, and a rank may get nothing.
+
+    Raises:
+        VividError: a rank outside the world, a batch size under 1; while iterating as :class:`OrderedLoader`.
+    """
+    if batch_size < 1 or not 0 <= rank < world_size:
+        raise VividError(f"ordered_loader: batch size {batch_size}, rank {rank} of {world_size} is impossible")
+    mine = range(rank * len(dataset) // world_size, (rank + 1) * len(dataset) // world_size)
+    order = BatchSampler(mine, batch_size, drop_last=False)
+    return OrderedLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=pin_memory)

@@ -1,0 +1,129 @@
+"""From a file to what a network sees. One definition for training, evaluation, inference and export."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.transforms import (
+    CenterSpatialCropd,
+    Compose,
+    NormalizeIntensityd,
+    RepeatChanneld,
+    ScaleIntensityRanged,
+    SpatialPadd,
+    Transform,
+)
+
+from vivid_monai.data.steps import ReadImaged, ResizeAntialiasedd, ToBytesd
+from vivid_monai.errors import VividError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How images become network input. Belongs to the weights and is stored with them.
+
+    Args:
+        size: height and width of the result, pixels.
+        channels: 1, or 3 for weights of colour photographs (the grey image is repeated).
+        mean, std: per channel, of images in [0, 1]; one number stands for all channels.
+        resize: ``"pad"`` fits the whole image into the square and fills up with black; ``"crop"`` covers the square
+            and cuts the longer side's ends off. The aspect ratio is kept either way.
+        interpolation: ``"bilinear"`` or ``"bicubic"``, antialiased.
+        window: (centre, width) for DICOM and NIfTI, in HU for CT; None: what each file says.
+
+    Raises:
+        VividError: a value that cannot be meant.
+    """
+
+    size: int = 224
+    channels: int = 1
+    mean: float | tuple[float, ...] = 0.5
+    std: float | tuple[float, ...] = 0.25
+    resize: Literal["pad", "crop"] = "pad"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    window: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        _require(_whole(self.size) and self.size > 0, "size", self.size, "a positive whole number")
+        _require(_whole(self.channels) and self.channels in (1, 3), "channels", self.channels, "1 or 3")
+        _require(self.resize in ("pad", "crop"), "resize", self.resize, "pad or crop")
+        _require(
+            self.interpolation in ("bilinear", "bicubic"), "interpolation", self.interpolation, "bilinear or bicubic"
+        )
+        for name in ("mean", "std"):
+            numbers = _numbers(name, getattr(self, name))
+            per_channel = numbers * self.channels if len(numbers) == 1 else numbers
+            _require(len(per_channel) == self.channels, name, numbers, f"1 or {self.channels} numbers")
+            object.__setattr__(self, name, per_channel)
+        _require(min(_numbers("std", self.std)) > 0, "std", self.std, "positive")
+        if self.window is not None:
+            window = _numbers("window", self.window)
+            _require(len(window) == 2 and window[1] > 0, "window", window, "(centre, width) with width > 0")
+            object.__setattr__(self, "window", window)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; :meth:`from_dict` makes an equal object of them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
+        """The object that `values` came from.
+
+        Raises:
+            VividError: a missing key (nothing is filled in: a default could differ from what the weights saw), an
+                unknown key or a bad value.
+        """
+        known = {field.name for field in fields(cls)}
+        if values.keys() != known:
+            missing, unknown = sorted(known - values.keys()), sorted(values.keys() - known)
+            raise VividError(f"preprocess: missing keys {missing}, unknown keys {unknown}")
+        return cls(**values)
+
+    def transform(self, keys: KeysCollection = "image") -> Compose:
+        """Path under each key → float32 tensor (channels, size, size), normalised. Nothing in it is random."""
+        return Compose([*self.to_bytes(keys), *self.to_unit(keys), *self.to_normal(keys)])
+
+    def to_bytes(self, keys: KeysCollection = "image") -> list[Transform]:
+        """First part of :meth:`transform`: path → uint8 tensor (1, size, size), what a cache holds."""
+        square = (self.size, self.size)
+        fit: Transform = CenterSpatialCropd(keys, square) if self.resize == "crop" else SpatialPadd(keys, square)
+        return [
+            ReadImaged(keys, window=self.window),
+            ResizeAntialiasedd(
+                keys,
+                self.size,
+                side="shortest" if self.resize == "crop" else "longest",
+                interpolation=self.interpolation,
+            ),
+            fit,
+            ToBytesd(keys),
+        ]
+
+    def to_unit(self, keys: KeysCollection = "image") -> list[Transform]:
+        """Second part: uint8 → float32 tensor (1, size, size) in [0, 1], what augmentation works on."""
+        return [ScaleIntensityRanged(keys, a_min=0, a_max=255, b_min=0, b_max=1)]
+
+    def to_normal(self, keys: KeysCollection = "image") -> list[Transform]:
+        """Third part: float32 tensor (1, size, size) in [0, 1] → (channels, size, size), normalised."""
+        return [
+            *([RepeatChanneld(keys, self.channels)] if self.channels > 1 else []),
+            NormalizeIntensityd(keys, np.array(self.mean), np.array(self.std), channel_wise=True),
+        ]
+
+
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise VividError(f"preprocess: {name} must be {expected}, not {value!r}")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    values = value if isinstance(value, Sequence) else [value]
+    ok = len(values) > 0 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    _require(ok, name, value, "numbers")
+    return tuple(float(v) for v in values)
