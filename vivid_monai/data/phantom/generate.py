@@ -1,0 +1,131 @@
+"""One phantom: its picture, its record, where its findings are, and its report."""
+
+from dataclasses import dataclass
+from operator import index as as_integer
+
+import numpy as np
+
+from vivid_monai.data.phantom.canvas import Array
+from vivid_monai.data.phantom.devices import draw_cables
+from vivid_monai.data.phantom.disease import LABEL_SPACE, Disease, StudyTruth, study_truth
+from vivid_monai.data.phantom.exposure import expose
+from vivid_monai.data.phantom.findings import draw_findings, shape_of
+from vivid_monai.data.phantom.frontal import frontal
+from vivid_monai.data.phantom.lateral import lateral
+from vivid_monai.data.phantom.patients import IMAGE, REPORT, Visit, stream, visit
+from vivid_monai.data.phantom.report import degree, laterality, write_report
+from vivid_monai.data.phantom.scene import Pose
+from vivid_monai.errors import VividError
+from vivid_monai.ums.record import Box, Finding, ImageInfo, Provenance, Record
+
+# Raise it with every change of a picture, a label or a report: it is the dataset version of every record.
+VERSION = "1"
+MIN_SIZE, MAX_SIZE = 32, 4096
+_SHAPES = ("Cardiomegaly", "Enlarged Cardiomediastinum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phantom:
+    """An image of a chest that never was.
+
+    `image` uint8 (H, W), bright = dense; `record` its UMS record; `masks` bool (H, W) and `boxes` (pixels) of every
+    finding that can be seen, whether or not the labels know of it; `drawn` the truth behind the labels; `report` the
+    study's report.
+    """
+
+    image: Array
+    record: Record
+    boxes: dict[str, tuple[Box, ...]]
+    masks: dict[str, Array]
+    drawn: dict[str, Disease]
+    report: str
+
+
+def generate(seed: int, index: int, size: int = 224) -> Phantom:
+    """Phantom `index` of the population `seed`, `size` pixels square: always the same, whatever was generated before.
+
+    Another size shows the same body with the same disease and labels, and other noise. Twelve consecutive indices hold
+    five patients with 1, 1, 2, 3 and 5 images; the images of a study share its labels and its report.
+
+    Raises:
+        VividError: seed or index negative or not an integer, size outside 32 … 4096.
+    """
+    seed, index, size = (_integer(name, value) for name, value in (("seed", seed), ("index", index), ("size", size)))
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise VividError(f"phantom size must be {MIN_SIZE} to {MAX_SIZE} pixels, got {size}")
+    place = visit(seed, index)
+    truth = study_truth(seed, place)
+    image, masks = _picture(stream(seed, IMAGE, index), place, truth, size)
+    boxes: dict[str, tuple[Box, ...]] = {name: (_box(mask),) for name, mask in masks.items()}
+    words = stream(seed, REPORT, place.patient.number, place.study)
+    report = write_report(words, "AP" if place.portable else "PA", truth.states, truth.drawn)
+    record = _record(seed, index, size, place, truth, boxes, report)
+    return Phantom(image=image, record=record, boxes=boxes, masks=masks, drawn=truth.drawn, report=report)
+
+
+def _integer(name: str, value: int) -> int:
+    try:
+        number = as_integer(value)
+    except TypeError:
+        raise VividError(f"phantom {name} must be an integer, got {value!r}") from None
+    if number < 0:
+        raise VividError(f"phantom {name} must not be negative, got {number}")
+    return number
+
+
+def _picture(rng: np.random.Generator, place: Visit, truth: StudyTruth, size: int) -> tuple[Array, dict[str, Array]]:
+    careful = 0.6 if place.view == "PA" else 1.0
+    pose = Pose(
+        angle=float(rng.normal(0, 0.035 * careful)),
+        shift=(float(rng.normal(0, 0.02 * careful)), float(rng.normal(0.025, 0.02))),
+        zoom=float(rng.uniform(1.04, 1.24)),
+    )
+    shape = shape_of(rng, truth.drawn)
+    if place.view == "lateral":
+        scene = lateral(rng, place.patient, shape, pose, size)
+    else:
+        scene = frontal(rng, place.patient, shape, pose, size, portable=place.portable)
+    if place.portable and rng.random() < 0.5:
+        draw_cables(rng, scene)
+    masks = draw_findings(rng, scene, truth.drawn, shape)
+    return expose(rng, scene, place.portable), masks
+
+
+def _box(mask: Array) -> Box:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = int(rows[0]), int(columns[0])
+    return Box(x=left, y=top, width=int(columns[-1]) + 1 - left, height=int(rows[-1]) + 1 - top)
+
+
+def _record(seed: int, index: int, size: int, place: Visit, truth: StudyTruth, boxes: dict[str, tuple[Box, ...]],
+            report: str) -> Record:  # fmt: skip
+    patient = f"phantom{seed}-{place.patient.number:06d}"
+    findings = {}
+    for name, state in truth.states.items():
+        ill = truth.drawn.get(name)
+        if state != "present" or ill is None:
+            findings[name] = Finding(state)
+            continue
+        side = laterality(ill.sides) if place.view != "lateral" else None
+        findings[name] = Finding(
+            state,
+            severity=degree(ill.severity) if name != "Support Devices" else None,
+            location=f"{ill.zone} zone" if ill.zone else None,
+            laterality="midline" if name in _SHAPES else side,
+            boxes=boxes.get(name, ()),
+        )
+    return Record(
+        id=f"phantom{seed}-{index:07d}",
+        patient_id=patient,
+        study_id=f"{patient}-{place.study}",
+        image=ImageInfo(f"images/{index // 1000:04d}/{index:07d}.png", height=size, width=size),
+        modality="DX",
+        anatomy="chest",
+        view=place.view,
+        findings=findings,
+        provenance=Provenance("phantom", "vivid-monai phantom", VERSION, "simulation"),
+        report=report,
+        label_space=LABEL_SPACE,
+        sex=place.patient.sex,
+        age=float(place.patient.age),
+    )

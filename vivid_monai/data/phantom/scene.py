@@ -1,0 +1,95 @@
+"""The stage on which a phantom is built: coordinates of the body, and what findings may change in it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vivid_monai.data.phantom.canvas import Array, resample, unit_grid
+
+# Anatomy is smooth: it is built at this size at most and enlarged; lines and noise are made at the image's own size.
+MAX_BODY_SIZE = 112
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """How the body lies in the image: rotation (radians), shift and zoom in units of the image side."""
+
+    angle: float
+    shift: tuple[float, float]
+    zoom: float
+
+    def to_image(self, points: Array) -> Array:
+        """Body coordinates (k, 2) → unit image coordinates (k, 2)."""
+        c, s = math.cos(self.angle), math.sin(self.angle)
+        p = (np.asarray(points, dtype=np.float64) - 0.5) * self.zoom
+        x, y = p[:, 0] * c - p[:, 1] * s, p[:, 0] * s + p[:, 1] * c
+        return np.stack([x + 0.5 + self.shift[0], y + 0.5 + self.shift[1]], axis=1)
+
+    def grid(self, size: int) -> tuple[Array, Array]:
+        """Body coordinates (x, y) of every pixel, float32 (size, size) each."""
+        x, y = unit_grid(size)
+        x, y = x - (0.5 + self.shift[0]), y - (0.5 + self.shift[1])
+        c, s = math.cos(self.angle) / self.zoom, math.sin(self.angle) / self.zoom
+        return x * c + y * s + 0.5, y * c - x * s + 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenRib:
+    """The outer part of one rib stands off by `step` (in rib spacings) beyond `distance` from the spine."""
+
+    side: str
+    rib: int
+    distance: float
+    step: float
+
+
+@dataclass(kw_only=True)
+class Shape:
+    """What findings change in the anatomy before it is drawn. Widths are factors, heights are in body units."""
+
+    heart: float = 1.0
+    mediastinum: float = 1.0
+    raised: dict[str, float] = field(default_factory=lambda: {"right": 0.0, "left": 0.0})
+    broken_rib: "BrokenRib | None" = None
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """A body without light: all arrays float32 (body_size, body_size), density in units of a torso's thickness.
+
+    `lungs` are soft masks by patient side (the same mask twice in a lateral view). `across` runs from 0 at the
+    mediastinum to 1 at the chest wall (lateral view: front to back), `down` from 0 at the apex to 1 at the dome of the
+    diaphragm; `locate(side, across, down)` gives the body coordinates of such a place, `rib(side, rib, distance)`
+    those of a rib at a distance from the spine (None where ribs cannot be told apart). `organs` are the masks of "heart" and "mediastinum";
+    `marking` is the lungs' vessels, kept apart because findings fade or strengthen it. `lines` is drawn at the image's
+    own size, in image coordinates.
+    """
+
+    pose: Pose
+    lateral: bool
+    x: Array
+    y: Array
+    density: Array
+    lungs: dict[str, Array]
+    across: Array
+    down: Array
+    hila: dict[str, tuple[float, float]]
+    organs: dict[str, Array]
+    marking: Array
+    lines: Array
+    locate: Callable[[str, float, float], tuple[float, float]]
+    rib: Callable[[str, int, float], tuple[float, float]] | None = None
+
+    @property
+    def body_size(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.lines.shape[0]
+
+    def full(self, image: Array) -> Array:
+        """A body-sized array at the image's size."""
+        return resample(image, self.size)
