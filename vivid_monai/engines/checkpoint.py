@@ -75,7 +75,9 @@ class Settings:
         changed = [key for key in keys if self._settings.get(key) != state.get(key)]
         if changed:
             details = "; ".join(f"{key} was {state.get(key)!r}, is {self._settings.get(key)!r}" for key in changed)
-            raise VividError(f"cannot resume: {details}. Use the run's own settings, or start a new run without --resume")
+            raise VividError(
+                f"cannot resume: {details}. Use the run's own settings, or start a new run without --resume"
+            )
 
 
 class _Saver(DiskSaver):
@@ -168,6 +170,8 @@ class RunCheckpoint:
                 f"{path} cannot be read as a checkpoint ({error}); delete it and resume again from the save before it"
             ) from error
         if set(state) != set(objects):
-            raise VividError(f"{path} is no checkpoint of this kind of run: it holds {sorted(state)}, not {sorted(objects)}")
+            raise VividError(
+                f"{path} is no checkpoint of this kind of run: it holds {sorted(state)}, not {sorted(objects)}"
+            )
         for name in sorted(objects, key=lambda name: name != "settings"):  # the plainest error first
             objects[name].load_state_dict(state[name])

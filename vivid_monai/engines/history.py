@@ -51,7 +51,9 @@ class History:
     def _row(self, engine: Engine) -> None:
         row: dict[str, float] = {"step": engine.state.iteration}
         row |= {f"train/{name}": total / max(self._steps, 1) for name, total in self._sums.items()}
-        row |= {f"lr/{group.get('name', i)}": float(group["lr"]) for i, group in enumerate(self._optimizer.param_groups)}
+        row |= {
+            f"lr/{group.get('name', i)}": float(group["lr"]) for i, group in enumerate(self._optimizer.param_groups)
+        }
         row |= {f"val/{k}": float(v) for k, v in self._validator.state.metrics.items() if isinstance(v, (int, float))}
         self.rows.append(row)
         self._sums, self._steps = dict.fromkeys(TRAIN, 0.0), 0

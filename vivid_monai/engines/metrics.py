@@ -87,7 +87,9 @@ class FieldMetrics(StateMetric):
         log_probs, states, _ = self.answers()
         score = present_score(log_probs)
         named = {"auroc": masked_auroc(score, states), "ap": masked_average_precision(score, states)}
-        return {f"{name}/{field}": float(v) for name, vs in named.items() for field, v in zip(self.fields, vs, strict=True)}
+        return {
+            f"{name}/{field}": float(v) for name, vs in named.items() for field, v in zip(self.fields, vs, strict=True)
+        }
 
 
 class StateNLL(StateMetric):

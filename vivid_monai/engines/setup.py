@@ -32,7 +32,9 @@ def setup(*, seed: int, distributed: bool = False, threads: int | None = None) -
         torch.set_num_threads(threads)
     if distributed:
         if "LOCAL_RANK" not in os.environ:
-            raise VividError("multi_gpu_train.json is for several processes: start it with torchrun --nproc_per_node=N -m monai.bundle run …")
+            raise VividError(
+                "multi_gpu_train.json is for several processes: start it with torchrun --nproc_per_node=N -m monai.bundle run …"
+            )
         if not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

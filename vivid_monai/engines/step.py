@@ -70,7 +70,9 @@ class PretrainStep:
         engine.optimizer.zero_grad(set_to_none=True)
 
         world_size = dist.get_world_size() if dist.is_initialized() else 1
-        counts = torch.stack([unwrap(network).count(states, asked).sum(), torch.tensor(len(image), device=image.device)])
+        counts = torch.stack(
+            [unwrap(network).count(states, asked).sum(), torch.tensor(len(image), device=image.device)]
+        )
         counts = sum_over_ranks(counts.double())
         supervised, images = (counts / world_size).float()  # DDP averages the gradients of the ranks
 
@@ -88,7 +90,9 @@ class PretrainStep:
                         "look at the last images: " + ", ".join(map(str, batch["id"][part]))
                     )
                 loss.backward()
-            sums += torch.stack([loss.detach(), output["nll"].detach().sum(), output["penalty"].detach().sum()]).double()
+            sums += torch.stack(
+                [loss.detach(), output["nll"].detach().sum(), output["penalty"].detach().sum()]
+            ).double()
         sums[0] /= world_size
         loss, nll, penalty = sum_over_ranks(sums).tolist()
 

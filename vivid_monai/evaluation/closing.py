@@ -86,7 +86,9 @@ class Closing:
         results: dict[str, tuple[LinearHead, Features]] = {}
         for name, network in {"pretrained": self.network, "untrained": untrained}.items():
             parts = {
-                split: extract_features(network.features, self.loaders[split], device=self.device, title=f"{name}, {split}")
+                split: extract_features(
+                    network.features, self.loaders[split], device=self.device, title=f"{name}, {split}"
+                )
                 for split in SPLITS
             }
             results[name] = fit_head(parts["train"], parts["val"]), parts["test"]
@@ -130,7 +132,9 @@ def resolved_config() -> dict[str, Any]:
 def command_line() -> str:
     """The command that started this process, as one can type it again."""
     program = Path(sys.argv[0])
-    start = ["python", "-m", "monai.bundle"] if program.parts[-3:] == ("monai", "bundle", "__main__.py") else [program.name]
+    start = (
+        ["python", "-m", "monai.bundle"] if program.parts[-3:] == ("monai", "bundle", "__main__.py") else [program.name]
+    )
     return shlex.join([*start, *sys.argv[1:]])
 
 

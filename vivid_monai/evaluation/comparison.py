@@ -103,17 +103,17 @@ def compare(
                 f"the test split is too small to test on: no field has {min_present} present and {min_absent} absent records "
                 f"among its {len(states)} images; lower --min_present and --min_absent or prepare a larger test fraction"
             )
-        intervals, macro_interval = bootstrap_auroc(score, states, patients, **options)
+        intervals = bootstrap_auroc(score, states, patients, **options)
         encoders[name] = EncoderResult(
             _number(macro_auroc),
-            _pair(macro_interval),
+            _pair(intervals.macro),
             {field: _number(v) for field, v in zip(fields, auroc, strict=True)},
-            {field: _pair(v) for field, v in zip(fields, intervals, strict=True)},
+            {field: _pair(v) for field, v in zip(fields, intervals.fields, strict=True)},
             {field: _number(v) for field, v in zip(fields, ap, strict=True)},
             head.strength,
             [fields[f] for f in head.untrained],
         )
-    difference, interval = paired_bootstrap_auroc(*scores, states, patients, **options)
+    paired = paired_bootstrap_auroc(*scores, states, patients, **options)
     return Comparison(
         n_images=len(states),
         n_patients=len(np.unique(patients)),
@@ -122,7 +122,7 @@ def compare(
         macro_fields=[field for i, field in enumerate(fields) if i not in set(excluded)],
         excluded=[fields[i] for i in excluded],
         encoders=encoders,
-        difference=(float(difference), (float(interval[0]), float(interval[1]))),
+        difference=(paired.difference, (float(paired.interval[0]), float(paired.interval[1]))),
         skipped=[*tests[0].skipped],
     )
 

@@ -87,7 +87,9 @@ def _solve(z: np.ndarray, states: np.ndarray, strength: float, start: np.ndarray
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         w = flat.reshape(start.shape)
         logits = z @ w[:, :-1].T + w[:, -1]
-        value = -(share * log_expit(np.where(target > 0, logits, -logits))).sum() + strength / 2 * (w[:, :-1] ** 2).sum()
+        value = (
+            -(share * log_expit(np.where(target > 0, logits, -logits))).sum() + strength / 2 * (w[:, :-1] ** 2).sum()
+        )
         slope = share * (expit(logits) - target)
         gradient = np.concatenate([slope.T @ z + strength * w[:, :-1], slope.sum(0)[:, None]], axis=1)
         return value, gradient.ravel()

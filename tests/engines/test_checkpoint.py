@@ -1,0 +1,153 @@
+"""Checkpoints: whole or none, refused when they do not fit, and a resumed run equals an uninterrupted one."""
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+from torch.utils.data import DataLoader
+
+from vivid_monai.data.sampler import ResumableBatchSampler
+from vivid_monai.engines.checkpoint import RunCheckpoint, Settings
+from vivid_monai.engines.run import GracefulStop, Interrupted, new_run_dir, run
+from vivid_monai.errors import VividError
+
+
+class Items(torch.utils.data.Dataset):
+    def __getitem__(self, index_and_draw):
+        return torch.tensor([float(v) for v in index_and_draw])
+
+
+def make_trainer(folder: Path, *, resume=False, every=3, settings=None, stop_after=None, keep=2, max_epochs=3):
+    """A small network with dropout, so that resuming needs optimiser, schedule, sampler and generator."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    sampler = ResumableBatchSampler(17, 4, seed=3)
+
+    def step(engine, batch):
+        network.train()
+        optimizer.zero_grad()
+        network(batch).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+        if stop_after == engine.state.iteration:
+            raise KeyboardInterrupt
+        return {}
+
+    save = {
+        "network": network,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "settings": Settings(**(settings or {})),
+    }
+    checkpoint = RunCheckpoint(folder, save, sampler=sampler, every=every, keep=keep, resume=resume)
+    trainer = SupervisedTrainer(
+        device="cpu",
+        max_epochs=max_epochs,
+        train_data_loader=DataLoader(Items(), batch_sampler=sampler, generator=torch.Generator()),
+        epoch_length=5,
+        network=network,
+        optimizer=optimizer,
+        loss_function=lambda *_: None,
+        iteration_update=step,
+        decollate=False,
+        train_handlers=[checkpoint, GracefulStop(checkpoint)],
+    )
+    return trainer, network, checkpoint
+
+
+def weights(network) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+@pytest.mark.parametrize("stop_after", [4, 5, 6, 7, 11, 15])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_after):
+    trainer, whole, _ = make_trainer(tmp_path / "whole")
+    run(trainer)
+    trainer, _, _ = make_trainer(tmp_path / "cut", stop_after=stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer)
+    torch.rand(7)  # whatever else drew numbers meanwhile
+    trainer, resumed, _ = make_trainer(tmp_path / "cut", resume=True)
+    assert 0 < trainer.state.iteration < stop_after
+    run(trainer)
+    assert trainer.state.iteration == 15
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
+    trainer, network, _ = make_trainer(tmp_path)
+    run(trainer)
+    trainer, resumed, _ = make_trainer(tmp_path, resume=True)
+    run(trainer)
+    assert torch.equal(weights(resumed), weights(network))
+    assert "complete (15 steps)" in capsys.readouterr().err
+
+
+def test_keeps_only_the_newest_saves_also_after_resuming(tmp_path):
+    trainer, _, checkpoint = make_trainer(tmp_path, stop_after=8)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer)
+    assert sorted(step for step, _ in checkpoint.saves()) == [5, 6]
+    trainer, _, checkpoint = make_trainer(tmp_path, resume=True)
+    run(trainer)
+    assert sorted(step for step, _ in checkpoint.saves()) == [12, 15]
+
+
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path):
+    trainer, _, checkpoint = make_trainer(tmp_path / "checkpoints", every=100)
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=2))
+    def interrupt(_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match=r"after step 3.*--resume True"):
+        run(trainer)
+    assert [step for step, _ in checkpoint.saves()] == [3]
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(VividError, match="nothing to resume"):
+        make_trainer(tmp_path, resume=True)
+
+
+def test_other_settings_are_named(tmp_path):
+    trainer, _, _ = make_trainer(tmp_path, settings={"batch_size": 4, "seed": 1})
+    run(trainer)
+    with pytest.raises(VividError, match="batch_size was 4, is 8"):
+        make_trainer(tmp_path, resume=True, settings={"batch_size": 8, "seed": 1})
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path):
+    trainer, _, checkpoint = make_trainer(tmp_path)
+    run(trainer)
+    _, newest = max(checkpoint.saves())
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(VividError, match=newest.name):
+        make_trainer(tmp_path, resume=True)
+
+
+def test_a_full_disk_leaves_the_saves_before_it(tmp_path, monkeypatch):
+    real = torch.save
+    trainer, _, checkpoint = make_trainer(tmp_path)
+
+    def save(state, file, **options):
+        if state["trainer"]["iteration"] > 3:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(state, file, **options)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(VividError, match=r"No space left.*--resume True"):
+        run(trainer)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_3.pt"]
+
+
+def test_run_folders_count_up(tmp_path):
+    assert [Path(new_run_dir(tmp_path / "runs")).name for _ in range(3)] == ["001", "002", "003"]
