@@ -8,6 +8,7 @@ from typing import Any
 from vivid_monai.errors import VividError
 from vivid_monai.ums.label_space import LabelSpace
 from vivid_monai.ums.schema import SCHEMA_FILES, Violation, is_finite, pointer
+from vivid_monai.ums.states import STATES
 
 Answers = dict[str, dict[str, Any]]
 
@@ -62,11 +63,11 @@ def details(name: str, finding: dict[str, Any], space: LabelSpace | None) -> Ite
     state, where = finding.get("state"), ("findings", name)
     if "state" in finding and state is None:
         for part in finding.keys() - {"state"}:
-            message = f"{name!r} is unanswerable (null) and so can have no {part}"
+            message = f"{name!r} is unanswerable (null) and so can have no {part!r}"
             yield Violation(pointer(*where, part), "null-detail", message)
     if state == "absent":
         for part in finding.keys() & {"severity", "boxes"}:
-            yield Violation(pointer(*where, part), "absent-detail", f"{name!r} is absent and so can have no {part}")
+            yield Violation(pointer(*where, part), "absent-detail", f"{name!r} is absent and so can have no {part!r}")
     for i, item in items(finding, "measurements"):
         yield from _measurement(item, (*where, "measurements", i))
         if item.get("name") == "rating" and space is not None and name in space.ratings:
@@ -109,6 +110,6 @@ def _rating(
     except VividError as error:
         yield Violation(pointer(*where), "range", str(error))
         return
-    if state != expected:
+    if state in (None, *STATES) and state != expected:
         message = f"a rating of {value:g} makes {name!r} {expected}, not {state if state is not None else 'null'}"
         yield Violation(pointer(*where), "rating", message)

@@ -7,6 +7,7 @@ from vivid_monai.ums.findings import items, number
 from vivid_monai.ums.label_space import LabelSpace, side_in
 from vivid_monai.ums.schema import Violation, pointer
 
+LATERALITIES = ("left", "right", "bilateral", "midline")
 LATERAL_VIEWS = ("lateral", "LL", "RL")
 # Boxes computed in floats may end a rounding error beyond the edge, not a visible part of a pixel.
 TOLERANCE = 1e-3
@@ -62,7 +63,7 @@ def sides(name: str, finding: dict[str, Any], space: LabelSpace | None, view: An
     laterality = finding.get("laterality")
     location = finding.get("location")
     told = side_in(location) if isinstance(location, str) else None
-    if isinstance(laterality, str):
+    if laterality in LATERALITIES:
         where = pointer("findings", name, "laterality")
         if fixed is not None and laterality != fixed:
             yield Violation(where, "laterality", f"{name!r} is {fixed}, so its laterality cannot be {laterality}")
