@@ -120,7 +120,7 @@ class ViT(nn.Module):
         )
         # The CLS token carries its own position: one parameter where checkpoints have the sum of two.
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
-        rates = torch.linspace(0, drop_path, shape.depth).tolist()
+        rates = [drop_path * i / (shape.depth - 1) for i in range(shape.depth)]
         self.blocks = nn.ModuleList(
             ViTBlock(width=shape.width, heads=shape.heads, norm_eps=norm_eps, drop_path=rate) for rate in rates
         )

@@ -1,0 +1,201 @@
+"""Foreign checkpoints: equal to the reference forward, or refused by name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
+
+from vivid_monai.errors import VividError
+from vivid_monai.networks.vit import ViT
+from vivid_monai.networks.weights import load_vit_weights
+
+EPS = 1e-6
+
+
+def reference(*, image_size: int = 32, seed: int = 0, **overrides: object) -> ViTModel:
+    """A transformers ViT of our micro preset whose every parameter is random."""
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512}
+    model = ViTModel(ViTConfig(image_size=image_size, layer_norm_eps=EPS, **shape, **overrides)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def micro(**overrides: object) -> ViT:
+    return ViT(**{"img_size": 32, "preset": "micro", "in_channels": 3, "norm_eps": EPS} | overrides).eval()
+
+
+def to_timm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Old transformers names rewritten to timm's, q, k and v stacked."""
+    renames = [
+        ("embeddings.cls_token", "cls_token"),
+        ("embeddings.position_embeddings", "pos_embed"),
+        ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+        ("encoder.layer.", "blocks."),
+        ("layernorm_before", "norm1"),
+        ("layernorm_after", "norm2"),
+        ("attention.output.dense", "attn.proj"),
+        ("intermediate.dense", "mlp.fc1"),
+        ("output.dense", "mlp.fc2"),
+        ("layernorm.", "norm."),
+        ("pooler.dense", "head"),
+    ]
+    timm = {}
+    for name, tensor in state.items():
+        if ".query." in name:
+            stacked = torch.cat([state[name.replace("query", part)] for part in ("query", "key", "value")])
+            timm[name.replace("attention.attention.query", "attn.qkv").replace("encoder.layer", "blocks")] = stacked
+        elif ".key." not in name and ".value." not in name:
+            for old, new in renames:
+                name = name.replace(old, new)
+            timm[name] = tensor
+    return timm
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What save_pretrained writes."""
+    path = tmp_path_factory.mktemp("reference")
+    reference().save_pretrained(path)
+    return path
+
+
+def assert_equals_reference(vit: ViT, model: ViTModel) -> None:
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(vit(image), model(image).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+def test_a_saved_transformers_model_computes_the_same(folder: Path) -> None:
+    assert_equals_reference(load_vit_weights(micro(), folder), reference())
+
+
+def test_module_names_of_transformers_5_are_read_too(tmp_path: Path) -> None:
+    torch.save(reference().state_dict(), tmp_path / "model.pth")
+    assert any(name.startswith("layers.0.attention.q_proj") for name in reference().state_dict())
+    assert_equals_reference(load_vit_weights(micro(), tmp_path / "model.pth"), reference())
+
+
+def test_a_classifier_is_read_without_its_head(tmp_path: Path) -> None:
+    model = ViTForImageClassification(reference().config).eval()
+    model.save_pretrained(tmp_path)
+    assert any(name.startswith("classifier") for name in load_file(tmp_path / "model.safetensors"))
+    assert_equals_reference(load_vit_weights(micro(), tmp_path), model.vit)
+
+
+def test_timm_names_and_stacked_attention(folder: Path, tmp_path: Path) -> None:
+    state = to_timm(load_file(folder / "model.safetensors"))
+    assert {"head.weight", "blocks.5.attn.qkv.bias", "norm.weight"} <= state.keys()
+    save_file(state, tmp_path / "timm.safetensors")
+    assert_equals_reference(load_vit_weights(micro(), tmp_path / "timm.safetensors"), reference())
+
+
+@pytest.mark.parametrize(("size", "other"), [(32, 64), (64, 32)])
+def test_other_image_sizes_get_interpolated_positions(tmp_path: Path, size: int, other: int) -> None:
+    model = reference(image_size=size)
+    # A position embedding that is constant over the grid stays itself at any size: the whole forward must agree.
+    with torch.no_grad():
+        model.embeddings.position_embeddings[:, 1:] = model.embeddings.position_embeddings[:, 1:2].clone()
+    model.save_pretrained(tmp_path)
+    vit = load_vit_weights(micro(img_size=other), tmp_path)
+    image = torch.randn(1, 3, other, other)
+    with torch.no_grad():
+        expected = model(image, interpolate_pos_encoding=True).last_hidden_state
+        torch.testing.assert_close(vit(image), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_rectangular_checkpoint_says_so_in_its_config(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512}
+    model = ViTModel(ViTConfig(image_size=(16, 64), layer_norm_eps=EPS, **shape)).eval()
+    model.save_pretrained(tmp_path)
+    vit = load_vit_weights(micro(img_size=(16, 64)), tmp_path)
+    image = torch.randn(1, 3, 16, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(vit(image), model(image).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+def test_colour_weights_in_a_grey_vit_are_refused_or_folded_exactly(folder: Path) -> None:
+    with pytest.raises(VividError, match="for 3 channels, the ViT for 1"):
+        load_vit_weights(micro(in_channels=1), folder)
+    colour, grey = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25]), ([0.5], [0.25])
+    vit = load_vit_weights(micro(in_channels=1), folder, colour_stats=colour, grey_stats=grey)
+    image = torch.rand(2, 1, 32, 32)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in colour)
+    with torch.no_grad():
+        expected = reference()((image - mean) / std).last_hidden_state
+        torch.testing.assert_close(vit((image - 0.5) / 0.25), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(VividError, match="together"):
+        load_vit_weights(micro(in_channels=1), folder, colour_stats=colour)
+    with pytest.raises(VividError, match="fold nothing"):
+        load_vit_weights(micro(), folder, colour_stats=colour, grey_stats=grey)
+
+
+def edit(state: dict[str, torch.Tensor], kind: str) -> None:
+    key = "encoder.layer.2.attention.attention.key.weight"
+    if kind == "missing":
+        del state[key]
+    elif kind == "extra":
+        state["encoder.layer.6.layernorm_before.weight"] = torch.ones(128)
+    elif kind == "foreign":
+        state["encoder.layer.0.lambda1"] = torch.ones(128)
+    elif kind == "half of qkv":
+        state[key] = state[key][:64].clone()
+    elif kind == "shape":
+        state["encoder.layer.1.output.dense.weight"] = torch.ones(128, 256)
+    elif kind == "width":
+        state["embeddings.cls_token"] = torch.ones(1, 1, 64)
+    elif kind == "grid":
+        state["embeddings.position_embeddings"] = torch.ones(1, 9, 128)
+    elif kind == "unknown":
+        for name in list(state):
+            state[f"backbone.{name}"] = state.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", r"missing: encoder\.layer\.2\.attention\.attention\.key\.weight"),
+        ("extra", r"not of this ViT: encoder\.layer\.6\.layernorm_before\.weight"),
+        ("foreign", r"not of this ViT: encoder\.layer\.0\.lambda1"),
+        ("half of qkv", r"layer\.2\.attention\.attention\.key\.weight \(64, 128\).*differ"),
+        ("shape", r"layer\.1\.output\.dense\.weight has shape \(128, 256\), the ViT wants \(128, 512\)"),
+        ("width", r"cls_token \(1, 1, 64\)"),
+        ("grid", "8 position embeddings are no square"),
+        ("unknown", r"no ViT of timm, transformers, vivid_monai.*backbone\."),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named_and_nothing_is_loaded(
+    folder: Path, tmp_path: Path, kind: str, message: str
+) -> None:
+    state = load_file(folder / "model.safetensors")
+    edit(state, kind)
+    save_file(state, tmp_path / "edited.safetensors")
+    vit = micro()
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    with pytest.raises(VividError, match=message) as caught:
+        load_vit_weights(vit, tmp_path / "edited.safetensors")
+    assert str(tmp_path / "edited.safetensors") in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"norm_eps": 1e-12}, "layer_norm_eps=1e-06, the ViT has 1e-12"),
+        ({"patch_size": 8}, "patch_size=16, the ViT has 8"),
+        ({"preset": "tiny"}, "num_attention_heads=4, the ViT has 3"),
+    ],
+)
+def test_another_architecture_is_told_from_the_config(folder: Path, overrides: dict, message: str) -> None:
+    with pytest.raises(VividError, match=message):
+        load_vit_weights(micro(**overrides), folder)
+
+
+def test_another_preset_without_config_is_told_from_the_tensors(folder: Path, tmp_path: Path) -> None:
+    save_file(to_timm(load_file(folder / "model.safetensors")), tmp_path / "timm.safetensors")
+    with pytest.raises(VividError, match=r"missing: blocks\.10\."):
+        load_vit_weights(micro(preset="tiny"), tmp_path / "timm.safetensors")

@@ -1,0 +1,97 @@
+"""Reading named tensors, and what is known about them, from a checkpoint on disk."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vivid_monai.errors import VividError
+
+FOLDER_FILES = ("pretrained_vit.safetensors", "model.safetensors", "pytorch_model.bin")
+PICKLED = (".bin", ".pth", ".pt")
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """Tensors by name, the strings stored with them, and the `config.json` beside them ({} where there is none)."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    config: dict[str, Any]
+
+
+def read_checkpoint(path: str | PathLike) -> CheckpointFile:
+    """Read a `.safetensors`, `.bin`, `.pth` or `.pt` file, or the folder that holds one, onto the CPU.
+
+    Pickled files are read by PyTorch's restricted loader, which runs no code; a state dict wrapped once as
+    `{"state_dict": …}` or `{"model": …}` is unwrapped.
+
+    Raises:
+        VividError: there is no such file, it is of another kind, broken, or holds anything but tensors.
+    """
+    file = _find(Path(path))
+    metadata: dict[str, str] = {}
+    if file.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(file)
+    elif file.suffix in PICKLED:
+        tensors = _read_pickled(file)
+    else:
+        raise VividError(f"{file}: weights are read from .safetensors, {', '.join(PICKLED)}; convert the file to one")
+    return CheckpointFile(path=file, tensors=tensors, metadata=metadata, config=_read_config(file.parent))
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise VividError(f"{path}: no such file or folder; weights are never downloaded, give a path on this disk")
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise VividError(f"{path}: holds none of {', '.join(FOLDER_FILES)}; name the file itself")
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as content:
+            return {name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise VividError(f"{file}: is no whole safetensors file ({error}); fetch or write it again") from error
+
+
+def _read_pickled(file: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise VividError(
+            f"{file}: cannot be read as plain tensors ({type(error).__name__}); it is broken or pickles code: "
+            "fetch it again, or save its state dict alone as .safetensors"
+        ) from error
+    if isinstance(content, Mapping):
+        wrapped = [name for name in ("state_dict", "model") if isinstance(content.get(name), Mapping)]
+        content = content[wrapped[0]] if wrapped else content
+    if not isinstance(content, Mapping) or not content:
+        raise VividError(f"{file}: holds a {type(content).__name__}, not named tensors")
+    foreign = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise VividError(f"{file}: {foreign[0]!r} is no tensor; save the state dict alone")
+    return dict(content)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VividError(f"{file}: is no JSON ({error})") from error
+    return config if isinstance(config, dict) else {}
