@@ -1,0 +1,243 @@
+"""The manifest: one row for each image, with its states, its patient and its split, in one Parquet file."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from vivid_monai.data.columns import FINDING, conform, manifest_schema, state_columns
+from vivid_monai.data.label_spaces import LabelSpaceSource, open_label_space, stored_label_space
+from vivid_monai.data.records import record_of, row_of
+from vivid_monai.data.splits import SPLITS, SplitRule, assert_disjoint
+from vivid_monai.errors import VividError
+from vivid_monai.files import whole_file
+from vivid_monai.ums.label_space import LabelSpace
+from vivid_monai.ums.record import Record
+from vivid_monai.ums.states import ABSENT, NULL, PRESENT
+
+MANIFEST_VERSION = "1.0"
+_METADATA_KEY = b"vivid_monai"
+_ROW_GROUP = 1 << 17
+
+
+class Manifest:
+    """A validated table of images: columns as in docs/data.md, states int8 (absent 0, present 1, uncertain 2, null −1).
+
+    Args:
+        table: the columns of `manifest_schema`; optional ones may be absent.
+        label_space: name, path or JSON object of the label space; its fields are the manifest's fields.
+        image_root: folder that relative image paths start from.
+        splits: how the splits came about (salt, fractions, official lists), for the record.
+        sources: the files it was read from, with their hashes.
+        card: the data card.
+
+    Raises:
+        VividError: no rows, a column missing or of the wrong kind, states or splits that do not exist, an id twice.
+        SplitError: a patient in more than one split.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        *,
+        label_space: LabelSpaceSource,
+        image_root: Path | str,
+        splits: dict[str, Any] | None = None,
+        sources: Sequence[dict[str, Any]] = (),
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        self._stored_space = stored_label_space(label_space)
+        self.label_space: LabelSpace = open_label_space(self._stored_space)
+        self.image_root = Path(image_root)
+        self.splits = dict(splits or {})
+        self.sources = list(sources)
+        self.card = dict(card or {})
+        self.table: pa.Table = conform(table, self.fields).unify_dictionaries()
+        self._check()
+
+    def _check(self) -> None:
+        if not len(self):
+            raise VividError("the manifest has no rows")
+        unknown = set(pc.unique(self.table["split"]).to_pylist()) - set(SPLITS)
+        if unknown:
+            raise VividError(f"the manifest has a split {sorted(unknown)[0]!r}; splits are {', '.join(SPLITS)}")
+        if pc.count_distinct(self.table["id"]).as_py() < len(self):
+            raise VividError("the manifest has the same id on more than one row")
+        for field, column in zip(self.fields, state_columns(self.fields), strict=True):
+            lowest, highest = pc.min_max(self.table[column]).as_py().values()
+            if lowest < NULL or highest > 2:
+                raise VividError(
+                    f"the manifest's field {field!r} holds {lowest} to {highest}; states are −1, 0, 1 and 2"
+                )
+        self.assert_patient_disjoint()
+
+    def assert_patient_disjoint(self) -> None:
+        """Raise a SplitError that names patients where one is in more than one split."""
+        assert_disjoint(self.table["patient_id"], self.table["split"], where="manifest")
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the label space, in order."""
+        return self.label_space.fields
+
+    @classmethod
+    def load(cls, path: Path | str, *, image_root: Path | str | None = None) -> Self:
+        """Read a manifest and check it (patients disjoint between splits included).
+
+        Args:
+            image_root: where the images are now, if they have moved since the manifest was written.
+
+        Raises:
+            VividError: no such file, not Parquet, not a manifest of ours, or one that breaks a rule of the class.
+        """
+        path = Path(path)
+        try:
+            table = pq.read_table(path, memory_map=True)
+        except (OSError, pa.ArrowException) as error:
+            raise VividError(f"{path}: not a readable Parquet file: {error}") from error
+        raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+        if raw is None:
+            raise VividError(f"{path}: Parquet, but not a manifest: make one with `vivid prepare`")
+        meta = json.loads(raw)
+        version = meta.get("manifest_version")
+        if version != MANIFEST_VERSION:
+            raise VividError(
+                f"{path}: manifest version {version!r}, this package reads {MANIFEST_VERSION!r}: prepare it again"
+            )
+        root = path.parent / meta["image_root"] if image_root is None else Path(image_root)
+        try:
+            return cls(
+                table,
+                label_space=meta["label_space"],
+                image_root=root,
+                splits=meta["splits"],
+                sources=meta["sources"],
+                card=meta["card"],
+            )
+        except VividError as error:
+            raise type(error)(f"{path}: {error}") from error
+
+    def save(self, path: Path | str) -> Path:
+        """Write the Parquet file whole or not at all. An image root inside its folder is stored relative to it."""
+        path = Path(path)
+        self.assert_patient_disjoint()
+        meta = {
+            "manifest_version": MANIFEST_VERSION,
+            "label_space": self._stored_space,
+            "image_root": _portable(self.image_root, path.parent),
+            "splits": self.splits,
+            "sources": self.sources,
+            "card": self.card,
+        }
+        encoded = json.dumps(meta, ensure_ascii=False).encode()
+        with whole_file(path) as temporary:
+            table = self.table.replace_schema_metadata({_METADATA_KEY: encoded})
+            pq.write_table(table, temporary, compression="zstd", row_group_size=_ROW_GROUP)
+        return path
+
+    def to_jsonl(self, path: Path | str) -> Path:
+        """Write every row as a UMS record, one line of JSON each, whole or not at all."""
+        with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as out:
+            for record in tqdm(
+                self.records(), total=len(self), desc="records", unit="record", disable=len(self) < 10_000
+            ):
+                out.write(record.to_json() + "\n")
+        return Path(path)
+
+    def records(self) -> Iterator[Record]:
+        """Every row as a UMS record, in order."""
+        for batch in self.table.to_batches(max_chunksize=4096):
+            for row in batch.to_pylist():
+                yield record_of(row, self.label_space)
+
+    def record(self, index: int) -> Record:
+        """Row ``index`` as a UMS record; fields without an answer have the state ``None``."""
+        if not 0 <= index < len(self):
+            raise VividError(f"the manifest has rows 0 to {len(self) - 1}, not {index}")
+        return record_of(self.table.slice(index, 1).to_pylist()[0], self.label_space)
+
+    def select(self, split: str) -> Self:
+        """The rows of one split ("train", "val", "test"). Where it has none, a VividError tells which there are."""
+        rows = self.table.filter(pc.equal(self.table["split"], split))
+        if not rows.num_rows:
+            counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(self.table["split"]).to_pylist()}
+            there = ", ".join(f"{name} ({counts[name]} images)" for name in SPLITS if name in counts)
+            raise VividError(f"split {split!r} is empty; the manifest has {there}")
+        part = object.__new__(type(self))
+        part.__dict__ = {**self.__dict__, "table": rows}
+        return part
+
+    def states(self, fields: Sequence[str] | None = None) -> np.ndarray:
+        """States int8 (N, F) in the order of ``fields`` (default: all): absent 0, present 1, uncertain 2, null −1."""
+        names = self._canonical(self.fields if fields is None else fields)
+        out = np.empty((len(self), len(names)), dtype=np.int8)
+        for position, name in enumerate(names):
+            out[:, position] = self.table[FINDING + name].to_numpy()
+        return out
+
+    def patients(self) -> np.ndarray:
+        """Patient ids, str (N,)."""
+        return np.asarray(self.table["patient_id"].to_pylist(), dtype=str)
+
+    def fields_with(self, min_present: int = 20, split: str | None = None, *, min_absent: int = 0) -> list[str]:
+        """Fields present at least ``min_present`` and absent at least ``min_absent`` times, in one split or in all."""
+        states = (self if split is None else self.select(split)).states()
+        enough = ((states == PRESENT).sum(0) >= min_present) & ((states == ABSENT).sum(0) >= min_absent)
+        return [field for field, kept in zip(self.fields, enough, strict=True) if kept]
+
+    def items(self, fields: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """For data sets: ``image`` (absolute path), ``states`` int64 (F,), ``id``, ``patient_id``, for a volume ``slice``."""
+        root = str(self.image_root.absolute())
+        states = self.states(fields).astype(np.int64)
+        names = ("image", "id", "patient_id", "slice")
+        cells = zip(*(self.table[name].to_pylist() for name in names), states, strict=True)
+        return [
+            {"image": os.path.join(root, image), "states": row, "id": key, "patient_id": patient}
+            | ({} if place is None else {"slice": place})
+            for image, key, patient, place, row in cells
+        ]
+
+    def _canonical(self, fields: Sequence[str]) -> list[str]:
+        return [self.label_space.resolve(name) for name in fields]
+
+    @classmethod
+    def from_records(
+        cls,
+        records: Sequence[Record],
+        *,
+        label_space: LabelSpaceSource,
+        image_root: Path | str,
+        splits: SplitRule | Sequence[str],
+        sources: Sequence[dict[str, Any]] = (),
+        card: dict[str, Any] | None = None,
+    ) -> Self:
+        """A manifest of records whose image paths start from ``image_root``.
+
+        Args:
+            splits: the rule that draws them by patient, or the split of each record.
+        """
+        space = open_label_space(stored_label_space(label_space))
+        rows = [row_of(record, space) for record in records]
+        if not rows:
+            raise VividError("the manifest has no rows")
+        drawn = splits.assign([r.patient_id for r in records]).to_pylist() if isinstance(splits, SplitRule) else splits
+        schema = manifest_schema(space.fields)
+        table = pa.Table.from_pylist([{**row, "split": s} for row, s in zip(rows, drawn, strict=True)], schema=schema)
+        how = splits.to_dict() if isinstance(splits, SplitRule) else {"given": True}
+        return cls(table, label_space=label_space, image_root=image_root, splits=how, sources=sources, card=card)
+
+
+def _portable(root: Path, folder: Path) -> str:
+    """The image root as stored: relative where it lies inside the manifest's folder, so that both can move together."""
+    root, folder = root.absolute(), folder.absolute()
+    return root.relative_to(folder).as_posix() if root.is_relative_to(folder) else str(root)

@@ -1,0 +1,131 @@
+"""Read a CSV or TSV strictly: every cell as text, every row either in the table or listed with its number."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
+
+from vivid_monai.data.sources.rows import Rows, skip_list
+from vivid_monai.errors import VividError
+
+_BLOCK_BYTES = 1 << 24
+
+
+def read_csv(
+    path: Path,
+    *,
+    required: Sequence[str],
+    key: str,
+    delimiter: str = ",",
+    encoding: str = "utf-8",
+    multiline: bool = False,
+) -> Rows:
+    """Read a table whose first row names the columns (compressed files by their suffix: .gz, .bz2, .zst).
+
+    Args:
+        required: columns that must exist.
+        key: the column that names a row where it has to be listed as skipped.
+        multiline: cells may hold line breaks. Off, a stray quote can only spoil its own line.
+
+    Returns:
+        Rows of string columns (no nulls: a blank cell is ""), plus ``origin`` and ``row`` (1 is the header's row). Rows
+        with too few or too many cells are listed as skipped; blank lines are no rows. A column without a name (NIH's
+        trailing commas) becomes "column 12".
+
+    Raises:
+        VividError: no such file, not text in that encoding, empty, a column missing or named twice, an unclosed quote.
+    """
+    names = _header(path, delimiter=delimiter, encoding=encoding)
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise VividError(
+            f"{path}: no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, names))}"
+        )
+
+    ragged: list[arrow_csv.InvalidRow] = []
+
+    def list_ragged(row: arrow_csv.InvalidRow) -> str:
+        ragged.append(row)
+        return "skip"
+
+    try:
+        table = arrow_csv.read_csv(
+            path,
+            read_options=arrow_csv.ReadOptions(
+                # Row numbers of ragged rows are only known to the single-threaded reader.
+                use_threads=False,
+                block_size=_BLOCK_BYTES,
+                encoding=encoding,
+                column_names=names,
+                skip_rows=1,
+            ),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=delimiter,
+                newlines_in_values=multiline,
+                ignore_empty_lines=False,
+                invalid_row_handler=list_ragged,
+            ),
+            convert_options=arrow_csv.ConvertOptions(column_types={name: pa.string() for name in names}),
+        )
+    except (pa.ArrowInvalid, UnicodeError) as error:
+        raise VividError(f"{path}: not a readable table in {encoding}: {str(error).splitlines()[0]}") from error
+
+    for row in ragged:
+        if multiline and len(row.text.splitlines()) > 1:
+            raise VividError(
+                f"{path}: row {row.number} runs over several lines and has the wrong number of cells: an unclosed quote?"
+            )
+    return _number(table, ragged, path=path, key=key)
+
+
+def _header(path: Path, *, delimiter: str, encoding: str) -> list[str]:
+    try:
+        with pa.input_stream(str(path)) as stream:
+            start = stream.read(1 << 16)
+    except (OSError, pa.ArrowException) as error:
+        raise VividError(f"{path}: cannot be read: {error}") from error
+    try:
+        # The block may end inside a character; the header's line may not.
+        text = start.decode(
+            "utf-8-sig" if encoding == "utf-8" else encoding, errors="strict" if len(start) < 1 << 16 else "ignore"
+        )
+    except UnicodeError as error:
+        raise VividError(f"{path}: not text in {encoding} ({error}); save it as UTF-8 or name its encoding") from error
+    if not text.strip():
+        raise VividError(f"{path}: the table is empty")
+    first = next(csv.reader(text.splitlines(), delimiter=delimiter))
+    names = [name.strip() or f"column {position}" for position, name in enumerate(first, start=1)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise VividError(f"{path}: more than one column is named {', '.join(map(repr, twice))}")
+    return names
+
+
+def _number(table: pa.Table, ragged: list[arrow_csv.InvalidRow], *, path: Path, key: str) -> Rows:
+    n_read = table.num_rows + len(ragged)
+    numbers = np.setdiff1d(np.arange(2, n_read + 2), [row.number for row in ragged])
+    origin = pa.DictionaryArray.from_arrays(np.zeros(table.num_rows, dtype=np.int8), [path.name])
+    rows = Rows(
+        table=table.append_column("origin", origin).append_column("row", pa.array(numbers)), key=key, n_read=n_read
+    )
+    if ragged:
+        details = [
+            f"{r.actual_columns} cells where the header has {r.expected_columns} (a truncated file?)" for r in ragged
+        ]
+        keys = [r.text[:80] for r in ragged]
+        rows.skipped.append(
+            skip_list(
+                [path.name] * len(ragged), [r.number for r in ragged], keys, ["ragged-row"] * len(ragged), details
+            )
+        )
+    blank = pc.equal(table.column(0), "")
+    if pc.any(blank).as_py():
+        for column in table.columns[1:]:
+            blank = pc.and_(blank, pc.equal(column, ""))
+        rows.table = rows.table.filter(pc.invert(blank))
+        rows.n_read -= pc.sum(blank).as_py()
+    return rows

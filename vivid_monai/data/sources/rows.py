@@ -1,0 +1,80 @@
+"""Rows on their way from a table to the manifest, and the list of those left behind."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SKIPPED_SCHEMA = pa.schema(
+    [
+        ("table", pa.string()),
+        ("row", pa.int64()),
+        ("key", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass
+class Rows:
+    """A table from which rows are dropped by mask; its columns ``origin`` (file name) and ``row`` (1 is the header's) stay.
+
+    Attributes:
+        table: the rows still in.
+        key: the column whose value names a row in ``skipped.csv``.
+        n_read: rows in the source tables, whether or not they could be used.
+        skipped: tables of SKIPPED_SCHEMA; every row that is not in ``table`` is in one of them.
+        notes: sentences for the data card.
+    """
+
+    table: pa.Table
+    key: str
+    n_read: int
+    skipped: list[pa.Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def drop(self, mask: np.ndarray | pa.ChunkedArray | pa.Array, reason: str, detail: str | Sequence[str] = "") -> int:
+        """Take the rows where ``mask`` (bool, N) is true out, and list them.
+
+        Args:
+            reason: a short code, counted in the card.
+            detail: one sentence for all of them, or one for each dropped row.
+
+        Returns:
+            How many rows were dropped.
+        """
+        if not isinstance(mask, np.ndarray):
+            mask = pc.fill_null(mask, False).to_numpy(zero_copy_only=False) if len(mask) else np.zeros(0, dtype=bool)
+        n = int(mask.sum())
+        if n:
+            gone = self.table.select(["origin", "row", self.key]).filter(pa.array(mask))
+            details = [detail] * n if isinstance(detail, str) else list(detail)
+            self.skipped.append(skip_list(gone["origin"], gone["row"], gone[self.key], [reason] * n, details))
+            self.table = self.table.filter(pa.array(~mask))
+        return n
+
+    def all_skipped(self) -> pa.Table:
+        """Everything left behind, by table and row (SKIPPED_SCHEMA)."""
+        listed = pa.concat_tables([SKIPPED_SCHEMA.empty_table(), *self.skipped])
+        return listed.sort_by([("table", "ascending"), ("row", "ascending")])
+
+
+def skip_list(tables, rows, keys, reasons: Sequence[str], details: Sequence[str]) -> pa.Table:
+    """A table of SKIPPED_SCHEMA from columns of equal length."""
+    columns = zip(SKIPPED_SCHEMA, (tables, rows, keys, reasons, details), strict=True)
+    cast = [(c.cast(f.type) if isinstance(c, pa.ChunkedArray | pa.Array) else pa.array(c, f.type)) for f, c in columns]
+    return pa.table(cast, schema=SKIPPED_SCHEMA)
+
+
+def concat(parts: Sequence[Rows]) -> Rows:
+    """Several sources with the same columns as one."""
+    return Rows(
+        table=pa.concat_tables([p.table for p in parts]).unify_dictionaries(),
+        key=parts[0].key,
+        n_read=sum(p.n_read for p in parts),
+        skipped=[t for p in parts for t in p.skipped],
+        notes=[note for p in parts for note in p.notes],
+    )
