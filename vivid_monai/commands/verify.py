@@ -71,7 +71,7 @@ def _summary(tally: Counter[str]) -> str:
         text += f"; {tally['unreadable']} unreadable"
     if tally["unnamed"]:
         text += (
-            f"; {tally['unnamed']} name no label space, so that fields and hierarchy were not checked (--label-space)"
+            f"; {tally['unnamed']} name no label space, so fields and hierarchy were not checked (see --label-space)"
         )
     return text
 

@@ -151,11 +151,11 @@ class Record:
         return cls(**parts)
 
     def to_json(self) -> str:
-        """Return the record as one line of JSON. Raises VividError on a number JSON cannot hold (NaN, infinity)."""
+        """Return the record as one line of JSON. Raises VividError on what JSON cannot hold (NaN, an array)."""
         try:
             return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
-        except ValueError as error:
-            raise VividError(f"record {self.id!r} holds a number that JSON cannot hold: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise VividError(f"record {self.id!r} holds what JSON cannot hold: {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Self:

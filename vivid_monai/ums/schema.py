@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -47,7 +47,9 @@ def parse_json(text: str, *, where: str = "JSON") -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
+    except VividError:
+        raise
+    except ValueError as error:
         raise VividError(f"{where}: not JSON: {error}") from error
     except RecursionError as error:
         raise VividError(f"{where}: not JSON of ours: nested too deeply") from error
@@ -71,22 +73,24 @@ def label_space_violations(data: Any) -> list[Violation]:
 
 
 def _violations(name: str, data: Any) -> list[Violation]:
-    numbers = list(_not_finite(data, ()))
-    broken = [v for error in _validator(name).iter_errors(data) for v in _sentences(error)]
+    numbers = set(_not_finite(data))
+    broken = (v for error in _validator(name).iter_errors(data) for v in _sentences(error))
     # A number that is not finite is told once, as that, not also as out of range.
     told = {violation.pointer for violation in numbers}
     return sorted({*numbers, *(violation for violation in broken if violation.pointer not in told)})
 
 
-def _not_finite(value: Any, path: tuple[str | int, ...]) -> Iterator[Violation]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _not_finite(item, (*path, key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _not_finite(item, (*path, index))
-    elif isinstance(value, int | float) and not is_finite(value):
-        yield Violation(pointer(*path), "number", f"{_short(value)} is not a finite number")
+def _not_finite(data: Any) -> Iterator[Violation]:
+    # A stack instead of recursion: JSON may be nested more deeply than Python calls.
+    stack: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, dict):
+            stack.extend(((*path, key), item) for key, item in value.items())
+        elif isinstance(value, list):
+            stack.extend(((*path, index), item) for index, item in enumerate(value))
+        elif isinstance(value, int | float) and not is_finite(value):
+            yield Violation(pointer(*path), "number", f"{_short(value)} is not a finite number")
 
 
 def is_finite(value: float) -> bool:
