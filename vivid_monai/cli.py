@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vivid",
         description="VIVID-Med: prepare medical images and labels for pretraining, and look at what came out.",
-        epilog="Training itself is a MONAI bundle: python -m monai.bundle run training --config_file configs/train.json",
+        epilog="Training is a bundle workflow: python -m monai.bundle run training --config_file configs/train.json",
     )
     parser.add_argument("--version", action="version", version=f"vivid-monai {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -32,8 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``vivid``; returns the exit status: 0 done, 1 findings to mend, 2 unusable input, 130 interrupted.
 
-    Errors meant for the user (:class:`vivid_monai.errors.VividError`) and those of the operating system (a missing file,
-    a full disk) are one line on stderr, never a traceback.
+    Errors meant for the user (:class:`vivid_monai.errors.VividError`) and those of the operating system (a missing
+    file, a full disk) are one line on stderr, never a traceback.
     """
     args = build_parser().parse_args(argv)
     try:

@@ -135,7 +135,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
 
 def test_a_full_disk_leaves_the_saves_before_it(tmp_path, monkeypatch):
     real = torch.save
-    trainer, _, checkpoint = make_trainer(tmp_path)
+    trainer, _, _ = make_trainer(tmp_path)
 
     def save(state, file, **options):
         if state["trainer"]["iteration"] > 3:

@@ -16,7 +16,7 @@ PATTERN = re.compile(r"^step_(\d+)\.pt$")
 
 
 class TrainableWeights:
-    """The weights of a :class:`~vivid_monai.networks.pretrainer.Pretrainer` that training changes: no frozen teacher."""
+    """What training changes of a :class:`~vivid_monai.networks.pretrainer.Pretrainer`: no frozen teacher."""
 
     def __init__(self, pretrainer: Any) -> None:
         self._pretrainer = pretrainer
@@ -88,8 +88,8 @@ class _Saver(DiskSaver):
             super().__call__(checkpoint, filename, metadata)
         except (OSError, RuntimeError) as error:
             raise VividError(
-                f"could not write the checkpoint {self.dirname / filename}: {error}. Free some space on that disk and go on "
-                "with --resume True; the checkpoints before it are untouched"
+                f"could not write the checkpoint {self.dirname / filename}: {error}. Free some space on that disk and "
+                "go on with --resume True; the checkpoints before it are untouched"
             ) from error
 
 

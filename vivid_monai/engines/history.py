@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from vivid_monai.files import whole_file
@@ -16,8 +17,8 @@ TRAIN = ("loss", "nll", "penalty", "grad_norm")
 class History:
     """Trainer handler that writes ``curves.csv`` and ``curves.png`` at the end of every epoch.
 
-    A row holds the step, the means of the training numbers since the row before, the learning rates and every scalar the
-    validator measured. The rows travel with the checkpoint, so a resumed run has one unbroken table.
+    A row holds the step, the means of the training numbers since the row before, the learning rates and every scalar
+    the validator measured. The rows travel with the checkpoint, so a resumed run has one unbroken table.
 
     Args:
         directory: where the two files go.
@@ -57,7 +58,7 @@ class History:
         row |= {f"val/{k}": float(v) for k, v in self._validator.state.metrics.items() if isinstance(v, (int, float))}
         self.rows.append(row)
         self._sums, self._steps = dict.fromkeys(TRAIN, 0.0), 0
-        if engine.state.rank == 0:
+        if idist.get_rank() == 0:
             self.write()
 
     def write(self) -> None:

@@ -10,9 +10,7 @@ from ignite.metrics import Metric
 from torch import Tensor
 
 from vivid_monai.metrics.masked import counts, macro, masked_auroc, masked_average_precision
-from vivid_monai.ums.states import NULL, STATES
-
-ABSENT, PRESENT = STATES.index("absent"), STATES.index("present")
+from vivid_monai.ums.states import ABSENT, NULL, PRESENT
 
 
 class StateMetric(Metric):
@@ -42,8 +40,9 @@ class StateMetric(Metric):
         """``log_probs`` (N, F, 3), ``states`` (N, F), ``blank`` (1, F, 3) of the whole pass, over all processes."""
         if not self._log_probs or self._blank is None:
             raise RuntimeError("the validation pass saw no batch, so there is nothing to measure")
-        # The gathered order is by rank; that is enough, since every measure below takes the pairs (answer, state) as a set.
-        parts: list[tuple[Tensor, Tensor]] = [(torch.cat(self._log_probs), torch.cat(self._states))]
+        # The gathered order is by rank; that is enough, since every measure below takes the pairs (answer, state) as a
+        # set.
+        parts: Any = [(torch.cat(self._log_probs), torch.cat(self._states))]
         if idist.get_world_size() > 1:
             parts = idist.all_gather(parts[0])
         log_probs, states = (torch.cat([part[i] for part in parts]).numpy() for i in (0, 1))
@@ -96,8 +95,9 @@ class StateNLL(StateMetric):
     """Mean negative log-likelihood (nats) of the true state among the three, over the answerable fields.
 
     Args:
-        image: ``"own"``, each record judged by its own image; ``"shuffled"``, by the image of another record; ``"blank"``,
-            by an even grey image. A teacher whose loss uses the image has ``own`` clearly below the other two.
+        image: ``"own"``, each record judged by its own image; ``"shuffled"``, by the image of another record;
+            ``"blank"``, by an even grey image. A teacher whose loss uses the image has ``own`` clearly below the other
+            two.
     """
 
     def __init__(self, image: str = "own") -> None:

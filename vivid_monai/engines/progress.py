@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ class Progress:
         self._bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
-        if engine.state.rank == 0:
+        if idist.get_rank() == 0:
             engine.add_event_handler(Events.STARTED, self._open)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._tell)
@@ -73,7 +74,7 @@ class SkipList:
         self._report = SkipReport()
 
     def attach(self, engine: Engine) -> None:
-        rank = engine.state.rank
+        rank = idist.get_rank()
         path = self._path if rank == 0 else self._path.with_stem(f"{self._path.stem}_rank{rank}")
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(

@@ -19,7 +19,8 @@ class Interrupted(VividError):
 
 
 class GracefulStop:
-    """Trainer handler: the first Ctrl-C (or SIGTERM) finishes the step, saves, and says how to go on; a second one kills.
+    """Trainer handler: the first Ctrl-C (or SIGTERM) finishes the step, saves, and says how to go on; a second one
+    kills.
 
     Args:
         checkpoint: the handler that saves.
@@ -53,8 +54,8 @@ class GracefulStop:
             return
         self._checkpoint.save_now(engine)
         raise Interrupted(
-            f"stopped after step {engine.state.iteration}; saved in {self._checkpoint.directory}. Go on with the same command "
-            f"plus: --output_dir {self._checkpoint.directory.parent} --resume True"
+            f"stopped after step {engine.state.iteration}; saved in {self._checkpoint.directory}. Go on with the same "
+            f"command plus: --output_dir {self._checkpoint.directory.parent} --resume True"
         )
 
     def _raise(self, engine: Engine, error: Exception) -> None:

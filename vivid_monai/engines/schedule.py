@@ -22,8 +22,8 @@ def warmup_cosine(
     """
     if not 0 <= warmup_steps < steps:
         raise VividError(
-            f"warmup_steps={warmup_steps} does not fit into a run of {steps} steps; set --warmup_steps below the run's length "
-            "(max_epochs x epoch_length)"
+            f"warmup_steps={warmup_steps} does not fit into a run of {steps} steps; set --warmup_steps below the "
+            "run's length (max_epochs x epoch_length)"
         )
     if not 0 <= final_fraction <= 1:
         raise VividError(f"final_fraction must lie in [0, 1], got {final_fraction}")

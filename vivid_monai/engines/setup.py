@@ -18,8 +18,8 @@ def setup(*, seed: int, distributed: bool = False, threads: int | None = None) -
 
     Args:
         seed: seeds Python, NumPy and PyTorch through MONAI. Data order and augmentation take it by themselves.
-        distributed: join the process group that ``torchrun`` describes: NCCL with one CUDA device per process where there
-            is CUDA, else gloo.
+        distributed: join the process group that ``torchrun`` describes: NCCL with one CUDA device per process where
+            there is CUDA, else gloo.
         threads: CPU threads of PyTorch; ``None`` keeps its default.
 
     Raises:
@@ -33,7 +33,8 @@ def setup(*, seed: int, distributed: bool = False, threads: int | None = None) -
     if distributed:
         if "LOCAL_RANK" not in os.environ:
             raise VividError(
-                "multi_gpu_train.json is for several processes: start it with torchrun --nproc_per_node=N -m monai.bundle run …"
+                "multi_gpu_train.json is for several processes: start it with "
+                "torchrun --nproc_per_node=N -m monai.bundle run …"
             )
         if not dist.is_initialized():
             if torch.cuda.is_available():
@@ -56,7 +57,7 @@ def device_of_process() -> torch.device:
 
 
 def show_errors_plainly() -> None:
-    """Print an uncaught :class:`VividError` as one line, also when the bundle wrapped it; other errors keep their traceback."""
+    """Print an uncaught :class:`VividError` as one line, also when the bundle wrapped it; leave other errors alone."""
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -25,9 +25,9 @@ def prepare_batch(
 class PretrainLoss:
     """Cross-entropy of the teacher over the supervised positions, plus the SPD penalty.
 
-    ``loss = Σ nll / supervised + orthogonality · Σ penalty / images``, where the two denominators are those of the whole
-    optimisation step: they are counted before the first forward pass, so a step gives the same gradient however it is
-    cut into micro-batches or spread over processes. The method's paper uses λ = 0.01.
+    ``loss = Σ nll / supervised + orthogonality · Σ penalty / images``, where the two denominators are those of the
+    whole optimisation step: they are counted before the first forward pass, so a step gives the same gradient however
+    it is cut into micro-batches or spread over processes. The method's paper uses λ = 0.01.
 
     Args:
         orthogonality: the weight λ of the penalty, at least 0.
@@ -86,7 +86,7 @@ class PretrainStep:
                 loss = engine.loss_function(output, supervised, images)
                 if not torch.isfinite(loss):
                     raise VividError(
-                        f"the loss became {loss.item()} at iteration {engine.state.iteration}; lower the learning rate or "
+                        f"the loss became {loss.item()} at step {engine.state.iteration}; lower the learning rate, or "
                         "look at the last images: " + ", ".join(map(str, batch["id"][part]))
                     )
                 loss.backward()
@@ -141,7 +141,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def autocast(engine: Any) -> AbstractContextManager[Any]:
-    """bf16 autocast on the engine's device when ``amp`` is on; bf16 needs no loss scaling. ``amp_kwargs`` may override."""
+    """Autocast to bf16, which needs no loss scaling, when the engine's ``amp`` is on; ``amp_kwargs`` may override."""
     device = torch.device(engine.state.device).type
     return torch.autocast(device, **{"dtype": torch.bfloat16, **engine.amp_kwargs, "enabled": engine.amp})
 

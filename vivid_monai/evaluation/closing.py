@@ -1,4 +1,4 @@
-"""The end of a pretraining run: the LLM is left behind, the encoder gets a head, and both are held against the start."""
+"""The end of a pretraining run: the LLM is left behind, the encoder gets a head and is held against its start."""
 
 import json
 import shlex
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from vivid_monai.evaluation.comparison import Comparison, compare
 from vivid_monai.evaluation.features import Features, extract_features
 from vivid_monai.evaluation.head import LinearHead, fit_head
+from vivid_monai.evaluation.predictions import write_predictions
 from vivid_monai.evaluation.summary import print_summary
 from vivid_monai.files import whole_file
 from vivid_monai.networks.classifier import ViTClassifier
@@ -99,6 +100,7 @@ class Closing:
             self.network.head.bias.copy_(torch.from_numpy(head.bias))
         comparison = compare(results, self.fields, **self._compare)  # type: ignore[arg-type]
         self._write(comparison)
+        write_predictions(self.output_dir / "predictions.csv", results, self.fields)
         print_summary(comparison, self.output_dir, self.model_path)
         return comparison
 

@@ -20,7 +20,8 @@ class EncoderResult:
     """Test numbers of one encoder's head. ``None`` stands where a number is not defined.
 
     Attributes:
-        macro_auroc, macro_interval: over the fields of ``Comparison.macro_fields``; the interval is 95 %, over patients.
+        macro_auroc, macro_interval: over the fields of ``Comparison.macro_fields``; the interval is 95 %, over
+            patients.
         auroc, interval, ap: per field.
         strength: L2 weight chosen on the validation patients.
         untrained_fields: fields whose head could not be fitted (one class only among the training records).
@@ -100,8 +101,9 @@ def compare(
         macro_auroc, excluded = macro(auroc, n_present, n_absent, **limits)
         if len(excluded) == len(fields):
             raise VividError(
-                f"the test split is too small to test on: no field has {min_present} present and {min_absent} absent records "
-                f"among its {len(states)} images; lower --min_present and --min_absent or prepare a larger test fraction"
+                f"the test split is too small to test on: no field has {min_present} present and {min_absent} absent "
+                f"records among its {len(states)} images; lower --min_present and --min_absent, or prepare a larger "
+                "test fraction"
             )
         intervals = bootstrap_auroc(score, states, patients, **options)
         encoders[name] = EncoderResult(
@@ -113,7 +115,7 @@ def compare(
             head.strength,
             [fields[f] for f in head.untrained],
         )
-    paired = paired_bootstrap_auroc(*scores, states, patients, **options)
+    paired = paired_bootstrap_auroc(scores[0], scores[1], states, patients, **options)
     return Comparison(
         n_images=len(states),
         n_patients=len(np.unique(patients)),
@@ -131,6 +133,6 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _pair(values: Sequence[float]) -> tuple[float | None, float | None]:
+def _pair(values: np.ndarray) -> tuple[float | None, float | None]:
     low, high = values
     return _number(low), _number(high)

@@ -9,9 +9,8 @@ from scipy.special import expit, log_expit
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
-from vivid_monai.ums.states import STATES
+from vivid_monai.ums.states import ABSENT, PRESENT
 
-ABSENT, PRESENT = STATES.index("absent"), STATES.index("present")
 STRENGTHS = tuple(float(s) for s in np.logspace(-4, 1, 11))
 
 
@@ -40,14 +39,14 @@ class LinearHead:
 def fit_head(train: Features, validation: Features, *, strengths: Sequence[float] = STRENGTHS) -> LinearHead:
     """Fit one logistic regression per field on the training rows; choose the regularisation on the validation rows.
 
-    Present is 1, absent 0; uncertain and unanswerable states are left out, field by field. Features are standardised with
-    the training rows' mean and deviation. Minimises, with L-BFGS on all fields at once (the problem is convex),
+    Present is 1, absent 0; uncertain and unanswerable states are left out, field by field. Features are standardised
+    with the training rows' mean and deviation. Minimises, with L-BFGS on all fields at once (the problem is convex),
     ``Σ_f [mean_i logloss_if + strength/2 · ‖w_f‖²]``. The strength with the lowest mean validation log loss wins; the
     validation rows must be other patients than the training rows.
 
     Raises:
-        VividError: no field has both a present and an absent record among the training rows, or none of those fields has
-            an answerable record among the validation rows.
+        VividError: no field has both a present and an absent record among the training rows, or none of those fields
+            has an answerable record among the validation rows.
     """
     shift, scale = train.x.mean(0, dtype=np.float64), train.x.std(0, dtype=np.float64)
     scale[scale < 1e-6 * max(scale.max(), 1e-12)] = np.inf  # a constant feature says nothing: weight 0

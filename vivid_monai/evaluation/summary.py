@@ -12,6 +12,7 @@ def print_summary(comparison: Comparison, output_dir: Path, model_path: Path) ->
         "pretrained_vit.safetensors": "the encoder, with its preprocessing; no LLM, no optimiser state",
         "model.pt": f"encoder and head, also at {model_path}",
         "metrics.json": "these numbers, the command and the versions",
+        "predictions.csv": "states and probabilities of every test image",
         "curves.csv, curves.png": "loss, validation AUROC and NLL over the steps",
         "config.json": "the resolved config",
     }
