@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.encaps import get_frame
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing, pixel_array
-from pydicom.uid import UID, RLELossless
+from pydicom.uid import UID, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes, RLELossless
 
 from vivid_monai.data.raster import MAX_PIXELS
 
@@ -29,8 +30,7 @@ def read_dicom(path: Path, *, window: tuple[float, float] | None = None) -> np.n
     """
     ds = pydicom.dcmread(path)
     _check(ds)
-    compressed = ds.file_meta.TransferSyntaxUID.is_compressed and ds.file_meta.TransferSyntaxUID != RLELossless
-    stored = pixel_array(ds, decoding_plugin="pylibjpeg" if compressed else "")
+    stored = _decode(ds)
     padding = _padding(ds, stored)
     if padding.all():
         raise ValueError("every pixel is padding")
@@ -68,6 +68,15 @@ def _check(ds: pydicom.Dataset) -> None:
         raise ValueError(f"is not a grey image (photometric interpretation {kind})")
     if ds.Rows * ds.Columns > MAX_PIXELS:
         raise ValueError(f"{ds.Columns} x {ds.Rows} pixels are more than the {MAX_PIXELS:,} allowed")
+
+
+def _decode(ds: pydicom.Dataset) -> np.ndarray:
+    syntax = ds.file_meta.TransferSyntaxUID
+    has_end_mark = syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes)
+    # The decoder fills what is missing of a truncated stream with grey and says nothing.
+    if has_end_mark and b"\xff\xd9" not in get_frame(ds.PixelData, 0, number_of_frames=1)[-16:]:
+        raise ValueError("its JPEG data has no end; it is truncated")
+    return pixel_array(ds, decoding_plugin="pylibjpeg" if syntax.is_compressed and syntax != RLELossless else "")
 
 
 def _padding(ds: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
