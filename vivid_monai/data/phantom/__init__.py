@@ -1,5 +1,6 @@
 """Chest phantoms: radiograph-like images made from a seed, with labels, places and reports."""
 
-from vivid_monai.data.phantom.generate import Phantom, generate
+from vivid_monai.data.phantom.folder import prepare
+from vivid_monai.data.phantom.phantom import Phantom, generate
 
-__all__ = ["Phantom", "generate"]
+__all__ = ["Phantom", "generate", "prepare"]

@@ -38,8 +38,13 @@ def resample(image: Array, size: int) -> Array:
 
 def smoothstep(t: Array) -> Array:
     """0 below 0, 1 above 1, cubic in between."""
-    t = np.clip(t, 0, 1)
-    return t * t * (3 - 2 * t)
+    t = np.maximum(t, 0)
+    np.minimum(t, 1, out=t)
+    result = t * t
+    t *= -2
+    t += 3
+    result *= t
+    return result
 
 
 def ellipse(x: Array, y: Array, centre: tuple[float, float], radii: tuple[float, float], tilt: float = 0.0,
@@ -60,7 +65,7 @@ def blob(x: Array, y: Array, centre: tuple[float, float], radii: tuple[float, fl
 
 def band(distance: Array, half_width: float, soft: float) -> Array:
     """1 where |distance| < half_width, fading to 0 over `soft`."""
-    return smoothstep(((half_width + soft) - np.abs(distance)) * (1 / soft))
+    return smoothstep((half_width + soft - np.abs(distance)) * (1 / soft))
 
 
 def texture(rng: np.random.Generator, size: int, cells: int) -> Array:
@@ -79,7 +84,7 @@ def stroke(canvas: Array, points: Array, half_width: float, value: float) -> Non
     value *= min(1.0, width / 0.5)
     width = max(width, 0.5)
     reach = width + 1.0
-    pixels = np.asarray(points, dtype=np.float32) * size - 0.5
+    pixels = (np.asarray(points) * size - 0.5).tolist()
     for (x0, y0), (x1, y1) in pairwise(pixels):
         left, right = max(int(min(x0, x1) - reach), 0), min(int(max(x0, x1) + reach) + 2, size)
         top, bottom = max(int(min(y0, y1) - reach), 0), min(int(max(y0, y1) + reach) + 2, size)
@@ -88,9 +93,9 @@ def stroke(canvas: Array, points: Array, half_width: float, value: float) -> Non
         px = np.arange(left, right, dtype=np.float32) - x0
         py = (np.arange(top, bottom, dtype=np.float32) - y0)[:, None]
         dx, dy = x1 - x0, y1 - y0
-        along = np.clip((px * dx + py * dy) / max(dx * dx + dy * dy, (1e-6)), 0, 1)
+        along = np.clip((px * dx + py * dy) / max(dx * dx + dy * dy, 1e-6), 0, 1)
         ex, ey = px - along * dx, py - along * dy
-        ink = np.clip((width + 0.5) - np.sqrt(ex * ex + ey * ey), 0, 1) * value
+        ink = np.clip(width + 0.5 - np.sqrt(ex * ex + ey * ey), 0, 1) * value
         patch = canvas[top:bottom, left:right]
         np.maximum(patch, ink, out=patch)
 

@@ -1,8 +1,8 @@
 """What is wrong with the patient of a study, and what the label table says about it.
 
 Disease comes from a few hidden causes (heart failure, infection, intensive care, trauma, tumour), so that findings
-occur together as they do in wards. The label is not the disease: mild findings are missed or hedged, most healthy organs
-are not mentioned (null), and a few labels are wrong. Rates are of the order of those in CheXpert's training table.
+occur together as they do in wards. The label is not the disease: mild findings are missed or hedged, most healthy
+organs are not mentioned (null), and a few labels are wrong. Rates are of the order of those in CheXpert.
 """
 
 from dataclasses import dataclass, replace

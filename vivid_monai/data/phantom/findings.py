@@ -10,6 +10,7 @@ from vivid_monai.data.phantom.disease import SIDES, Disease
 from vivid_monai.data.phantom.scene import BrokenRib, Scene, Shape
 
 _WATER = 0.88  # density of a lung without air
+_FLUID = 1.0  # and of the same depth filled with fluid, which hides the diaphragm
 _ZONE_CENTRE = {"upper": 0.28, "middle": 0.55, "lower": 0.82}
 
 
@@ -148,7 +149,8 @@ def _effusion(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
         height = (0.07 + 0.5 * ill.severity**1.5) * rng.uniform(0.6, 1.1)
         level = 1.03 - height * (0.35 + 0.8 * across * across)
         fluid = scene.lungs[side] * smoothstep((scene.down - level) * 14 + 0.5)
-        _fill(scene, fluid * 0.85)
+        scene.density += 0.85 * fluid * np.maximum(_FLUID - scene.density, 0)
+        scene.marking *= 1 - fluid
         veil = scene.lungs[side] * np.clip(scene.down, 0, 1)
         _fill(scene, veil * veil * (0.22 * ill.severity))
         area = np.maximum(area, fluid)

@@ -100,7 +100,7 @@ def _abdomen(rng: np.random.Generator, chest: Chest, x: Array, y: Array, left: A
     bubble_at, gas_at = (CENTRE + rng.uniform(0.12, 0.2), level), (CENTRE + rng.uniform(0.0, 0.28), level + 0.1)
     bubble = ellipse(x, y, bubble_at, (rng.uniform(0.03, 0.075), rng.uniform(0.02, 0.035)))
     gas = ellipse(x, y, gas_at, (rng.uniform(0.03, 0.09), 0.035), rng.uniform(-1, 1))
-    return 0.05 * ~left - rng.uniform(0.05, 0.3) * bubble - 0.12 * gas
+    return np.where(left, np.float32(0), np.float32(0.05)) - rng.uniform(0.05, 0.3) * bubble - 0.12 * gas
 
 
 def _marking(rng: np.random.Generator, x: Array, y: Array, left: Array) -> Array:

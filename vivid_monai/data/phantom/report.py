@@ -1,8 +1,8 @@
 """The report of a study: a sentence for every finding the labels speak of, none for the others.
 
-`sentences.json` holds, for every field, its sentences by state and its keywords, which its sentences use and no other
-field's do: a finding that is not mentioned leaves no trace in the text. In a sentence {place} is "the right lower lung",
-{side} "right", {degree} "mild", {devices} "an endotracheal tube and a pacemaker".
+`sentences.json` holds, for every field, its sentences by state and its keywords, which its sentences use and no
+other field's do: a finding that is not mentioned leaves no trace in the text. In a sentence {place} is "the right lower
+lung", {side} "right", {degree} "mild", {devices} "an endotracheal tube and a pacemaker".
 """
 
 import json

@@ -62,9 +62,9 @@ class Scene:
     `lungs` are soft masks by patient side (the same mask twice in a lateral view). `across` runs from 0 at the
     mediastinum to 1 at the chest wall (lateral view: front to back), `down` from 0 at the apex to 1 at the dome of the
     diaphragm; `locate(side, across, down)` gives the body coordinates of such a place, `rib(side, rib, distance)`
-    those of a rib at a distance from the spine (None where ribs cannot be told apart). `organs` are the masks of "heart" and "mediastinum";
-    `marking` is the lungs' vessels, kept apart because findings fade or strengthen it. `lines` is drawn at the image's
-    own size, in image coordinates.
+    those of a rib at a distance from the spine (None where ribs cannot be told apart). `organs` are the masks of
+    "heart" and "mediastinum"; `marking` is the lungs' vessels, kept apart because findings fade or strengthen it.
+    `lines` is drawn at the image's own size, in image coordinates.
     """
 
     pose: Pose

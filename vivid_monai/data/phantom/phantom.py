@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from operator import index as as_integer
 
 import numpy as np
+from scipy import ndimage
 
 from vivid_monai.data.phantom.canvas import Array
 from vivid_monai.data.phantom.devices import draw_cables
@@ -21,6 +22,7 @@ from vivid_monai.ums.record import Box, Finding, ImageInfo, Provenance, Record
 # Raise it with every change of a picture, a label or a report: it is the dataset version of every record.
 VERSION = "1"
 MIN_SIZE, MAX_SIZE = 32, 4096
+_ONE_BOX = ("Cardiomegaly", "Enlarged Cardiomediastinum", "Support Devices")
 _SHAPES = ("Cardiomegaly", "Enlarged Cardiomediastinum")
 
 
@@ -50,26 +52,26 @@ def generate(seed: int, index: int, size: int = 224) -> Phantom:
     Raises:
         VividError: seed or index negative or not an integer, size outside 32 … 4096.
     """
-    seed, index, size = (_integer(name, value) for name, value in (("seed", seed), ("index", index), ("size", size)))
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise VividError(f"phantom size must be {MIN_SIZE} to {MAX_SIZE} pixels, got {size}")
+    seed, index = require_integer("seed", seed), require_integer("index", index)
+    size = require_integer("size", size, MIN_SIZE, MAX_SIZE)
     place = visit(seed, index)
     truth = study_truth(seed, place)
     image, masks = _picture(stream(seed, IMAGE, index), place, truth, size)
-    boxes: dict[str, tuple[Box, ...]] = {name: (_box(mask),) for name, mask in masks.items()}
+    boxes = {name: _boxes(mask, whole=name in _ONE_BOX) for name, mask in masks.items()}
     words = stream(seed, REPORT, place.patient.number, place.study)
     report = write_report(words, "AP" if place.portable else "PA", truth.states, truth.drawn)
     record = _record(seed, index, size, place, truth, boxes, report)
     return Phantom(image=image, record=record, boxes=boxes, masks=masks, drawn=truth.drawn, report=report)
 
 
-def _integer(name: str, value: int) -> int:
+def require_integer(name: str, value: int, low: int = 0, high: int | None = None) -> int:
+    """`value` as an int; VividError where it is none, or not within low … high."""
     try:
         number = as_integer(value)
     except TypeError:
         raise VividError(f"phantom {name} must be an integer, got {value!r}") from None
-    if number < 0:
-        raise VividError(f"phantom {name} must not be negative, got {number}")
+    if number < low or (high is not None and number > high):
+        raise VividError(f"phantom {name} must be {f'{low} to {high}' if high else f'at least {low}'}, got {number}")
     return number
 
 
@@ -91,10 +93,16 @@ def _picture(rng: np.random.Generator, place: Visit, truth: StudyTruth, size: in
     return expose(rng, scene, place.portable), masks
 
 
-def _box(mask: Array) -> Box:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    top, left = int(rows[0]), int(columns[0])
-    return Box(x=left, y=top, width=int(columns[-1]) + 1 - left, height=int(rows[-1]) + 1 - top)
+def _boxes(mask: Array, whole: bool) -> tuple[Box, ...]:
+    """One box around everything, or one around every part of more than a crumb, largest first."""
+    parts, count = (mask.astype(np.int8), 1) if whole else ndimage.label(mask)
+    areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    places = ndimage.find_objects(parts)
+    kept = [i for i in np.argsort(-areas, kind="stable") if areas[i] * 20 >= areas.max()]
+    return tuple(
+        Box(x=columns.start, y=rows.start, width=columns.stop - columns.start, height=rows.stop - rows.start)
+        for rows, columns in (places[i] for i in kept)
+    )
 
 
 def _record(seed: int, index: int, size: int, place: Visit, truth: StudyTruth, boxes: dict[str, tuple[Box, ...]],
