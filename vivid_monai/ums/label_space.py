@@ -23,7 +23,7 @@ def normalise(label: str) -> str:
 def side_in(text: str) -> str | None:
     """Return the side that a text names: "left", "right", "bilateral" where it names both, else ``None``."""
     words = set(normalise(text).split())
-    if "bilateral" in words or {"left", "right"} <= words:
+    if words & {"bilateral", "both"} or {"left", "right"} <= words:
         return "bilateral"
     return next((side for side in ("left", "right") if side in words), None)
 
@@ -127,7 +127,7 @@ def load_label_space(name_or_path: str | Path) -> LabelSpace:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise VividError(f"{path}: cannot be read as text: {error}") from error
+        raise VividError(f"{path}: cannot be read as text ({error}); a label space is a JSON file in UTF-8") from error
     return parse_label_space(text, where=str(path))
 
 
@@ -183,7 +183,12 @@ def _check(space: LabelSpace, where: str) -> None:
     repeated = sorted({name for name in space.fields if space.fields.count(name) > 1})
     if repeated:
         fail(f"field {repeated[0]!r} stands there twice")
-    named = {**{f"parent of {child!r}": parent for child, parent in space.parents.items()}}
+    for field in space.fields:
+        if not normalise(field):
+            fail(f"field {field!r} has no letter or digit")
+        if (told := side_in(field)) not in (None, space.sides.get(field)):
+            fail(f"{field!r} names another side than its side {space.sides[field]!r} ({told})")
+    named = {f"parent of {child!r}": parent for child, parent in space.parents.items()}
     named |= {"no_finding field": space.no_finding} if space.no_finding else {}
     named |= {f"no_finding companion {i}": field for i, field in enumerate(sorted(space.no_finding_compatible))}
     for what, field in named.items():
