@@ -1,0 +1,59 @@
+"""The classifier that ships: pooling, and the ways out of Python."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vivid_monai.errors import VividError
+from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.networks.vit import ViT
+
+
+def build(pool: str = "cls") -> ViTClassifier:
+    torch.manual_seed(0)
+    return ViTClassifier(ViT(img_size=(32, 48), preset="micro", drop_path=0.1), 5, pool=pool).eval()
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "cls+mean"])
+def test_pools_what_it_says(pool: str) -> None:
+    network = build(pool)
+    image = torch.rand(2, 1, 32, 48)
+    tokens = network.encoder(image)
+    parts = {"cls": tokens[:, 0], "mean": tokens[:, 1:].sum(1) / 6}
+    expected = torch.cat([parts[part] for part in pool.split("+")], dim=1)
+    torch.testing.assert_close(network.features(image), expected)
+    torch.testing.assert_close(network(image), expected @ network.head.weight.T + network.head.bias)
+    assert network(image).shape == (2, 5)
+
+
+@pytest.mark.parametrize("pool", ["cls", "cls+mean"])
+def test_scripted_and_saved_it_gives_the_same_for_any_batch(pool: str, tmp_path: Path) -> None:
+    network = build(pool)
+    torch.jit.script(network).save(str(tmp_path / "model.ts"))
+    scripted = torch.jit.load(str(tmp_path / "model.ts"))
+    for batch in (1, 3):
+        image = torch.rand(batch, 1, 32, 48)
+        assert torch.equal(scripted(image), network(image))
+    with pytest.raises(torch.jit.Error, match="does not fit a ViT"):
+        scripted(torch.rand(1, 1, 48, 32))
+
+
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_traced_for_onnx_it_gives_the_same_for_any_batch() -> None:
+    network = build()
+    traced = torch.jit.trace(network, torch.rand(2, 1, 32, 48))
+    exported = torch.export.export(
+        network, (torch.rand(2, 1, 32, 48),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    ).module()
+    image = torch.rand(3, 1, 32, 48)
+    torch.testing.assert_close(traced(image), network(image))
+    torch.testing.assert_close(exported(image), network(image))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"pool": "max"}, "cls, mean"), ({"num_classes": 0}, "num_classes")]
+)
+def test_bad_arguments_are_told(arguments: dict, message: str) -> None:
+    with pytest.raises(VividError, match=message):
+        ViTClassifier(**{"encoder": ViT(img_size=32, preset="micro"), "num_classes": 2} | arguments)
