@@ -106,6 +106,7 @@ def test_units_belong_to_their_kind():
         ("uncertain", 3, None),
         ("present", 3, "rating"),
         ("absent", 4.5, "rating"),
+        ("maybe", 3, None),
         ("absent", 0.5, "range"),
         ("present", 6, "range"),
     ],
