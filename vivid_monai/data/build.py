@@ -20,7 +20,7 @@ from vivid_monai.data.label_spaces import open_label_space, stored_label_space
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.sources.duplicates import drop_duplicates, drop_each
 from vivid_monai.data.sources.image_files import Check, check_images
-from vivid_monai.data.sources.rows import Rows
+from vivid_monai.data.sources.rows import KEY, ROW, TABLE, Rows
 from vivid_monai.data.sources.source import Contradictions, Source
 from vivid_monai.data.splits import SPLITS, SplitError, SplitRule, assert_disjoint
 from vivid_monai.data.validate import contradictions, invalid_rows
@@ -148,7 +148,7 @@ def _contradictions(rows: Rows, space: LabelSpace, policy: Contradictions) -> di
         reason |= dict.fromkeys(members.tolist(), (f"contradiction-{violations[0].code}", violations[0].message))
     if reason and policy == "error":
         row = min(reason)
-        where = f"{rows.table['origin'][row]}, row {rows.table['row'][row]} ({rows.table[rows.key][row]})"
+        where = f"{rows.table[TABLE][row]}, row {rows.table[ROW][row]} ({rows.table[KEY][row]})"
         raise VividError(f"{len(reason):,} rows contradict themselves; the first: {where}: {reason[row][1]}")
     if policy == "skip":
         drop_each(rows, reason)
@@ -181,7 +181,7 @@ def _told(file: Path, rows: Rows, skipped: pa.Table) -> dict[str, Any]:
     """Name, hash and number of rows of a source file (none for a list)."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    n = pc.sum(pc.equal(rows.table["origin"], file.name)).as_py() + (
+    n = pc.sum(pc.equal(rows.table[TABLE], file.name)).as_py() + (
         pc.sum(pc.equal(skipped["table"], file.name)).as_py() or 0
     )
     return {"file": file.name, "sha256": digest} | ({"rows": n} if n else {})

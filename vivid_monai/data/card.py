@@ -70,13 +70,12 @@ def count_states(table: pa.Table, fields: Sequence[str]) -> Counts:
 
 def count_words(table: pa.Table, column: str) -> Counts:
     """Word ("unknown" for null) → split → rows."""
-    splits = np.asarray(table["split"].to_pylist(), dtype=object)
-    words = np.asarray(table[column].to_pylist(), dtype=object)
-    words[words == None] = "unknown"  # noqa: E711  (element by element)
-    return {
-        word: {split: int(((splits == split) & (words == word)).sum()) for split in SPLITS if (splits == split).any()}
-        for word in sorted(set(words.tolist()))
-    }
+    there = [split for split in SPLITS if split in pc.unique(table["split"]).to_pylist()]
+    counts: Counts = {}
+    for row in table.group_by([column, "split"]).aggregate([([], "count_all")]).to_pylist():
+        by_split = counts.setdefault(row[column] or "unknown", dict.fromkeys(there, 0))
+        by_split[row["split"]] = row["count_all"]
+    return dict(sorted(counts.items()))
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
@@ -106,7 +105,8 @@ def to_markdown(card: Card) -> str:
     rows = card.rows
     parts = [
         f"# Data card: {card.dataset}",
-        f"{rows['read']:,} rows read, {rows['kept']:,} kept, {rows['skipped']:,} skipped. Label space: {card.label_space}.",
+        f"{rows['read']:,} rows read, {rows['kept']:,} kept, {rows['skipped']:,} skipped.",
+        f"Label space: {card.label_space}.",
         f"Label policy: {card.label_policy}",
         _splits_text(card.split_rule),
         _table(("split", "images", "patients"), [(s, n["images"], n["patients"]) for s, n in card.splits.items()]),

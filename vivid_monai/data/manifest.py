@@ -69,7 +69,8 @@ class Manifest:
         if unknown:
             raise VividError(f"the manifest has a split {sorted(unknown)[0]!r}; splits are {', '.join(SPLITS)}")
         if pc.count_distinct(self.table["id"]).as_py() < len(self):
-            raise VividError("the manifest has the same id on more than one row")
+            twice = next(pair["values"] for pair in pc.value_counts(self.table["id"]).to_pylist() if pair["counts"] > 1)
+            raise VividError(f"the manifest has the id {twice!r} on more than one row")
         for field, column in zip(self.fields, state_columns(self.fields), strict=True):
             lowest, highest = pc.min_max(self.table[column]).as_py().values()
             if lowest < NULL or highest > 2:
@@ -196,7 +197,7 @@ class Manifest:
         return [field for field, kept in zip(self.fields, enough, strict=True) if kept]
 
     def items(self, fields: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """For data sets: ``image`` (absolute path), ``states`` int64 (F,), ``id``, ``patient_id``, for a volume ``slice``."""
+        """For data sets: image (absolute path), states int64 (F,), id, patient_id and, where there is one, slice."""
         root = str(self.image_root.absolute())
         states = self.states(fields).astype(np.int64)
         names = ("image", "id", "patient_id", "slice")

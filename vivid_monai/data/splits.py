@@ -20,8 +20,8 @@ class SplitError(VividError):
 class SplitRule:
     """Draw train, val and test by a hash of salt and patient id.
 
-    A patient's place is a number in [0, 1): below ``test`` is test, the next ``val`` are val, the rest train. Adding rows
-    or patients therefore moves nobody, and changing ``val`` neither adds to nor takes from test.
+    A patient's place is a number in [0, 1): below ``test`` is test, the next ``val`` are val, the rest train. Adding
+    patients therefore moves nobody, and changing ``val`` neither adds to nor takes from test.
 
     Args:
         salt: names the draw; another salt gives another, independent draw.
@@ -39,7 +39,7 @@ class SplitRule:
     def __post_init__(self) -> None:
         if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
             raise SplitError(
-                f"split fractions val={self.val}, test={self.test} must be in [0, 1) and sum to less than 1: the rest is train"
+                f"split fractions val={self.val}, test={self.test} must be in [0, 1), their sum too: the rest is train"
             )
 
     def position(self, patient_id: str) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from vivid_monai.data.columns import WORD
-from vivid_monai.data.sources.rows import Rows
+from vivid_monai.data.sources.rows import KEY, ROW, TABLE, Rows
 
 
 class BadCell(ValueError):
@@ -58,7 +58,7 @@ class CellReader:
         self._problem: dict[int, str] = {}
 
     def translate(self, name: str, translate: Callable[[str], Any] | Mapping[str, Any]) -> Translated:
-        """The column ``name``; ``translate`` gives the value of a stripped text or raises BadCell (a mapping: KeyError).
+        """The column ``name``; ``translate`` gives the value of a stripped text or raises BadCell (a dict: KeyError).
 
         A bad cell has the value ``None`` until `finish` drops its row.
         """
@@ -78,10 +78,14 @@ class CellReader:
         """The column ``name`` as ``kind``: `translate`, then `Translated.array`."""
         return self.translate(name, translate).array(kind)
 
+    def first_problem(self) -> tuple[int, str] | None:
+        """Position and problem of the first row with a bad cell."""
+        return min(self._problem.items(), default=None)
+
     def finish(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> None:
-        """Put these columns in the place of those they were read from; drop rows with a bad cell (reason "bad-value")."""
+        """Put these columns in the place of those they were read from; drop rows with a bad cell ("bad-value")."""
         rows = self._rows
-        kept = {name: rows.table[name] for name in ("origin", "row", rows.key)}
+        kept = {name: rows.table[name] for name in (TABLE, ROW, KEY)}
         rows.table = pa.table({**kept, **columns})
         mask = np.zeros(rows.table.num_rows, dtype=bool)
         mask[list(self._problem)] = True
@@ -91,7 +95,8 @@ class CellReader:
 def _without_null(codes: np.ndarray, words: list[str | None]) -> tuple[pa.Array, pa.Array]:
     """Indices (null where the word is ``None``) and distinct words for a dictionary array."""
     kept = list(dict.fromkeys(word for word in words if word is not None))
-    place = pa.array([None if word is None else kept.index(word) for word in words], pa.int32())
+    index = {word: position for position, word in enumerate(kept)}
+    place = pa.array([None if word is None else index[word] for word in words], pa.int32())
     return place.take(pa.array(codes)), pa.array(kept, pa.string())
 
 

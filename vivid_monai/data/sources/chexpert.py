@@ -1,4 +1,4 @@
-"""CheXpert as distributed: train.csv, valid.csv and, where it was released to you, a test table (Irvin et al., 2019)."""
+"""CheXpert as distributed: train.csv, valid.csv and, where there is one, a test table (Irvin et al., 2019)."""
 
 import os
 import re
@@ -30,16 +30,16 @@ _SEX = {"Male": "M", "Female": "F", "Unknown": None, "": None}
 _VIEWS = {"Lateral": "lateral", "Frontal AP": "AP", "Frontal PA": "PA"}
 _BATCH = re.compile(r"\(train \d+\)")
 POLICY = (
-    "1 present, 0 absent, −1 uncertain (kept), blank null (not mentioned, so not answerable). The CheXpert labeler made "
-    "the labels of train.csv from reports, radiologists those of valid.csv and the test table from images."
+    "1 present, 0 absent, −1 uncertain (kept), blank null (not mentioned, so not answerable). "
+    "The CheXpert labeler made the labels of train.csv from reports, radiologists the others from images."
 )
 
 
 def read(root: Path | str, *, label_space: LabelSpaceSource = "chexpert-14") -> Source:
     """Read the tables under ``root``, the folder that holds train.csv or its parent; any release, any path prefix.
 
-    The held-out table is test: the test table where there is one (valid.csv is then val), else valid.csv. Splits without
-    an official table are drawn from train.csv by patient. ``label_space`` may be any that shares concepts with
+    The held-out table is test: the test table where there is one (valid.csv is then val), else valid.csv. Splits
+    without a table are drawn from train.csv by patient. ``label_space`` may be any that shares concepts with
     chexpert-14.
 
     Raises:

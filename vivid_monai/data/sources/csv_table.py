@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from vivid_monai.data.sources.rows import Rows, skip_list
+from vivid_monai.data.sources.rows import KEY, ROW, TABLE, Rows, skip_list
 from vivid_monai.errors import VividError
 
 _BLOCK_BYTES = 1 << 24
@@ -32,14 +32,14 @@ def read_csv(
         multiline: cells may hold line breaks. Off, a stray quote can only spoil its own line.
 
     Returns:
-        Rows of string columns (no nulls: a blank cell is ""), plus ``origin`` and ``row`` (1 is the header's row). Rows
+        Rows of string columns (no nulls: a blank cell is ""), plus TABLE, ROW and KEY. Rows
         with too few or too many cells are listed as skipped; blank lines are no rows. A column without a name (NIH's
         trailing commas) becomes "column 12".
 
     Raises:
         VividError: no such file, not text in that encoding, empty, a column missing or named twice, an unclosed quote.
     """
-    names = _header(path, delimiter=delimiter, encoding=encoding)
+    names = read_header(path, delimiter=delimiter, encoding=encoding)
     missing = [name for name in required if name not in names]
     if missing:
         raise VividError(
@@ -77,12 +77,13 @@ def read_csv(
     for row in ragged:
         if multiline and len(row.text.splitlines()) > 1:
             raise VividError(
-                f"{path}: row {row.number} runs over several lines and has the wrong number of cells: an unclosed quote?"
+                f"{path}: row {row.number} runs over several lines with the wrong number of cells: an open quote?"
             )
     return _number(table, ragged, path=path, key=key)
 
 
-def _header(path: Path, *, delimiter: str, encoding: str) -> list[str]:
+def read_header(path: Path, *, delimiter: str = ",", encoding: str = "utf-8") -> list[str]:
+    """The names of a table's columns. Raises a VividError as `read_csv` does."""
     try:
         with pa.input_stream(str(path)) as stream:
             start = stream.read(1 << 16)
@@ -109,9 +110,9 @@ def _number(table: pa.Table, ragged: list[arrow_csv.InvalidRow], *, path: Path, 
     n_read = table.num_rows + len(ragged)
     numbers = np.setdiff1d(np.arange(2, n_read + 2), [row.number for row in ragged])
     origin = pa.DictionaryArray.from_arrays(np.zeros(table.num_rows, dtype=np.int8), [path.name])
-    rows = Rows(
-        table=table.append_column("origin", origin).append_column("row", pa.array(numbers)), key=key, n_read=n_read
-    )
+    for name, column in ((TABLE, origin), (ROW, pa.array(numbers)), (KEY, table[key])):
+        table = table.append_column(name, column)
+    rows = Rows(table=table, n_read=n_read)
     if ragged:
         details = [
             f"{r.actual_columns} cells where the header has {r.expected_columns} (a truncated file?)" for r in ragged
@@ -122,9 +123,10 @@ def _number(table: pa.Table, ragged: list[arrow_csv.InvalidRow], *, path: Path, 
                 [path.name] * len(ragged), [r.number for r in ragged], keys, ["ragged-row"] * len(ragged), details
             )
         )
-    blank = pc.equal(table.column(0), "")
+    cells = [table[name] for name in table.column_names if name not in (TABLE, ROW, KEY)]
+    blank = pc.equal(cells[0], "")
     if pc.any(blank).as_py():
-        for column in table.columns[1:]:
+        for column in cells[1:]:
             blank = pc.and_(blank, pc.equal(column, ""))
         rows.table = rows.table.filter(pc.invert(blank))
         rows.n_read -= pc.sum(blank).as_py()

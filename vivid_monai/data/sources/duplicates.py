@@ -5,13 +5,13 @@ from collections import defaultdict
 import numpy as np
 
 from vivid_monai.data.sources.cells import distinct
-from vivid_monai.data.sources.rows import Rows
+from vivid_monai.data.sources.rows import KEY, ROW, TABLE, Rows
 
-_NOT_CONTENT = ("origin", "row", "id")
+_NOT_CONTENT = (TABLE, ROW, KEY, "id")
 
 
 def drop_duplicates(rows: Rows) -> None:
-    """Drop repeated rows: "duplicate" where all of them agree (the first stays), "conflicting-duplicate" where not (all go).
+    """Drop repeated rows: a "duplicate" agrees with the first, which stays; of a "conflicting-duplicate" all go.
 
     Rows are about the same image where ``image`` and ``slice`` are equal.
     """
@@ -27,7 +27,7 @@ def drop_duplicates(rows: Rows) -> None:
     for row in repeated.tolist():
         groups[codes[row]].append(row)
     cells = dict(zip(repeated.tolist(), content.take(repeated).to_pylist(), strict=True))
-    numbers = dict(zip(repeated.tolist(), table["row"].take(repeated).to_pylist(), strict=True))
+    numbers = dict(zip(repeated.tolist(), table[ROW].take(repeated).to_pylist(), strict=True))
 
     reason: dict[int, tuple[str, str]] = {}
     for members in groups.values():

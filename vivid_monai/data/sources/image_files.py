@@ -23,8 +23,8 @@ def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:
 
     Args:
         root: folder that relative image paths start from.
-        check: "none" looks at nothing, "files" whether the file is there and not empty (reason "missing-file"), "images"
-            reads each image (reason "unreadable-image") and sets ``height`` and ``width``.
+        check: "none" looks at nothing; "files" whether the file is there and not empty (reason "missing-file");
+            "images" reads each image (reason "unreadable-image") and sets ``height`` and ``width``.
         workers: processes that read images; for "files", threads.
     """
     if check == "none":

@@ -11,7 +11,7 @@ from vivid_monai.data.sources.cells import BadCell, CellReader, age_in_years, co
 from vivid_monai.data.sources.csv_table import read_csv
 from vivid_monai.data.sources.nih_boxes import BOX_TABLE, add_boxes
 from vivid_monai.data.sources.nih_files import LISTS, image_folders, read_lists
-from vivid_monai.data.sources.rows import Rows
+from vivid_monai.data.sources.rows import KEY, TABLE, Rows
 from vivid_monai.data.sources.source import Source
 from vivid_monai.errors import VividError
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
@@ -92,7 +92,7 @@ def _parse(rows: Rows, space: LabelSpace, folders: dict[str, str] | None, lists:
         "modality": constant("DX", n),
         "anatomy": constant("chest", n),
         "labeller": constant("NIH text mining", n),
-        "labeller_version": constant("2020" if "v2020" in table["origin"][0].as_py() else "2017", n),
+        "labeller_version": constant("2020" if "v2020" in table[TABLE][0].as_py() else "2017", n),
         "source": constant("report", n),
         **_states(cells, space),
     }
@@ -101,7 +101,7 @@ def _parse(rows: Rows, space: LabelSpace, folders: dict[str, str] | None, lists:
     cells.finish({**columns, "official": pa.array(official, pa.string())})
     if lists:
         rows.drop(pc.is_null(rows.table["official"]), "not-in-lists", "in neither train_val_list.txt nor test_list.txt")
-    by_name = pc.utf8_slice_codeunits(rows.table["Image Index"], 0, 8)
+    by_name = pc.utf8_slice_codeunits(rows.table[KEY], 0, 8)
     rows.drop(
         pc.not_equal(by_name, rows.table["patient_id"].cast(pa.string())),
         "patient-mismatch",

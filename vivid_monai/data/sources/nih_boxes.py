@@ -9,7 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from vivid_monai.data.columns import BOXES
-from vivid_monai.data.sources.rows import Rows
+from vivid_monai.data.sources.rows import KEY, Rows
 from vivid_monai.errors import VividError
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
 
@@ -46,13 +46,13 @@ def read_boxes(path: Path) -> list[tuple[str, str, tuple[float, float, float, fl
 
 
 def add_boxes(rows: Rows, root: Path, space: LabelSpace, *, find_files: bool) -> None:
-    """Give ``rows`` the column ``boxes``, in pixels of the image file, whose ``height`` and ``width`` are added with them.
+    """Give ``rows`` the column ``boxes``, in pixels of the image file, and ``height`` and ``width`` with them.
 
     An image that has boxes and cannot be opened is dropped (reason "unreadable-image"); a missing one is left to the
     file check.
     """
     fields = {concept: field for field, concept in space.concepts.items()}
-    place = {name: position for position, name in enumerate(rows.table["Image Index"].to_pylist())}
+    place = {name: position for position, name in enumerate(rows.table[KEY].to_pylist())}
     n = rows.table.num_rows
     boxes: list[list[dict[str, Any]] | None] = [None] * n
     sizes: dict[int, tuple[int, int]] = {}

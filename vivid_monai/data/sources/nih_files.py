@@ -35,7 +35,7 @@ def read_lists(root: Path) -> dict[str, str]:
 
 
 def image_folders(root: Path) -> dict[str, str]:
-    """File name → its folder below ``root``: ``images_001/images`` to ``images_012/images``, ``images_001`` …, ``images``.
+    """File name → its folder below ``root``: ``images_001/images`` …, ``images_001`` … or ``images``.
 
     Raises:
         VividError: no such folder, or a name in two of them.

@@ -7,6 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+TABLE, ROW, KEY = "#table", "#row", "#key"
+"""Columns that a row keeps until the manifest is built: its file, its number there (1 is a CSV's header) and a name.
+The sign keeps them apart from the columns of any table."""
+
 SKIPPED_SCHEMA = pa.schema(
     [
         ("table", pa.string()),
@@ -20,18 +24,16 @@ SKIPPED_SCHEMA = pa.schema(
 
 @dataclass
 class Rows:
-    """A table from which rows are dropped by mask; its columns ``origin`` (file name) and ``row`` (1 is the header's) stay.
+    """A table from which rows are dropped by mask; it always has the columns TABLE, ROW and KEY.
 
     Attributes:
         table: the rows still in.
-        key: the column whose value names a row in ``skipped.csv``.
         n_read: rows in the source tables, whether or not they could be used.
         skipped: tables of SKIPPED_SCHEMA; every row that is not in ``table`` is in one of them.
         notes: sentences for the data card.
     """
 
     table: pa.Table
-    key: str
     n_read: int
     skipped: list[pa.Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -50,9 +52,9 @@ class Rows:
             mask = pc.fill_null(mask, False).to_numpy(zero_copy_only=False) if len(mask) else np.zeros(0, dtype=bool)
         n = int(mask.sum())
         if n:
-            gone = self.table.select(["origin", "row", self.key]).filter(pa.array(mask))
+            gone = self.table.select([TABLE, ROW, KEY]).filter(pa.array(mask))
             details = [detail] * n if isinstance(detail, str) else list(detail)
-            self.skipped.append(skip_list(gone["origin"], gone["row"], gone[self.key], [reason] * n, details))
+            self.skipped.append(skip_list(gone[TABLE], gone[ROW], gone[KEY], [reason] * n, details))
             self.table = self.table.filter(pa.array(~mask))
         return n
 
@@ -73,7 +75,6 @@ def concat(parts: Sequence[Rows]) -> Rows:
     """Several sources with the same columns as one."""
     return Rows(
         table=pa.concat_tables([p.table for p in parts]).unify_dictionaries(),
-        key=parts[0].key,
         n_read=sum(p.n_read for p in parts),
         skipped=[t for p in parts for t in p.skipped],
         notes=[note for p in parts for note in p.notes],
