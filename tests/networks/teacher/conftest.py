@@ -47,12 +47,18 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(split=False, eos_token="<|end|>")
 
 
+@pytest.fixture(name="train_tokenizer", scope="session")
+def train_tokenizer_fixture() -> Callable[..., PreTrainedTokenizerFast]:
+    return train_tokenizer
+
+
 def config(arch: str, vocab_size: int, **more: object) -> Qwen2Config | LlamaConfig | GPT2Config:
     if arch == "gpt2":
-        return GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=None, eos_token_id=None, **more)
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+        return GPT2Config(vocab_size=vocab_size, bos_token_id=None, eos_token_id=None, **(sizes | more))
     kind = {"qwen2": Qwen2Config, "llama": LlamaConfig}[arch]
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return kind(vocab_size=vocab_size, num_key_value_heads=2, max_position_embeddings=512, **(sizes | more))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    return kind(vocab_size=vocab_size, num_attention_heads=4, num_key_value_heads=2, **(sizes | more))
 
 
 def random_lm(
@@ -69,6 +75,11 @@ def random_lm(
 
 
 @pytest.fixture(scope="session")
+def build_lm() -> Callable[..., FrozenLM]:
+    return random_lm
+
+
+@pytest.fixture(scope="session")
 def make_lm(tokenizer: PreTrainedTokenizerFast) -> Callable[..., FrozenLM]:
     return lambda *args, **kwargs: random_lm(tokenizer, *args, **kwargs)
 
@@ -76,6 +87,23 @@ def make_lm(tokenizer: PreTrainedTokenizerFast) -> Callable[..., FrozenLM]:
 @pytest.fixture(params=["qwen2-sdpa", "qwen2-eager", "llama-sdpa", "llama-eager", "gpt2-sdpa", "gpt2-eager"])
 def lm(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -> FrozenLM:
     return random_lm(tokenizer, *request.param.split("-"))
+
+
+def token_nll(lm: FrozenLM, image: torch.Tensor, ids: list[int], before: list[int] | None = None) -> torch.Tensor:
+    """NLL (len(ids),) of a text after one image (K, D), by transformers alone: one row, no padding, no mask.
+
+    The first id is predicted from the last image embedding; `before` is a text that precedes the image.
+    """
+    embed = lm.model.get_input_embeddings()
+    lead = before or []
+    inputs = torch.cat([embed(torch.tensor(lead, dtype=torch.int64)), image, embed(torch.tensor(ids))])[None]
+    logits = lm.model(inputs_embeds=inputs).logits[0, len(lead) + len(image) - 1 : -1].float()
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(ids), reduction="none")
+
+
+@pytest.fixture(name="token_nll", scope="session")
+def token_nll_fixture() -> Callable[..., torch.Tensor]:
+    return token_nll
 
 
 @pytest.fixture

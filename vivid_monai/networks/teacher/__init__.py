@@ -1,6 +1,7 @@
 """Teachers: what turns image embeddings, asked fields and their states into a loss per field."""
 
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
+from vivid_monai.networks.teacher.build import build_teacher
 from vivid_monai.networks.teacher.frozen_lm import FrozenLM
 from vivid_monai.networks.teacher.load import load_frozen_lm
 from vivid_monai.networks.teacher.none import StateClassifier
@@ -14,5 +15,6 @@ __all__ = [
     "StateClassifier",
     "Teacher",
     "TeacherOutput",
+    "build_teacher",
     "load_frozen_lm",
 ]

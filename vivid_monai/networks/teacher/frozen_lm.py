@@ -22,7 +22,7 @@ class FrozenLM(nn.Module):
 
     Args:
         model: any decoder-only causal LM that takes `position_ids` and honours 4-D attention masks, with sdpa or eager
-            attention. All three, and causality, are verified here on three tokens.
+            attention. That, and that it sees no future token, is verified here on three tokens.
         tokenizer: its fast tokenizer.
         name: what error messages call it.
 
@@ -165,27 +165,34 @@ class FrozenLM(nn.Module):
         return output.logits.float()
 
     def _verify(self) -> None:
-        """Three tokens, the last forbidden to see the second: gradients show who sees whom, exactly, in any dtype."""
-        positions = torch.arange(3, device=self.device)[None]
-        seen = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool, device=self.device)
-        at = (torch.tensor([0, 0], device=self.device), torch.tensor([0, 2], device=self.device))
+        """Let three tokens show who sees whom: a token unseen has a gradient of exactly 0, in any dtype."""
+        kind = type(self.model).__name__
+        forbidden = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool, device=self.device)
+        try:
+            first, _ = self._seen(torch.ones(1, 3, dtype=torch.int64, device=self.device))
+            _, last = self._seen(additive(forbidden[None, None], self.dtype))
+        except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            raise VividError(
+                f"{self.name}: {kind} does not run as a teacher with "
+                f"attn_implementation={self.model.config._attn_implementation!r} (the other one may): {error}"
+            ) from error
+        if first[1:].any():
+            raise VividError(f"{self.name}: {kind} sees future tokens; it is not a causal LM")
+        if last.tolist() != [True, False, True]:
+            raise VividError(
+                f"{self.name}: {kind} does not honour a 4-D attention mask, on which the teacher relies to keep "
+                "fields apart; choose a plain decoder such as Qwen2, Llama or GPT-2"
+            )
+
+    def _seen(self, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of three tokens the first and the last one see, bool (3,) each."""
+        positions = torch.arange(3, device=self.device)
         with torch.inference_mode(False), torch.enable_grad():
             inputs = self.embed([[0, 1, 2]]).detach().clone().requires_grad_()
-            try:
-                logits = self.logits(inputs, additive(seen[None, None], self.dtype), positions, at)
-            except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-                raise VividError(
-                    f"{self.name}: {type(self.model).__name__} does not run as a teacher with "
-                    f"attn_implementation={self.model.config._attn_implementation!r} (the other one may): {error}"
-                ) from error
-            first, last = (torch.autograd.grad(row[:8].sum(), inputs, retain_graph=True)[0][0] for row in logits)
-        if first[1:].any():
-            raise VividError(f"{self.name}: {type(self.model).__name__} sees future tokens; it is not a causal LM")
-        if last[1].any() or not last[0].any() or not last[2].any():
-            raise VividError(
-                f"{self.name}: {type(self.model).__name__} does not honour a 4-D attention mask, on which the teacher "
-                "relies to keep fields apart; choose a plain decoder such as Qwen2, Llama or GPT-2"
-            )
+            at = (torch.zeros_like(positions[:2]), positions[::2])
+            first, last = self.logits(inputs, attention_mask, positions[None], at)
+            grads = [torch.autograd.grad(row[:8].sum(), inputs, retain_graph=True)[0] for row in (first, last)]
+        return grads[0][0].any(-1), grads[1][0].any(-1)
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,14 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import cached_file
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.teacher.frozen_lm import FrozenLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def load_frozen_lm(
@@ -96,13 +104,23 @@ def _read(
             if missing := sorted(report["missing_keys"]):
                 names = ", ".join(missing[:5])
                 raise VividError(f"teacher {source}: the folder lacks weights: {names} ({len(missing)} in all)")
-        return model, AutoTokenizer.from_pretrained(source, **where)
+        return model, _read_tokenizer(source, where)
     except VividError:
         raise
     except OSError as error:
         raise _NotThereError(f"teacher {source}: {_first_line(error)}") from error
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds on a broken file
         raise VividError(f"teacher {source}: cannot be read as a causal LM: {_first_line(error)}") from error
+
+
+def _read_tokenizer(source: str, where: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        cached_file(source, "tokenizer.json", local_files_only=where["local_files_only"])
+    except OSError:
+        return AutoTokenizer.from_pretrained(source, **where)
+    # AutoTokenizer rebuilds the tokenizer of some model types by a class of its own and drops what tokenizer.json says
+    # of splitting; the file itself is what the model was trained with.
+    return PreTrainedTokenizerFast.from_pretrained(source, **where)
 
 
 def _check_causal(source: str, config: Any) -> None:

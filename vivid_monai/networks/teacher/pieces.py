@@ -5,6 +5,7 @@ ids of a piece in context are not those of the piece alone. The whole text is to
 to pieces by the tokenizer's character offsets; ids are never searched for.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -46,9 +47,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece]) -> lis
         # Byte-level tokenizers may report offsets without the token's leading space, and repeat them for the bytes of
         # one character: starting where the last token ended covers the first, min() the second.
         start, previous_end = min(start, previous_end), max(end, previous_end)
-        spans = zip(pieces, [0, *piece_ends], piece_ends, strict=False)
-        touches = tuple(piece for piece, first, last in spans if first < max(end, start + 1) and last > start)
-        tokens.append(Token(token_id, touches))
+        first, last = bisect_right(piece_ends, start), bisect_left(piece_ends, max(end, start + 1))
+        tokens.append(Token(token_id, tuple(pieces[first : last + 1])))
     return tokens
 
 

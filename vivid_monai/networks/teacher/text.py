@@ -24,8 +24,8 @@ class Piece(NamedTuple):
 
 
 def schema_text(fields: Sequence[str]) -> str:
-    """Name all states and all fields; the image embeddings follow right after."""
-    return f"Each finding is one of: {', '.join(STATES)}.\nFindings: {', '.join(fields)}.\nImage:"
+    """Name all states and, in alphabetical order, all fields; the image embeddings follow right after."""
+    return f"Each finding is one of: {', '.join(STATES)}.\nFindings: {', '.join(sorted(fields))}.\nImage:"
 
 
 def slot_pieces(field: str, state: str) -> list[Piece]:

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from vivid_monai.errors import VividError
+from vivid_monai.networks.teacher import PublishedTeacher, SlotTeacher, StateClassifier, build, build_teacher
+
+FIELDS = ["Edema", "Pleural Effusion"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, make_lm, tokenizer, monkeypatch):
+    make_lm().model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(build, "tiny_teacher_path", lambda: tmp_path)
+    return tmp_path
+
+
+def answer(teacher):
+    embeddings = torch.randn(2, 3, teacher.embed_dim, generator=torch.Generator().manual_seed(1))
+    states = torch.tensor([[1, 0], [2, -1]])
+    return teacher.eval()(embeddings, states, torch.ones(2, 2, dtype=torch.bool))
+
+
+def test_the_tiny_teacher_in_slots_is_the_default(folder):
+    teacher = build_teacher(fields=FIELDS)
+    assert isinstance(teacher, SlotTeacher)
+    assert teacher.fields == ("Edema", "Pleural Effusion")
+    assert answer(teacher).nll.equal(answer(build_teacher(fields=FIELDS, kind="lm", path=str(folder))).nll)
+
+
+def test_random_differs_from_pretrained_and_follows_its_seed():
+    lm, one, two = (build_teacher(fields=FIELDS, kind=kind, seed=7) for kind in ("lm", "random", "random"))
+    assert answer(one).nll.equal(answer(two).nll)
+    assert not answer(one).nll.equal(answer(lm).nll)
+
+
+@pytest.mark.parametrize("layout", ["slots", "published"])
+def test_every_setting_reaches_its_place(layout):
+    teacher = build_teacher(
+        fields=FIELDS,
+        layout=layout,
+        dtype="bfloat16",
+        device="cpu",
+        attn_implementation="eager",
+        padding_side="left",
+        cache_schema=False,
+    )
+    assert isinstance(teacher, {"slots": SlotTeacher, "published": PublishedTeacher}[layout])
+    assert teacher.lm.dtype == torch.bfloat16
+    assert teacher.lm.model.config._attn_implementation == "eager"
+    assert teacher.padding_side == "left"
+    assert getattr(teacher, "cache_schema", False) is False
+    assert answer(teacher).log_probs.isfinite().all()
+
+
+def test_none_needs_no_lm(folder):
+    for file in folder.iterdir():
+        file.unlink()
+    teacher = build_teacher(fields=FIELDS, kind="none", embed_dim=16)
+    assert isinstance(teacher, StateClassifier)
+    assert answer(teacher).nll.shape == (2, 2)
+    with pytest.raises(VividError, match=str(folder)):
+        build_teacher(fields=FIELDS)
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "gpt"}, {"layout": "free"}, {"padding_side": "both"}], ids=str)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(VividError, match=next(iter(wrong))):
+        build_teacher(fields=FIELDS, **wrong)

@@ -1,0 +1,173 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    MambaConfig,
+)
+
+from vivid_monai.errors import VividError
+from vivid_monai.networks.teacher import FrozenLM, PublishedTeacher, SlotTeacher
+from vivid_monai.networks.teacher.text import PROMPT
+
+FIELDS = ("Edema", "Pleural Effusion")
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+@pytest.fixture(params=[SlotTeacher, PublishedTeacher])
+def teacher(request, make_lm):
+    return request.param(make_lm(), FIELDS)
+
+
+class Student(nn.Module):
+    """What a pretrainer is to its teacher."""
+
+    def __init__(self, teacher):
+        super().__init__()
+        self.projector = nn.Linear(8, teacher.embed_dim)
+        self.teacher = teacher
+
+
+def test_the_lm_is_in_neither_parameters_nor_checkpoint_nor_buffers(teacher):
+    student = Student(teacher)
+    assert [name for name, _ in student.named_parameters()] == ["projector.weight", "projector.bias"]
+    assert list(student.state_dict()) == ["projector.weight", "projector.bias"]
+    assert not list(student.buffers())
+    student.load_state_dict(student.state_dict(), strict=True)
+
+
+def test_the_lm_moves_and_casts_with_its_owner(teacher):
+    student = Student(teacher)
+    student.to(torch.bfloat16)
+    assert teacher.lm.dtype == torch.bfloat16
+    assert {p.dtype for p in teacher.lm.model.parameters()} == {torch.bfloat16}
+    student.to("meta")
+    assert teacher.lm.device.type == "meta"
+
+
+def test_training_leaves_the_lm_in_eval_mode_and_without_gradients(teacher, embeddings):
+    student = Student(teacher).train()
+    student.requires_grad_(True)
+    states = torch.tensor([[0, 1]] * 3)
+    teacher(embeddings, states, states >= 0).nll.sum().backward()
+    assert teacher.training
+    assert not any(module.training for module in teacher.lm.model.modules())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.lm.model.parameters())
+    assert embeddings.grad.abs().amax((1, 2)).gt(0).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "attention"),
+    [
+        (Gemma2Config(vocab_size=393, final_logit_softcapping=2.0, **SIZES), "eager"),
+        (CohereConfig(vocab_size=393, logit_scale=0.5, **{k: v for k, v in SIZES.items() if k != "head_dim"}), "sdpa"),
+        (
+            GraniteConfig(vocab_size=393, logits_scaling=3.0, **{k: v for k, v in SIZES.items() if k != "head_dim"}),
+            "sdpa",
+        ),
+    ],
+    ids=["soft-capped", "scaled up", "scaled down"],
+)
+@pytest.mark.parametrize("layout", [SlotTeacher, PublishedTeacher])
+def test_what_a_model_does_to_its_logits_still_happens(config, attention, layout, tokenizer, embeddings, token_nll):
+    torch.manual_seed(0)
+    assert len(tokenizer) <= config.vocab_size
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    lm = FrozenLM(model, tokenizer, name="capped")
+    teacher = layout(lm, FIELDS[:1])
+    states = torch.ones(1, 1, dtype=torch.int64)
+    nll = teacher(embeddings[:1], states, states > 0).nll.sum()
+    if layout is SlotTeacher:
+        expected = token_nll(lm, embeddings[0], tokenizer("\nEdema: present").input_ids, teacher.schema_ids)[-1]
+    else:
+        text = PROMPT + json.dumps({"findings": {"Edema": {"state": "present"}}}, indent=2)
+        expected = token_nll(lm, embeddings[0], [*tokenizer(text).input_ids, lm.eos])
+        expected = expected[-int(teacher.count(states, states > 0)) :].sum()
+    torch.testing.assert_close(nll, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_supervised_positions_reach_the_head(teacher, embeddings):
+    rows = []
+    hook = teacher.lm.model.lm_head.register_forward_hook(lambda _, args, out: rows.append(tuple(out.shape[:-1])))
+    states = torch.tensor([[0, 2]] * 3)
+    count = teacher(embeddings, states, states >= 0).count.sum()
+    hook.remove()
+    assert rows == [(count,)]
+    assert not teacher.lm.model.lm_head._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        (
+            BertLMHeadModel(
+                BertConfig(
+                    vocab_size=400,
+                    **{
+                        k: v
+                        for k, v in SIZES.items()
+                        if k in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+                    },
+                )
+            ),
+            "sees future tokens",
+        ),
+        (
+            AutoModelForCausalLM.from_config(BloomConfig(vocab_size=400, hidden_size=32, n_layer=1, n_head=4)),
+            "position_ids",
+        ),
+        (
+            AutoModelForCausalLM.from_config(MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1)),
+            "position_ids|4-D",
+        ),
+    ],
+    ids=["bidirectional", "no positions", "recurrent"],
+)
+def test_a_model_that_cannot_be_a_teacher_is_refused(model, complaint, tokenizer):
+    with pytest.raises(VividError, match=complaint):
+        FrozenLM(model, tokenizer, name="teacher x")
+
+
+def test_a_model_that_ignores_the_mask_is_refused(make_lm, tokenizer):
+    model = make_lm().model
+    forward = model.model.forward
+    model.model.forward = lambda *args, attention_mask, **kwargs: forward(*args, **kwargs)
+    with pytest.raises(VividError, match="4-D attention mask"):
+        FrozenLM(model, tokenizer, name="teacher x")
+
+
+def test_a_model_that_does_not_run_names_the_other_attention(make_lm, tokenizer):
+    model = make_lm().model
+
+    def forward(**kwargs):
+        raise ValueError("no softcap here")
+
+    model.model.forward = forward
+    with pytest.raises(VividError, match=r"attn_implementation='sdpa' .*: no softcap here"):
+        FrozenLM(model, tokenizer, name="teacher x")
+
+
+def test_a_tokenizer_of_another_model_is_refused(make_lm, tokenizer):
+    lm = make_lm()
+    lm.model.resize_token_embeddings(300)
+    with pytest.raises(VividError, match=f"{len(tokenizer)} tokens but the model only 300"):
+        FrozenLM(lm.model, tokenizer, name="teacher x")

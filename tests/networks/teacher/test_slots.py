@@ -1,0 +1,115 @@
+import pytest
+import torch
+
+from vivid_monai.errors import VividError
+from vivid_monai.networks.teacher import SlotTeacher
+from vivid_monai.networks.teacher.text import schema_text
+from vivid_monai.ums.states import NULL
+
+FIELDS = ("Edema", "Pleural Effusion", "Support Devices")
+STATES = torch.tensor([[1, 2, 0], [0, NULL, 1], [2, 2, 2]])
+ASKED = torch.tensor([[True, True, True], [True, True, False], [False, True, False]])
+
+
+def gradient(output, embeddings):
+    return torch.autograd.grad(output.nll.sum(), embeddings, retain_graph=True)[0]
+
+
+def test_the_cached_schema_changes_nothing(lm, embeddings):
+    cached, plain = SlotTeacher(lm, FIELDS), SlotTeacher(lm, FIELDS, cache_schema=False)
+    expected = plain(embeddings, STATES, ASKED)
+    for _ in range(2):  # the second time from the cache
+        output = cached(embeddings, STATES, ASKED)
+        torch.testing.assert_close(output.nll, expected.nll, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(output.log_probs, expected.log_probs, rtol=1e-5, atol=1e-5, equal_nan=True)
+        grads = gradient(output, embeddings), gradient(expected, embeddings)
+        torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+        assert grads[0].abs().amax() > 1e-4
+
+
+def test_the_schema_is_computed_once_and_anew_when_weights_move(make_lm, embeddings):
+    lm, computed = make_lm(), []
+    keys_values = lm.keys_values
+    lm.keys_values = lambda ids: (computed.append(ids), keys_values(ids))[1]
+    teacher = SlotTeacher(lm, FIELDS)
+    before = teacher(embeddings, STATES, ASKED).nll
+    teacher(embeddings[:2], STATES[:2], ASKED[:2])
+    assert computed == [lm.tokenizer(schema_text(FIELDS)).input_ids]
+    teacher.to(torch.bfloat16)
+    in_bfloat16 = teacher(embeddings, STATES, ASKED).nll
+    teacher.to(torch.float32)
+    teacher(embeddings, STATES, ASKED)
+    assert len(computed) == 3
+    assert not in_bfloat16.equal(before)
+    torch.testing.assert_close(in_bfloat16, before, rtol=0.1, atol=0.1)
+
+
+def test_under_autocast_cached_equals_uncached(make_lm, embeddings):
+    cached, plain = SlotTeacher(make_lm(), FIELDS), SlotTeacher(make_lm(), FIELDS, cache_schema=False)
+    exact = cached(embeddings, STATES, ASKED).nll
+    with torch.autocast("cpu", torch.bfloat16):
+        output, expected = cached(embeddings, STATES, ASKED), plain(embeddings, STATES, ASKED)
+    torch.testing.assert_close(output.nll, expected.nll, rtol=0.05, atol=0.05)
+    assert output.nll.dtype == torch.float32
+    assert not output.nll.equal(exact)
+    assert cached(embeddings, STATES, ASKED).nll.equal(exact)
+
+
+def test_a_schema_cached_in_inference_mode_serves_training(make_lm, embeddings):
+    teacher = SlotTeacher(make_lm(), FIELDS)
+    with torch.inference_mode():
+        teacher(embeddings, STATES, ASKED)
+    assert gradient(teacher(embeddings, STATES, ASKED), embeddings).abs().amax() > 0
+
+
+@pytest.mark.parametrize("cache_schema", [True, False])
+def test_permuting_the_fields_permutes_the_losses(lm, embeddings, cache_schema):
+    teacher = SlotTeacher(lm, FIELDS, cache_schema=cache_schema)
+    expected = teacher(embeddings, STATES, ASKED)
+    order = [2, 0, 1]
+    permuted = SlotTeacher(lm, [FIELDS[index] for index in order], cache_schema=cache_schema)
+    output = permuted(embeddings, STATES[:, order], ASKED[:, order])
+    torch.testing.assert_close(output.nll, expected.nll[:, order], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.log_probs, expected.log_probs[:, order], rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(gradient(output, embeddings), gradient(expected, embeddings), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_a_field_is_what_it_is_when_asked_alone(lm, embeddings, padding_side):
+    teacher = SlotTeacher(lm, FIELDS, padding_side=padding_side)
+    together = teacher(embeddings, STATES, ASKED)
+    for row, field in ASKED.nonzero().tolist():
+        only = torch.zeros(1, 3, dtype=torch.bool).index_fill(1, torch.tensor([field]), True)
+        alone = teacher(embeddings[[row]], STATES[[row]], only)
+        torch.testing.assert_close(alone.nll[0, field], together.nll[row, field], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(alone.log_probs[0, field], together.log_probs[row, field], rtol=1e-5, atol=1e-5)
+
+
+def test_loss_is_on_every_token_of_the_state_word(make_lm, embeddings):
+    lm = make_lm()
+    output = SlotTeacher(lm, FIELDS)(embeddings, STATES, ASKED)
+    length = len(lm.tokenizer(" uncertain").input_ids)
+    assert length > 1
+    assert output.count.tolist() == [[1, length, 1], [1, 0, 0], [0, length, 0]]
+
+
+def test_a_sequence_too_long_for_the_model_is_never_cut(build_lm, tokenizer, embeddings):
+    slot = tokenizer("\nPleural Effusion: uncertain").input_ids[:-1]  # the last token is only predicted
+    needed = len(tokenizer(schema_text(FIELDS)).input_ids) + embeddings.shape[1] + len(slot)
+    fits = SlotTeacher(build_lm(tokenizer, "gpt2", n_positions=needed), FIELDS)
+    assert fits(embeddings, STATES, ASKED).nll.isfinite().all()
+    short = SlotTeacher(build_lm(tokenizer, "gpt2", n_positions=needed - 1), FIELDS)
+    with pytest.raises(VividError, match=f"needs {needed} positions but max_position_embeddings is {needed - 1}"):
+        short(embeddings, STATES, ASKED)
+
+
+def test_a_sliding_window_that_the_mask_would_replace_is_refused(build_lm, tokenizer, embeddings):
+    more = {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 0}
+    teacher = SlotTeacher(build_lm(tokenizer, "qwen2", **more), FIELDS)
+    with pytest.raises(VividError, match="sliding_window is 40"):
+        teacher(embeddings, STATES, ASKED)
+
+
+def test_states_that_cannot_be_told_apart_are_refused(build_lm, merging_tokenizer):
+    with pytest.raises(VividError, match="does not tell the states apart"):
+        SlotTeacher(build_lm(merging_tokenizer), FIELDS)
