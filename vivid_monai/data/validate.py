@@ -53,7 +53,7 @@ def contradictions(states: np.ndarray, space: LabelSpace) -> list[tuple[np.ndarr
     """
     if not states.size:
         return []
-    keys = np.ascontiguousarray(states).view(np.dtype((np.void, states.shape[1]))).ravel()
+    keys = np.ascontiguousarray(states, dtype=np.int8).view(np.dtype((np.void, states.shape[1]))).ravel()
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
     words = {code: {"state": decode(code)} for code in (-1, 0, 1, 2)}
     found = {}

@@ -13,6 +13,7 @@ from vivid_monai.data.sources.rows import KEY, ROW, TABLE, Rows, skip_list
 from vivid_monai.errors import VividError
 
 _BLOCK_BYTES = 1 << 24
+_OPEN = ": is there a quote that nothing closes?"
 
 
 def read_csv(
@@ -29,7 +30,7 @@ def read_csv(
     Args:
         required: columns that must exist.
         key: the column that names a row where it has to be listed as skipped.
-        multiline: cells may hold line breaks. Off, a stray quote can only spoil its own line.
+        multiline: cells may hold line breaks. Where they may not, a quote that is never closed cannot go unnoticed.
 
     Returns:
         Rows of string columns (no nulls: a blank cell is ""), plus TABLE, ROW and KEY. Rows
@@ -65,7 +66,7 @@ def read_csv(
             ),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=delimiter,
-                newlines_in_values=multiline,
+                newlines_in_values=True,
                 ignore_empty_lines=False,
                 invalid_row_handler=list_ragged,
             ),
@@ -75,11 +76,21 @@ def read_csv(
         raise VividError(f"{path}: not a readable table in {encoding}: {str(error).splitlines()[0]}") from error
 
     for row in ragged:
-        if multiline and len(row.text.splitlines()) > 1:
-            raise VividError(
-                f"{path}: row {row.number} runs over several lines with the wrong number of cells: an open quote?"
-            )
+        if len(row.text.splitlines()) > 1:
+            raise VividError(f"{path}: row {row.number} runs over several lines with the wrong number of cells{_OPEN}")
+    for name in table.column_names:
+        broken = pc.match_substring(table[name], "\n")
+        if (not multiline and pc.any(broken).as_py()) or (
+            multiline and len(table) and broken[-1].as_py() and _odd(path)
+        ):
+            raise VividError(f"{path}: column {name!r} has a line break in a cell{_OPEN}")
     return _number(table, ragged, path=path, key=key)
+
+
+def _odd(path: Path) -> bool:
+    """Whether the file has an odd number of quotes, so that one is open."""
+    with pa.input_stream(str(path)) as stream:
+        return sum(block.count(b'"') for block in iter(lambda: stream.read(_BLOCK_BYTES), b"")) % 2 == 1
 
 
 def read_header(path: Path, *, delimiter: str = ",", encoding: str = "utf-8") -> list[str]:

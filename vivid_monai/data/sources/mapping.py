@@ -81,7 +81,7 @@ def load_mapping(path: Path | str) -> TableMapping:
     """Read and check a mapping file (docs/data.md tells its keys).
 
     Raises:
-        VividError: unreadable, not JSON, a key missing or unknown, an unknown label or state, labels in both ways or in none.
+        VividError: unreadable, not JSON, a key missing or unknown, an unknown label or state, labels twice or never.
     """
     path = Path(path)
     try:

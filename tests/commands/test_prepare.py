@@ -1,0 +1,83 @@
+"""``vivid prepare`` as it is typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vivid_monai.cli import main
+from vivid_monai.data.manifest import Manifest
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table of 30 patients with its images and its mapping beside it."""
+    rows = ["file,mrn,edema"]
+    for i in range(30):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,p{i},{i % 2}")
+    (tmp_path / "t.csv").write_text("\n".join([*rows, "gone.png,p99,1"]) + "\n")
+    mapping = {
+        "mapping_version": "1.0",
+        "dataset": "mine",
+        "source": "human",
+        "image": "file",
+        "patient": "mrn",
+        "label_space": "chexpert-12",
+        "label_columns": {"Edema": "edema"},
+        "values": {"1": "present", "0": "absent"},
+    }
+    (tmp_path / "map.json").write_text(json.dumps(mapping))
+    return tmp_path / "t.csv"
+
+
+def run(table: Path, *options: str) -> int:
+    return main(["prepare", "table", str(table), "--mapping", str(table.parent / "map.json"), *options])
+
+
+def test_it_writes_prints_the_card_and_says_what_comes_next(table, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(table, "--out", str(out), "--check", "images", "--jsonl", "--salt", "s") == 0
+    manifest = Manifest.load(out / "manifest.parquet")
+    assert (len(manifest), manifest.splits["salt"]) == (30, "s")
+    assert len((out / "records.jsonl").read_text().splitlines()) == 30
+    printed = capsys.readouterr().out
+    assert "31 rows read, 30 kept, 1 skipped" in printed
+    assert printed.startswith((out / "card.md").read_text().rstrip())
+    assert f"--manifest {out / 'manifest.parquet'}" in printed.splitlines()[-1]
+    assert main(["verify", str(out / "records.jsonl")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--val", "0.6", "--test", "0.6"), "must be in [0, 1)"),
+        (("--workers", "0"), "--workers 0"),
+        (("--mapping", "none.json"), "none.json"),
+        (("--image-root", "/nowhere"), "no rows are left of 31 (missing-file 31)"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(table, tmp_path, capsys, options, message):
+    out = tmp_path / "out"
+    assert run(table, "--out", str(out), *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("source", ["chexpert", "nih"])
+def test_a_root_without_a_table_is_one_line(tmp_path, capsys, source):
+    assert main(["prepare", source, str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["chexpert", "nih", "table"])
+def test_help_shows_options_with_their_defaults(capsys, source):
+    with pytest.raises(SystemExit) as caught:
+        main(["prepare", source, "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: vivid-med)" in text
+    assert "(default: files)" in text
