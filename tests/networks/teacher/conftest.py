@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from vivid_monai.networks.teacher import FrozenLM
@@ -104,6 +105,16 @@ def token_nll(lm: FrozenLM, image: torch.Tensor, ids: list[int], before: list[in
 @pytest.fixture(name="token_nll", scope="session")
 def token_nll_fixture() -> Callable[..., torch.Tensor]:
     return token_nll
+
+
+@pytest.fixture(scope="session")
+def bos_lm() -> FrozenLM:
+    """An LM whose tokenizer begins every text with BOS, as Llama's does."""
+    tokenizer = train_tokenizer(split=True, eos_token="<|end|>", bos_token="<|start|>")
+    special = [("<|start|>", tokenizer.bos_token_id)]
+    begin = TemplateProcessing(single="<|start|> $A", special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = begin
+    return random_lm(tokenizer)
 
 
 @pytest.fixture

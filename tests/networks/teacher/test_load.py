@@ -170,7 +170,9 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"weights": "half"}, {"dtype": "int8"}, {"attn_implementation": "flash_attention_2"}], ids=str
+    "wrong",
+    [{"weights": "half"}, {"dtype": "int8"}, {"attn_implementation": "flash_attention_2"}, {"device": "gpu"}],
+    ids=str,
 )
 def test_wrong_settings_are_refused(folder, wrong):
     with pytest.raises(VividError, match=next(iter(wrong))):

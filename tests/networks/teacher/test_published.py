@@ -41,20 +41,22 @@ def test_all_answerable_equals_the_loss_of_transformers(lm, embeddings, padding_
     assert grads[0][rows].abs().amax() > 1e-4
 
 
+def asked_alone(lm, image, field, bos=()):
+    chosen = []
+    for word in WORDS:
+        entry = f'{PROMPT}{{\n  "findings": {{\n    "{field}": {{\n      "state": "'
+        before, ids = (lm.tokenizer(text, add_special_tokens=False).input_ids for text in (entry, entry + word))
+        assert ids[: len(before)] == before
+        inputs = torch.cat([lm.embed(list(bos)), image, lm.embed(before)])[None]
+        chosen.append(lm.model(inputs_embeds=inputs).logits[0, -1, ids[len(before)]])
+    return torch.stack(chosen).log_softmax(0).detach()
+
+
 def test_log_probs_are_those_of_each_field_asked_alone(lm, embeddings):
-    teacher = PublishedTeacher(lm, FIELDS).eval()
-    log_probs = teacher(embeddings, STATES, ASKED).log_probs
+    log_probs = PublishedTeacher(lm, FIELDS).eval()(embeddings, STATES, ASKED).log_probs
     for row, field in ASKED.nonzero().tolist():
-        chosen = []
-        for word in WORDS:
-            entry = f'{PROMPT}{{\n  "findings": {{\n    "{FIELDS[field]}": {{\n      "state": "'
-            before = lm.tokenizer(entry).input_ids
-            ids = lm.tokenizer(entry + word).input_ids
-            assert ids[: len(before)] == before
-            inputs = torch.cat([embeddings[row], lm.embed(before)])[None]
-            chosen.append(lm.model(inputs_embeds=inputs).logits[0, -1, ids[len(before)]])
-        expected = torch.stack(chosen).log_softmax(0)
-        torch.testing.assert_close(log_probs[row, field], expected.detach(), rtol=1e-5, atol=1e-5)
+        expected = asked_alone(lm, embeddings[row], FIELDS[field])
+        torch.testing.assert_close(log_probs[row, field], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_one_field_is_a_teacher_too(make_lm, embeddings):
@@ -100,20 +102,14 @@ def test_a_text_too_long_for_the_model_is_never_cut(build_lm, tokenizer, embeddi
         short(embeddings[:1], STATES[:1], ASKED[:1])
 
 
-def test_bos_and_eos_of_the_tokenizer(request, build_lm, embeddings, token_nll):
-    from tokenizers.processors import TemplateProcessing
-
-    train = request.getfixturevalue("train_tokenizer")
-    tokenizer = train(split=True, eos_token="<|end|>", bos_token="<|start|>")
-    bos = tokenizer.bos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|start|> $A", special_tokens=[("<|start|>", bos)]
-    )
-    lm = build_lm(tokenizer)
-    output = PublishedTeacher(lm, FIELDS)(embeddings, STATES, ASKED)
-    ids = [*tokenizer(PROMPT + target(0), add_special_tokens=False).input_ids, lm.eos]
-    nll = token_nll(lm, embeddings[0], ids, [bos])[-int(output.count[0].sum()) :]
+def test_a_model_with_bos_reads_it_before_the_image(bos_lm, embeddings, token_nll):
+    bos = [bos_lm.tokenizer.bos_token_id]
+    output = PublishedTeacher(bos_lm, FIELDS).eval()(embeddings, STATES, ASKED)
+    ids = [*bos_lm.tokenizer(PROMPT + target(0), add_special_tokens=False).input_ids, bos_lm.tokenizer.eos_token_id]
+    nll = token_nll(bos_lm, embeddings[0], ids, bos)[-int(output.count[0].sum()) :]
     torch.testing.assert_close(output.nll[0].sum(), nll.sum(), rtol=1e-5, atol=1e-5)
+    expected = asked_alone(bos_lm, embeddings[0], FIELDS[1], bos)
+    torch.testing.assert_close(output.log_probs[0, 1], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_tokenizer_without_eos_is_refused(request, build_lm):

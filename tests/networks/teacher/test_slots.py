@@ -85,6 +85,15 @@ def test_a_field_is_what_it_is_when_asked_alone(lm, embeddings, padding_side):
         torch.testing.assert_close(alone.log_probs[0, field], together.log_probs[row, field], rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_with_bos_reads_it_before_the_schema(bos_lm, embeddings, token_nll):
+    schema, slot = (
+        bos_lm.tokenizer(text, add_special_tokens=False).input_ids for text in (schema_text(FIELDS), "\nEdema: present")
+    )
+    nll = token_nll(bos_lm, embeddings[0], slot, [bos_lm.tokenizer.bos_token_id, *schema])[-1]
+    output = SlotTeacher(bos_lm, FIELDS)(embeddings, STATES, ASKED)
+    torch.testing.assert_close(output.nll[0, 0], nll, rtol=1e-5, atol=1e-5)
+
+
 def test_loss_is_on_every_token_of_the_state_word(make_lm, embeddings):
     lm = make_lm()
     output = SlotTeacher(lm, FIELDS)(embeddings, STATES, ASKED)

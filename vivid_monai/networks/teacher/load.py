@@ -60,7 +60,11 @@ def load_frozen_lm(
         model, tokenizer = _read(str(folder), weights, seed, settings, offline=True)
     else:
         model, tokenizer = _from_hub(str(path), weights, seed, settings)
-    return FrozenLM(model, tokenizer, name=f"teacher {path}").to(device)
+    try:
+        torch.nn.Module.to(model, torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise VividError(f"teacher {path}: cannot be placed on device {device!r}: {_first_line(error)}") from error
+    return FrozenLM(model, tokenizer, name=f"teacher {path}")
 
 
 def _from_hub(
