@@ -117,3 +117,19 @@ def test_arguments_that_do_not_fit_are_refused(changes, message):
     arguments = {"scores": np.zeros((4, 1)), "states": np.zeros((4, 1)), "groups": np.arange(4)} | changes
     with pytest.raises(VividError, match=message):
         bootstrap_auroc(**arguments)
+
+
+def test_several_runs_give_the_interval_of_their_mean():
+    rng = np.random.default_rng(5)
+    states = rng.integers(0, 2, (80, 2))
+    patients = rng.integers(0, 30, 80)
+    runs = rng.normal(size=(3, 80, 2)) + states
+    together = bootstrap_auroc(runs, states, patients, n_resamples=200)
+    equal = bootstrap_auroc(np.stack([runs[0]] * 3), states, patients, n_resamples=200)
+    alone = bootstrap_auroc(runs[0], states, patients, n_resamples=200)
+    np.testing.assert_allclose(equal.fields, alone.fields)
+    widths = [np.diff(bootstrap_auroc(run, states, patients, n_resamples=200).macro)[0] for run in runs]
+    assert np.diff(together.macro)[0] < np.mean(widths), "independent noise of the runs averages out"
+    paired = paired_bootstrap_auroc(runs, runs[0], states, patients, n_resamples=50)
+    expected = np.mean([masked_auroc(run, states) for run in runs]) - masked_auroc(runs[0], states).mean()
+    assert paired.difference == pytest.approx(expected)

@@ -49,10 +49,14 @@ def bootstrap_auroc(
     ``scores`` and ``states`` (N, F) as for `masked_auroc`; ``groups`` (N,) the patient of each image. Each resample
     draws as many patients as there are, with replacement, the same for all fields. Resamples in which a field lost a
     class count neither for that field nor in its macro. Raises VividError on arguments that do not fit.
+
+    ``scores`` may also be (S, N, F), of S runs on the same images (seeds, say): the AUROC is then the mean over the
+    runs, and the interval is that of this mean. It tells how sure the test patients make one of it; what another run
+    would give is told by the runs themselves.
     """
-    values, codes = check_scores(scores, states)
-    resampled = _resample((values,), codes, groups, n_resamples, seed, level)[0]
-    excluded = macro(masked_auroc(values, codes), *counts(codes), min_present, min_absent)[1]
+    runs, codes = _check_runs(scores, states)
+    resampled = _resample(runs, codes, groups, n_resamples, seed, level)
+    excluded = macro(_mean_auroc(runs, codes), *counts(codes), min_present, min_absent)[1]
     fields = np.array([_interval(column, level) for column in resampled.T]).reshape(-1, 2)
     return AUROCIntervals(fields, _interval(_macros(resampled, excluded), level), excluded)
 
@@ -70,27 +74,37 @@ def paired_bootstrap_auroc(
 ) -> PairedAUROC:
     """Return macro-AUROC of scores ``a`` minus that of ``b`` (N, F) on the same images, with its percentile interval.
 
-    Both see the same resampled patients, so what is common to both cancels. Other arguments as in `bootstrap_auroc`.
+    Both see the same resampled patients, so what is common to both cancels. Other arguments as in `bootstrap_auroc`,
+    several runs (S, N, F) of either included.
     """
-    first, codes = check_scores(a, states)
-    second, _ = check_scores(b, states)
+    first, codes = _check_runs(a, states)
+    second, _ = _check_runs(b, states)
     bounds = (*counts(codes), min_present, min_absent)
-    value_a, excluded = macro(masked_auroc(first, codes), *bounds)
-    value_b, _ = macro(masked_auroc(second, codes), *bounds)
-    resampled_a, resampled_b = _resample((first, second), codes, groups, n_resamples, seed, level)
+    value_a, excluded = macro(_mean_auroc(first, codes), *bounds)
+    value_b, _ = macro(_mean_auroc(second, codes), *bounds)
+    resampled_a, resampled_b = (_resample(runs, codes, groups, n_resamples, seed, level) for runs in (first, second))
     differences = _macros(resampled_a, excluded) - _macros(resampled_b, excluded)
     return PairedAUROC(value_a - value_b, _interval(differences, level), excluded)
 
 
+def _check_runs(scores: ArrayLike, states: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return scores as (S, N, F), one run or several, and states (N, F)."""
+    values = np.asarray(scores, dtype=np.float64)
+    runs = values if values.ndim == 3 else values[None]
+    if not len(runs):
+        raise VividError("no run to measure: the scores are empty")
+    checked = [check_scores(run, states) for run in runs]
+    return np.stack([run for run, _ in checked]), checked[0][1]
+
+
+def _mean_auroc(runs: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.mean([masked_auroc(run, codes) for run in runs], axis=0)
+
+
 def _resample(
-    several: tuple[NDArray[np.float64], ...],
-    codes: NDArray[np.int64],
-    groups: ArrayLike,
-    n_resamples: int,
-    seed: int,
-    level: float,
-) -> list[NDArray[np.float64]]:
-    """Return, for each set of scores, the AUROC (R, F) of every field in every resample of the patients."""
+    runs: NDArray[np.float64], codes: NDArray[np.int64], groups: ArrayLike, n_resamples: int, seed: int, level: float
+) -> NDArray[np.float64]:
+    """Return the AUROC (R, F) of every field in every resample of the patients, as the mean over the runs (S, N, F)."""
     patients = np.asarray(groups)
     if not len(codes):
         raise VividError("no images to resample: the scores are empty")
@@ -100,10 +114,10 @@ def _resample(
         raise VividError(f"need n_resamples ≥ 1 and 0 < level < 1, not {n_resamples} and {level}")
     known, ids = np.unique(patients, return_inverse=True)
     weights = _weights(len(known), n_resamples, seed)
-    out = [np.full((n_resamples, codes.shape[1]), np.nan) for _ in several]
+    out = np.empty((n_resamples, codes.shape[1]))
     for field in tqdm(range(codes.shape[1]), desc="bootstrap", unit="field", delay=2, leave=False):
-        for scores, resampled in zip(several, out, strict=True):
-            resampled[:, field] = RankedField(scores[:, field], codes[:, field], ids).auroc(weights)
+        per_run = [RankedField(run[:, field], codes[:, field], ids).auroc(weights) for run in runs]
+        out[:, field] = np.mean(per_run, axis=0)
     return out
 
 
