@@ -5,6 +5,7 @@ preparing a data set or checking records, is a subcommand here, one module of :m
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return int(args.func(args) or 0)
+    except BrokenPipeError:  # the reader of the output has seen enough, as in: vivid verify … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (VividError, OSError) as error:
         print(f"vivid {args.command}: {error}", file=sys.stderr)
         return 2
