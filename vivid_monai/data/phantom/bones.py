@@ -37,10 +37,12 @@ def _posterior_ribs(chest: Chest, at: Midline, reach: Array, broken: BrokenRib |
     rank = (at.y - chest.rib_course(reach)) * (1 / RIB_SPACING)
     gap: Array | None = None
     if broken is not None:
-        here = (at.left == (broken.side == "left")) * band(rank - (broken.rib + 0.5), 0.5, 0.2)
+        here = (at.left == (broken.side == "left")) * band(
+            rank - (broken.rib + 0.5 * broken.count), 0.5 * broken.count, 0.2
+        )
         beyond = at.distance - broken.distance
         rank = rank + broken.step * here * smoothstep(beyond * 150)
-        gap = here * band(beyond, 0.004, 0.008)
+        gap = here * band(beyond, 0.005, 0.008)
     offset = rank - np.floor(rank) - 0.5
     # Brighter at the edges, where the beam runs along the cortex.
     bar = smoothstep((0.27 - np.abs(offset)) * 9) * (0.6 + 5.0 * offset * offset)

@@ -26,26 +26,32 @@ def expose(rng: np.random.Generator, scene: Scene, portable: bool) -> Array:
     contrast = rng.uniform(0.25, 0.75)
     light = light + contrast * (smoothstep(light) - light)
     quantum = rng.uniform(0.006, 0.02) * (1.4 if portable else 1.0) * min(1.0, size / 224) ** 0.5
+    outside, marker = _collimated(rng, size), _marker(rng, scene)
+    # Noise comes last: how much of it is drawn depends on the size, and nothing else may.
     light += quantum * rng.standard_normal((size, size), dtype=np.float32) * (0.5 + light)
-    _collimate(rng, light)
-    _mark(rng, light, scene)
+    light[outside] = 0.0
+    np.maximum(light, marker, out=light)
     return (np.clip(light, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _collimate(rng: np.random.Generator, light: Array) -> None:
-    if rng.random() < 0.25:
-        x, y = unit_grid(light.shape[0])
-        margin = rng.uniform(0.0, 0.06, 4)
-        tilt = rng.uniform(-0.03, 0.03)
-        outside = (x + tilt * y < margin[0]) | (x + tilt * y > 1 - margin[1]) | (y < margin[2]) | (y > 1 - margin[3])
-        light[outside] = 0.0
+def _collimated(rng: np.random.Generator, size: int) -> Array:
+    """Where the shutters keep the light away: in three of four images nowhere."""
+    margin, tilt = rng.uniform(0.0, 0.06, 4).tolist(), rng.uniform(-0.03, 0.03)
+    if rng.random() >= 0.25:
+        return np.zeros((size, size), dtype=bool)
+    x, y = unit_grid(size)
+    across = x + tilt * y
+    return (across < margin[0]) | (across > 1 - margin[1]) | (y < margin[2]) | (y > 1 - margin[3])
 
 
-def _mark(rng: np.random.Generator, light: Array, scene: Scene) -> None:
+def _marker(rng: np.random.Generator, scene: Scene) -> Array:
+    """The letter of a side, on most images."""
+    ink = np.zeros_like(scene.lines)
     letter = "L" if rng.random() < 0.6 else "R"
     width, height = rng.uniform(0.022, 0.035), rng.uniform(0.035, 0.05)
     x = rng.uniform(0.88, 0.95) if letter == "L" or scene.lateral else rng.uniform(0.03, 0.08)
     corner = np.array([x, rng.uniform(0.04, 0.14)])
     if rng.random() < 0.7:
         for points in _LETTERS[letter]:
-            stroke(light, corner + np.array(points) * (width, height), 0.003, 0.97)
+            stroke(ink, corner + np.array(points) * (width, height), 0.003, 0.97)
+    return ink

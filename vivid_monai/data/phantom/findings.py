@@ -28,9 +28,10 @@ def shape_of(rng: np.random.Generator, drawn: dict[str, Disease]) -> Shape:
         ill = drawn["Fracture"]
         shape.broken_rib = BrokenRib(
             side=ill.sides[0],
-            rib=int(rng.integers(3, 8)),
+            rib=int(rng.integers(3, 7)),
+            count=1 + int(3 * ill.severity * rng.random()),
             distance=float(rng.uniform(0.17, 0.28)),
-            step=0.2 + 0.35 * ill.severity,
+            step=0.3 + 0.35 * ill.severity,
         )
     return shape
 
@@ -87,7 +88,7 @@ def _lesion(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
     for i in range(int(rng.choice([1, 1, 1, 2, 4]))):
         side = ill.sides[0] if i == 0 else SIDES[int(rng.integers(2))]
         centre = scene.locate(side, rng.uniform(0.2, 0.8), _ZONE_CENTRE[ill.zone] + rng.uniform(-0.12, 0.12))
-        radius = 0.016 + 0.03 * ill.severity * rng.uniform(0.6, 1.0)
+        radius = 0.018 + 0.034 * ill.severity * rng.uniform(0.6, 1.0)
         area = np.maximum(area, ellipse(scene.x, scene.y, centre, (radius, radius * rng.uniform(0.8, 1.2)), 0.0, 0.4))
     _fill(scene, area * (0.35 + 0.35 * ill.severity))
     return area
@@ -133,7 +134,7 @@ def _pneumothorax(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array
     width = depth * np.maximum(1.45 - 1.2 * scene.down, 0.05)
     area = scene.lungs[side] * smoothstep((scene.across - 1 + width) * 25)
     scene.marking *= 1 - area
-    scene.density -= 0.07 * area
+    scene.density -= 0.09 * area
     collapsed = scene.lungs[side] * (1 - area)
     scene.density += (0.05 * ill.severity) * collapsed
     edge = [scene.locate(side, 1 - float(depth) * max(1.45 - 1.2 * b, 0.05), b) for b in np.linspace(0.02, 0.95, 12)]
@@ -189,8 +190,10 @@ def draw_findings(rng: np.random.Generator, scene: Scene, drawn: dict[str, Disea
             masks[name] = scene.full(area) > 0.5
     broken = shape.broken_rib
     if broken is not None and scene.rib is not None:  # ribs of a lateral view overlap: a fracture cannot be told there
-        centre = scene.rib(broken.side, broken.rib, broken.distance)
-        masks["Fracture"] = scene.full(ellipse(scene.x, scene.y, centre, (0.035, 0.035), 0.0, 0.1)) > 0.5
+        ribs = range(broken.rib, broken.rib + broken.count)
+        places = [scene.rib(broken.side, rib, broken.distance) for rib in ribs]
+        areas = [ellipse(scene.x, scene.y, place, (0.035, 0.035), 0.0, 0.1) for place in places]
+        masks["Fracture"] = scene.full(np.maximum.reduce(areas)) > 0.5
     if "Support Devices" in drawn:
         side = drawn["Pneumothorax"].sides[0] if "Pneumothorax" in drawn else "left"
         masks["Support Devices"] = draw_devices(rng, scene, drawn["Support Devices"].devices, side)

@@ -27,6 +27,15 @@ _SHAPES = ("Cardiomegaly", "Enlarged Cardiomediastinum")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Study:
+    """The visit an image belongs to, its disease and labels, and its report."""
+
+    visit: Visit
+    truth: StudyTruth
+    report: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phantom:
     """An image of a chest that never was.
 
@@ -54,14 +63,25 @@ def generate(seed: int, index: int, size: int = 224) -> Phantom:
     """
     seed, index = require_integer("seed", seed), require_integer("index", index)
     size = require_integer("size", size, MIN_SIZE, MAX_SIZE)
+    told = read_study(seed, index)
+    image, masks = _picture(stream(seed, IMAGE, index), told, size)
+    boxes = {name: _boxes(mask, whole=name in _ONE_BOX) for name, mask in masks.items()}
+    record = _record(seed, index, size, told, boxes)
+    return Phantom(image=image, record=record, boxes=boxes, masks=masks, drawn=told.truth.drawn, report=told.report)
+
+
+def read_study(seed: int, index: int) -> Study:
+    """What is known of phantom `index` without drawing it: `generate` draws exactly this.
+
+    Raises:
+        VividError: seed or index negative or not an integer.
+    """
+    seed, index = require_integer("seed", seed), require_integer("index", index)
     place = visit(seed, index)
     truth = study_truth(seed, place)
-    image, masks = _picture(stream(seed, IMAGE, index), place, truth, size)
-    boxes = {name: _boxes(mask, whole=name in _ONE_BOX) for name, mask in masks.items()}
     words = stream(seed, REPORT, place.patient.number, place.study)
     report = write_report(words, "AP" if place.portable else "PA", truth.states, truth.drawn)
-    record = _record(seed, index, size, place, truth, boxes, report)
-    return Phantom(image=image, record=record, boxes=boxes, masks=masks, drawn=truth.drawn, report=report)
+    return Study(visit=place, truth=truth, report=report)
 
 
 def require_integer(name: str, value: int, low: int = 0, high: int | None = None) -> int:
@@ -75,21 +95,22 @@ def require_integer(name: str, value: int, low: int = 0, high: int | None = None
     return number
 
 
-def _picture(rng: np.random.Generator, place: Visit, truth: StudyTruth, size: int) -> tuple[Array, dict[str, Array]]:
+def _picture(rng: np.random.Generator, told: Study, size: int) -> tuple[Array, dict[str, Array]]:
+    place, drawn = told.visit, told.truth.drawn
     careful = 0.6 if place.view == "PA" else 1.0
     pose = Pose(
         angle=float(rng.normal(0, 0.035 * careful)),
         shift=(float(rng.normal(0, 0.02 * careful)), float(rng.normal(0.025, 0.02))),
         zoom=float(rng.uniform(1.04, 1.24)),
     )
-    shape = shape_of(rng, truth.drawn)
+    shape = shape_of(rng, drawn)
     if place.view == "lateral":
         scene = lateral(rng, place.patient, shape, pose, size)
     else:
         scene = frontal(rng, place.patient, shape, pose, size, portable=place.portable)
     if place.portable and rng.random() < 0.5:
         draw_cables(rng, scene)
-    masks = draw_findings(rng, scene, truth.drawn, shape)
+    masks = draw_findings(rng, scene, drawn, shape)
     return expose(rng, scene, place.portable), masks
 
 
@@ -105,8 +126,8 @@ def _boxes(mask: Array, whole: bool) -> tuple[Box, ...]:
     )
 
 
-def _record(seed: int, index: int, size: int, place: Visit, truth: StudyTruth, boxes: dict[str, tuple[Box, ...]],
-            report: str) -> Record:  # fmt: skip
+def _record(seed: int, index: int, size: int, told: Study, boxes: dict[str, tuple[Box, ...]]) -> Record:
+    place, truth = told.visit, told.truth
     patient = f"phantom{seed}-{place.patient.number:06d}"
     findings = {}
     for name, state in truth.states.items():
@@ -132,7 +153,7 @@ def _record(seed: int, index: int, size: int, place: Visit, truth: StudyTruth, b
         view=place.view,
         findings=findings,
         provenance=Provenance("phantom", "vivid-monai phantom", VERSION, "simulation"),
-        report=report,
+        report=told.report,
         label_space=LABEL_SPACE,
         sex=place.patient.sex,
         age=float(place.patient.age),

@@ -37,10 +37,14 @@ class Pose:
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenRib:
-    """The outer part of one rib stands off by `step` (in rib spacings) beyond `distance` from the spine."""
+    """The outer part of some ribs stands off by `step` (in rib spacings) beyond `distance` from the spine.
+
+    The highest broken rib is `rib`, counted from 0; `count` neighbours are broken with it, itself included.
+    """
 
     side: str
     rib: int
+    count: int
     distance: float
     step: float
 
