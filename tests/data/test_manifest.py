@@ -29,6 +29,7 @@ FULL = Record(
         "Edema": Finding("present", severity="mild", score=0.75, boxes=(Box(1.5, 2, 3, 4), Box(5, 6, 7, 8))),
         "Cardiomegaly": Finding("uncertain", measurements=(Measurement("ctr", 0.5, "1"),)),
         "Fracture": Finding("absent"),
+        "Pneumonia": Finding("present", boxes=(Box(1, 2, 3, 4),)),
     },
     provenance=Provenance("d", "reader", "2", "human", reader="r7"),
     label_space="chexpert-12",

@@ -50,10 +50,10 @@ def random_table(space, n: int, seed: int) -> pa.Table:
         "anatomy": some(["chest"], ["chst"]),
         "view": some(["PA", None], ["up"]),
         "sex": some(["F", "M", None], ["X"]),
-        "age": some([1.0, 130.0, None], [-1.0, 131.0]),
+        "age": some([1.0, 130.0, None], [-1.0, -2.0, 131.0, 140.0]),
         "height": some([20, None], [0]),
         "width": some([20, None], [-3]),
-        "slice": some([None, 2], [-1, 5]),
+        "slice": some([None, None, None, 2, 6], [-1]),
         "slices": slices,
         "dataset": some(["d"], [""]),
         "labeller": some(["l"], [""]),
@@ -131,3 +131,16 @@ def test_the_schema_judges_every_value_by_itself():
 
     walk(json.loads(text))
     assert found == []
+
+
+def test_numbers_between_the_extremes_are_found_too():
+    space = load_label_space("chexpert-14")
+    table = random_table(space, 5, seed=0)
+    sound = {"id": "a", "image": "a.png", "patient_id": "p", "study_id": "s", "modality": "DX", "anatomy": "chest"}
+    sound |= {"view": None, "sex": None, "height": 20, "width": 20, "slice": None, "slices": None, "dataset": "d"}
+    sound |= {"labeller": "l", "source": "human", "boxes": None, "details": None}
+    rows = [
+        {**row, **sound, "age": age}
+        for row, age in zip(table.to_pylist(), [-2.0, -1.0, 5.0, 131.0, 140.0], strict=True)
+    ]
+    assert set(invalid_rows(pa.Table.from_pylist(rows, schema=table.schema), space)) == {0, 1, 3, 4}
