@@ -166,6 +166,13 @@ def test_a_model_that_does_not_run_names_the_other_attention(make_lm, tokenizer)
         FrozenLM(model, tokenizer, name="teacher x")
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_can_be_built_where_gradients_are_off(make_lm, mode):
+    lm = make_lm()
+    with mode():
+        assert FrozenLM(lm.model, lm.tokenizer, name="teacher x").embed_dim == 32
+
+
 def test_a_tokenizer_of_another_model_is_refused(make_lm, tokenizer):
     lm = make_lm()
     lm.model.resize_token_embeddings(300)

@@ -46,7 +46,8 @@ class FrozenLM(nn.Module):
             raise VividError(f"{name}: attn_implementation must be sdpa or eager, got {attention}")
         if "position_ids" not in inspect.signature(model.forward).parameters:
             raise VividError(f"{name}: {type(model).__name__} takes no position_ids, so it cannot serve as a teacher")
-        self._verify()
+        with torch.inference_mode(False), torch.enable_grad():
+            self._verify()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.model._apply(fn, recurse)
@@ -109,8 +110,7 @@ class FrozenLM(nn.Module):
         """Keys and values of a text at positions 0, 1, …, without gradient."""
         cache: Any = DynamicCache()
         position_ids = torch.arange(len(ids), device=self.device)[None]
-        # Outside inference mode, so that what a validation run computed serves training too.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             self.model.base_model(
                 inputs_embeds=self.embed([ids]),
                 attention_mask=torch.ones_like(position_ids),
@@ -187,12 +187,13 @@ class FrozenLM(nn.Module):
     def _seen(self, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Which of three tokens the first and the last one see, bool (3,) each."""
         positions = torch.arange(3, device=self.device)
-        with torch.inference_mode(False), torch.enable_grad():
-            inputs = self.embed([[0, 1, 2]]).detach().clone().requires_grad_()
-            at = (torch.zeros_like(positions[:2]), positions[::2])
-            first, last = self.logits(inputs, attention_mask, positions[None], at)
-            grads = [torch.autograd.grad(row[:8].sum(), inputs, retain_graph=True)[0] for row in (first, last)]
-        return grads[0][0].any(-1), grads[1][0].any(-1)
+        inputs = self.embed([[0, 1, 2]]).detach().clone().requires_grad_()
+        at = (torch.zeros_like(positions[:2]), positions[::2])
+        first, last = (
+            torch.autograd.grad(row[:8].sum(), inputs, retain_graph=True)[0][0].any(-1)
+            for row in self.logits(inputs, attention_mask, positions[None], at)
+        )
+        return first, last
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
