@@ -60,7 +60,8 @@ def test_penalty_is_0_for_disjoint_maps_and_1_for_equal_ones() -> None:
     disjoint = torch.eye(4, 12)[None]
     equal = torch.rand(1, 1, 12).expand(1, 4, 12) * torch.tensor([1.0, 2.0, 0.5, 3.0])[None, :, None]
     half = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
-    penalties = [orthogonality_penalty(maps).item() for maps in (disjoint, equal, half, -half)]
+    signed = half * torch.tensor([1.0, -1.0, 1.0])[None, :, None]
+    penalties = [orthogonality_penalty(maps).item() for maps in (disjoint, equal, half, signed)]
     assert penalties == pytest.approx([0, 1, 1 / 3, 1 / 3], abs=1e-6)
 
 
