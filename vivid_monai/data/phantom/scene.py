@@ -9,7 +9,7 @@ import numpy as np
 from vivid_monai.data.phantom.canvas import Array, resample, unit_grid
 
 # Anatomy is smooth: it is built at this size at most and enlarged; lines and noise are made at the image's own size.
-MAX_BODY_SIZE = 112
+MAX_BODY_SIZE = 96
 
 
 @dataclass(frozen=True, kw_only=True)
