@@ -81,8 +81,8 @@ def _from_hub(
     except _NotThereError as error:
         raise VividError(
             f"teacher {name}: no such folder, not in the hub's cache on this machine, and the hub does not give it "
-            f"({_first_line(error.__cause__ or error)}). Where there is a connection run `hf download {name} --local-dir FOLDER`, "
-            "copy FOLDER here and give its path instead of the name"
+            f"({_first_line(error.__cause__ or error)}). Where there is a connection run "
+            f"`hf download {name} --local-dir FOLDER`, copy FOLDER here and give its path instead of the name"
         ) from error
 
 
