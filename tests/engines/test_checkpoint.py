@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from vivid_monai.data.sampler import ResumableBatchSampler
 from vivid_monai.engines.checkpoint import RunCheckpoint, Settings
-from vivid_monai.engines.run import GracefulStop, Interrupted, new_run_dir, run
+from vivid_monai.engines.run import Interrupted, KeepRun, new_run_dir, run
 from vivid_monai.errors import VividError
 
 
@@ -57,7 +57,7 @@ def make_trainer(folder: Path, *, resume=False, every=3, settings=None, stop_aft
         loss_function=lambda *_: None,
         iteration_update=step,
         decollate=False,
-        train_handlers=[checkpoint, GracefulStop(checkpoint)],
+        train_handlers=[KeepRun(checkpoint=checkpoint)],
     )
     return trainer, network, checkpoint
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from vivid_monai.engines.checkpoint import RunCheckpoint
+from vivid_monai.engines.history import History
 from vivid_monai.errors import VividError
 
 
@@ -18,20 +19,26 @@ class Interrupted(VividError):
     """The run was asked to stop; its state is saved."""
 
 
-class GracefulStop:
-    """Trainer handler: the first Ctrl-C (or SIGTERM) finishes the step, saves, and says how to go on; a second one
-    kills.
+class KeepRun:
+    """Trainer handler: records the run, saves it, and stops it in good order.
+
+    The first Ctrl-C (or SIGTERM) finishes the step, saves, and says how to go on; a second one kills.
 
     Args:
-        checkpoint: the handler that saves.
+        checkpoint: what saves and resumes.
+        history: what is recorded; before the save, so that the save holds it.
     """
 
-    def __init__(self, checkpoint: RunCheckpoint) -> None:
+    def __init__(self, *, checkpoint: RunCheckpoint, history: History | None = None) -> None:
         self._checkpoint = checkpoint
+        self._history = history
         self._asked = False
         self._previous: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
+        if self._history is not None:
+            self._history.attach(engine)
+        self._checkpoint.attach(engine)
         engine.add_event_handler(Events.STARTED, lambda _: self._listen())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
         engine.add_event_handler(Events.COMPLETED, lambda _: self._forget())
