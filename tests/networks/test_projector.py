@@ -22,3 +22,11 @@ def test_layers_and_widths() -> None:
 def test_bad_arguments_are_told(arguments: dict) -> None:
     with pytest.raises(VividError, match=next(iter(arguments))):
         Projector(8, **{"out_dim": 4} | arguments)
+
+
+def test_embeddings_start_at_the_asked_scale():
+    torch.manual_seed(0)
+    out = Projector(16, 64, scale=0.05).eval()(torch.randn(10, 16))
+    assert out.square().mean().sqrt().item() == pytest.approx(0.05, rel=1e-3)
+    with pytest.raises(VividError, match="scale=0"):
+        Projector(16, 64, scale=0)

@@ -39,9 +39,10 @@ class Teacher(nn.Module, ABC):
     Args:
         fields: names of the fields, in label-space order.
         embed_dim: width of the image embeddings the teacher takes.
+        embed_scale: root mean square of the embeddings it is used to; a projector starts there.
     """
 
-    def __init__(self, fields: Sequence[str], embed_dim: int) -> None:
+    def __init__(self, fields: Sequence[str], embed_dim: int, *, embed_scale: float = 1.0) -> None:
         super().__init__()
         if isinstance(fields, str) or not fields:
             raise VividError(f"a teacher needs a list of field names, got {fields!r}")
@@ -49,6 +50,7 @@ class Teacher(nn.Module, ABC):
             raise VividError(f"each field can be asked once only; given more than once: {', '.join(repeated)}")
         self.fields: tuple[str, ...] = tuple(fields)
         self.embed_dim = embed_dim
+        self.embed_scale = embed_scale
 
     @abstractmethod
     def forward(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> TeacherOutput:

@@ -73,6 +73,11 @@ class FrozenLM(nn.Module):
         return self._embeddings.shape[1]
 
     @property
+    def embed_scale(self) -> float:
+        """Root mean square of the token embeddings."""
+        return self._embeddings.detach().float().square().mean().sqrt().item()
+
+    @property
     def bos(self) -> list[int]:
         """The token this model expects before any text, if its tokenizer puts one."""
         bos = self.tokenizer.bos_token_id

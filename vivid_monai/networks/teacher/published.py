@@ -50,7 +50,7 @@ class PublishedTeacher(Teacher):
     """
 
     def __init__(self, lm: FrozenLM, fields: Sequence[str], *, padding_side: str = "right") -> None:
-        super().__init__(fields, lm.embed_dim)
+        super().__init__(fields, lm.embed_dim, embed_scale=lm.embed_scale)
         self.lm = lm
         self.padding_side = check_padding_side(padding_side)
         self._eos, self._bos = lm.eos, lm.bos

@@ -32,7 +32,7 @@ class SlotTeacher(Teacher):
     def __init__(
         self, lm: FrozenLM, fields: Sequence[str], *, cache_schema: bool = True, padding_side: str = "right"
     ) -> None:
-        super().__init__(fields, lm.embed_dim)
+        super().__init__(fields, lm.embed_dim, embed_scale=lm.embed_scale)
         self.lm = lm
         self.cache_schema = cache_schema
         self.padding_side = check_padding_side(padding_side)
