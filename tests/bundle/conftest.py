@@ -1,0 +1,55 @@
+"""The bundle, run as a user runs it: its own command in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "phantom_images": 120,
+    "image_size": 32,
+    "batch_size": 8,
+    "max_epochs": 2,
+    "epoch_length": 4,
+    "warmup_steps": 2,
+    "save_every": 1,
+    "min_present": 1,
+    "min_absent": 1,
+}
+
+
+def bundle_command(*overlays: str, **knobs) -> list[str]:
+    """The command of a small run; overlays are paths under configs/."""
+    files = [str(ROOT / "configs" / name) for name in ("train.json", *overlays)]
+    options = [part for key, value in {**SMALL, **knobs}.items() for part in (f"--{key}", str(value))]
+    return ["-m", "monai.bundle", "run", "training", "--config_file", str(files), *options]
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Path:
+    """A folder of phantoms that all small runs share."""
+    from vivid_monai.data.phantom import prepare
+
+    root = tmp_path_factory.mktemp("phantoms") / "small"
+    prepare(root, n=SMALL["phantom_images"], seed=0, size=SMALL["image_size"])
+    return root
+
+
+@pytest.fixture
+def bundle(tmp_path, phantoms):
+    """Function that runs the bundle in an empty folder and returns the finished process."""
+
+    def run(*overlays: str, launcher: tuple[str, ...] = (), **knobs) -> subprocess.CompletedProcess:
+        knobs = {"dataset_dir": phantoms, "output_dir": tmp_path / "run", "bundle_root": tmp_path, **knobs}
+        command = [sys.executable, *launcher, *bundle_command(*overlays, **knobs)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=quiet(), timeout=600)
+
+    return run
+
+
+def quiet() -> dict[str, str]:
+    """The environment of a run: one thread, no warnings, no hub."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}

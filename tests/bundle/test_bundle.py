@@ -1,0 +1,65 @@
+"""The repository root is a MONAI bundle."""
+
+import json
+
+import monai.bundle
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from tests.bundle.conftest import ROOT, SMALL
+from vivid_monai.ums.label_space import load_label_space
+
+METADATA = json.loads((ROOT / "configs" / "metadata.json").read_text())
+
+
+@pytest.mark.parametrize("teacher", ["tiny", "none"])
+def test_every_property_is_there(tmp_path, phantoms, teacher):
+    workflow = ConfigWorkflow(
+        [str(ROOT / "configs" / "train.json"), str(ROOT / "configs" / "teacher" / f"{teacher}.json")],
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        **SMALL,
+        dataset_dir=str(phantoms),
+        output_dir=str(tmp_path),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@pytest.mark.real_data
+def test_metadata_follows_the_zoos_schema(real_data):
+    schema = real_data.parent / "monai" / "meta_schema_20240725.json"
+    if not schema.exists():
+        pytest.skip(f"no schema at {schema}")
+    monai.bundle.verify_metadata(meta_file=str(ROOT / "configs" / "metadata.json"), filepath=str(schema))
+
+
+def test_network_fits_the_metadata():
+    monai.bundle.verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        config_file=str(ROOT / "configs" / "train.json"),
+    )
+    names = list(METADATA["network_data_format"]["outputs"]["pred"]["channel_def"].values())
+    assert tuple(names) == load_label_space("chexpert-12").fields
+
+
+def test_loads_from_another_folder_without_data_or_teacher(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vivid").symlink_to(ROOT)
+    (tmp_path / "model.pt").write_bytes(b"")
+    config = monai.bundle.ConfigParser()
+    config.read_config(str(ROOT / "configs" / "train.json"))
+    network = config.get_parsed_content("network_def")
+    assert network(torch.zeros(1, 1, 112, 112)).shape == (1, 12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "vivid"]
+
+
+def test_paper_recipe_has_the_papers_values():
+    recipe = json.loads((ROOT / "configs" / "recipe" / "paper.json").read_text())
+    assert recipe["batch_size"] == 32 == recipe["micro_batch_size"] * 8
+    assert recipe["max_epochs"] * recipe["epoch_length"] == 10_000
+    assert (recipe["learning_rate"], recipe["projector_learning_rate"], recipe["weight_decay"]) == (2e-5, 1e-4, 0.01)
+    assert set(recipe) - {"_desc_"} <= set(json.loads((ROOT / "configs" / "train.json").read_text()))

@@ -1,0 +1,100 @@
+"""The main job from end to end, small: what it leaves behind, and that killing it changes nothing."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from tests.bundle.conftest import ROOT, SMALL, bundle_command, quiet
+from vivid_monai.networks.weights import load_vit
+
+
+def last_words(done: subprocess.CompletedProcess) -> str:
+    return (done.stdout + done.stderr)[-3000:]
+
+
+def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp_path):
+    done = bundle()
+    assert done.returncode == 0, last_words(done)
+    run = tmp_path / "run"
+    vit, metadata = load_vit(run / "pretrained_vit.safetensors")
+    assert metadata["preprocess"]["size"] == 32
+    assert len(metadata["fields"]) == 12
+
+    config = ConfigParser()
+    config.read_config(str(ROOT / "configs" / "train.json"))
+    config.update({key: value for key, value in SMALL.items()})
+    network = config.get_parsed_content("network_def")
+    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    network.load_state_dict(weights, strict=True)
+    assert not any("teacher" in name or "spd" in name for name in weights), "the LLM and SPD stay behind"
+    for name, tensor in vit.state_dict().items():
+        assert torch.equal(tensor, weights[f"encoder.{name}"])
+
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics["encoders"]) == {"pretrained", "untrained"}
+    with (run / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == metrics["n_images"]
+    image = torch.randn(2, 1, 32, 32)
+    assert network.eval()(image).shape == (2, 12)
+    assert network.head.weight.abs().sum() > 0
+
+    assert json.loads((run / "config.json").read_text())["image_size"] == 32, "overrides are in the resolved config"
+    with (run / "curves.csv").open() as file:
+        assert [int(float(row["step"])) for row in csv.DictReader(file)] == [4, 8]
+    assert (run / "curves.png").stat().st_size > 5000
+    assert list((run / "tensorboard").iterdir())
+    assert not any("model.layers" in name for path in (run / "checkpoints").iterdir()
+                   for name in torch.load(path, weights_only=True)["network"])  # fmt: skip
+    assert "macro average" in done.stdout
+    assert "Next:" in done.stdout
+
+
+def test_killed_and_resumed_equals_uninterrupted(bundle, tmp_path, phantoms):
+    done = bundle("teacher/none.json", output_dir=tmp_path / "whole")
+    assert done.returncode == 0, last_words(done)
+
+    knobs = {"dataset_dir": phantoms, "output_dir": tmp_path / "cut", "bundle_root": tmp_path}
+    command = [sys.executable, *bundle_command("teacher/none.json", **knobs)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not any((tmp_path / "cut" / "checkpoints").glob("step_[2-7].pt")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "pretrained_vit.safetensors").exists()
+
+    done = bundle("teacher/none.json", output_dir=tmp_path / "cut", resume=True)
+    assert done.returncode == 0, last_words(done)
+    first, _ = load_vit(tmp_path / "whole" / "pretrained_vit.safetensors")
+    second, _ = load_vit(tmp_path / "cut" / "pretrained_vit.safetensors")
+    for (name, one), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    tables = [(tmp_path / folder / "curves.csv").read_text() for folder in ("whole", "cut")]
+    assert tables[0] == tables[1]
+
+
+def test_two_processes_train_and_close_once(bundle, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    done = bundle("teacher/none.json", "multi_gpu_train.json", launcher=launcher)
+    assert done.returncode == 0, last_words(done)
+    assert done.stdout.count("held-out AUROC") == 1
+    assert (tmp_path / "run" / "pretrained_vit.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("overlay", "knobs"),
+    [("teacher/random.json", {}), ("teacher/tiny.json", {"layout": "published", "pass_patches": True})],
+)
+def test_other_teachers_and_layouts_train(bundle, overlay, knobs):
+    done = bundle(overlay, max_epochs=1, warmup_steps=1, **knobs)
+    assert done.returncode == 0, last_words(done)
