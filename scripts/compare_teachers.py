@@ -2,8 +2,8 @@
 
     python scripts/compare_teachers.py nih=data/nih nih64=data/nih64 --seeds 0 1 2 --page docs/results.md
 
-Each name=folder holds a manifest of `vivid prepare`. Every run is the bundle's own job in a process of its own; a run whose
-metrics are there is not repeated. All numbers of the page come from the runs' files.
+Each name=folder holds a manifest of `vivid prepare`. Every run is the bundle's own job in a process of its own; a run
+whose metrics are there is not repeated. All numbers of the page come from the runs' files.
 """
 
 import argparse
@@ -115,16 +115,8 @@ def section(name: str, runs: dict[str, list[Path]], seeds: list[int]) -> str:
     seconds = {arm: [int((folder / "seconds.txt").read_text()) for folder in folders] for arm, folders in runs.items()}
     times = "; ".join(f"{arm} {np.mean(values):.0f} s" for arm, values in seconds.items())
     command = json.loads((next(iter(runs.values()))[0] / "metrics.json").read_text())["command"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Mean wall time of a run, all included: {times}. The first run's command:",
-            "",
-            f"    {command}",
-            "",
-        ]
-    )
+    lines += ["", f"Mean wall time of a run, all included: {times}. The first run's command:", "", f"    {command}", ""]
+    return "\n".join(lines)
 
 
 def cell(value: float, interval: np.ndarray) -> str:
@@ -136,10 +128,10 @@ PREFACE = """# Results on small real data
 
 Written by `{command}`.
 
-Per finding: AUROC of a linear head on the frozen ViT, on test patients that no step of training, no choice of regularisation
-and no other choice has seen. A cell is the mean over the seeds; its 95 % interval is a bootstrap over the test patients, of
-that mean. Patients are split by their salted hash, once and for all seeds. "Untrained ViT" is the same network before
-pretraining, with a head fitted in the same way.
+Per finding: AUROC of a linear head on the frozen ViT, on test patients that no step of training, no choice of
+regularisation and no other choice has seen. A cell is the mean over the seeds; its 95 % interval is a bootstrap over the
+test patients, of that mean. Patients are split by their salted hash, once and for all seeds. "Untrained ViT" is the same network
+before pretraining, with a head fitted in the same way.
 
 """
 

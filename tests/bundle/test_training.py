@@ -29,7 +29,7 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
 
     config = ConfigParser()
     config.read_config(str(ROOT / "configs" / "train.json"))
-    config.update({key: value for key, value in SMALL.items()})
+    config.update(SMALL)
     network = config.get_parsed_content("network_def")
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     network.load_state_dict(weights, strict=True)

@@ -84,11 +84,14 @@ def test_fields_with_enough_of_each():
     ]
     manifest = make(records, ["train"] * 4 + ["val"] * 2)
     assert manifest.fields_with(min_present=3) == ["Edema"]
-    assert manifest.fields_with(min_present=4) == []
+    with pytest.raises(VividError, match="no field is present"):
+        manifest.fields_with(min_present=4)
     assert manifest.fields_with(min_present=1, min_absent=2) == ["Edema"]
-    assert manifest.fields_with(min_present=1, min_absent=3) == []
+    with pytest.raises(VividError, match="no field is present"):
+        manifest.fields_with(min_present=1, min_absent=3)
     assert manifest.fields_with(min_present=3, split="train") == ["Edema"]
-    assert manifest.fields_with(min_present=1, split="val") == []
+    with pytest.raises(VividError, match="no field is present"):
+        manifest.fields_with(min_present=1, split="val")
 
 
 STATES = ("present", "present", "present", "absent", "absent", None)

@@ -191,9 +191,20 @@ class Manifest:
         return np.asarray(self.table["patient_id"].to_pylist(), dtype=str)
 
     def fields_with(self, min_present: int = 20, split: str | None = None, *, min_absent: int = 0) -> list[str]:
-        """Fields present at least ``min_present`` and absent at least ``min_absent`` times, in one split or in all."""
+        """Fields present at least ``min_present`` and absent at least ``min_absent`` times, in one split or in all.
+
+        Raises:
+            VividError: there is no such field.
+        """
         states = (self if split is None else self.select(split)).states()
         enough = ((states == PRESENT).sum(0) >= min_present) & ((states == ABSENT).sum(0) >= min_absent)
+        if not enough.any():
+            counts = zip(self.fields, (states == PRESENT).sum(0), (states == ABSENT).sum(0), strict=True)
+            most = "; ".join(f"{field}: {present} and {absent}" for field, present, absent in counts)
+            raise VividError(
+                f"no field is present at least {min_present} and absent at least {min_absent} times ({most}); lower "
+                "the minimum (--min_positives) or prepare more data"
+            )
         return [field for field, kept in zip(self.fields, enough, strict=True) if kept]
 
     def items(self, fields: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -13,8 +13,10 @@ from vivid_monai.ums.states import decode
 
 
 def write_predictions(path: Path, results: Mapping[str, tuple[LinearHead, Features]], fields: Sequence[str]) -> None:
-    """Write a CSV with a row per image: ``id``, ``patient_id``, ``state:<field>`` (empty where it cannot be answered) and,
-    for each encoder, ``<encoder>:<field>``, the probability that the field is present.
+    """Write a CSV with a row per image.
+
+    Columns: ``id``; ``patient_id``; ``state:<field>``, empty where it cannot be answered; and for each encoder
+    ``<encoder>:<field>``, the probability that the field is present.
 
     Args:
         results: encoder name → (head, features), all of the same images in the same order.
