@@ -129,9 +129,9 @@ PREFACE = """# Results on small real data
 Written by `{command}`.
 
 Per finding: AUROC of a linear head on the frozen ViT, on test patients that no step of training, no choice of
-regularisation and no other choice has seen. A cell is the mean over the seeds; its 95 % interval is a bootstrap over the
-test patients, of that mean. Patients are split by their salted hash, once and for all seeds. "Untrained ViT" is the same
-network before pretraining, with a head fitted in the same way.
+regularisation and no other choice has seen. A cell is the mean over the seeds; its 95 % interval is a bootstrap over
+the test patients, of that mean. Patients are split by their salted hash, once and for all seeds. "Untrained ViT" is the
+same network before pretraining, with a head fitted in the same way.
 
 """
 

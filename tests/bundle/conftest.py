@@ -24,7 +24,9 @@ SMALL = {
 def bundle_command(*overlays: str, **knobs) -> list[str]:
     """The command of a small run; overlays are paths under configs/."""
     files = [str(ROOT / "configs" / name) for name in ("train.json", *overlays)]
-    options = [part for key, value in {**SMALL, **knobs}.items() for part in (f"--{key}", str(value))]
+    options = [
+        part for key, value in {**SMALL, **knobs}.items() if value is not None for part in (f"--{key}", str(value))
+    ]
     return ["-m", "monai.bundle", "run", "training", "--config_file", str(files), *options]
 
 

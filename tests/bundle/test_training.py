@@ -98,3 +98,11 @@ def test_two_processes_train_and_close_once(bundle, tmp_path):
 def test_other_teachers_and_layouts_train(bundle, overlay, knobs):
     done = bundle(overlay, max_epochs=1, warmup_steps=1, **knobs)
     assert done.returncode == 0, last_words(done)
+
+
+def test_mlflow_keeps_the_run(bundle, tmp_path):
+    pytest.importorskip("mlflow")
+    done = bundle("teacher/none.json", output_dir=None, tracking="mlflow", max_epochs=1, warmup_steps=1)
+    assert done.returncode == 0, last_words(done)
+    assert [path.name for path in (tmp_path / "runs" / "phantom").iterdir()] == ["001"]
+    assert list(tmp_path.rglob("mlruns*")), "tracking left nothing"

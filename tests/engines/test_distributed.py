@@ -20,7 +20,7 @@ dist.init_process_group("gloo")
 rank = dist.get_rank()
 batch = {{k: v[rank * 3 : rank * 3 + 3] for k, v in make_batch().items()}}
 network = make_pretrainer()
-output = PretrainStep(clip_norm=None, micro_batch_size=2)(make_engine(DistributedDataParallel(network)), batch)
+[output] = PretrainStep(clip_norm=None, micro_batch_size=2)(make_engine(DistributedDataParallel(network)), batch)
 torch.save({{"gradients": gradients(network), "output": output}}, f"{{sys.argv[1]}}/{{rank}}.pt")
 dist.destroy_process_group()
 """
@@ -41,7 +41,7 @@ def test_two_gloo_processes_equal_one(tmp_path):
     from vivid_monai.engines.step import PretrainStep
 
     network = make_pretrainer()
-    expected = PretrainStep(clip_norm=None)(make_engine(network), make_batch())
+    [expected] = PretrainStep(clip_norm=None)(make_engine(network), make_batch())
     for rank in range(2):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(got["gradients"], gradients(network), atol=1e-6, rtol=1e-5)

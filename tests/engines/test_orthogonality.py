@@ -34,7 +34,7 @@ def overlap_after_training(loader, weight: float) -> float:
     engine = make_engine(network, loss=PretrainLoss(orthogonality=weight))
     engine.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     step = PretrainStep()
-    penalties = [step(engine, batch)["penalty"] for _, batch in zip(range(25), batches, strict=False)]
+    penalties = [step(engine, batch)[0]["penalty"] for _, batch in zip(range(25), batches, strict=False)]
     return sum(penalties[-5:]) / 5
 
 

@@ -58,7 +58,7 @@ def reference_loss(network, batch) -> torch.Tensor:
 def test_loss_and_gradient_are_the_batchs():
     network, batch = make_pretrainer(), make_batch()
     engine = make_engine(network)
-    output = PretrainStep(clip_norm=None)(engine, batch)
+    [output] = PretrainStep(clip_norm=None)(engine, batch)
     got = gradients(network)
     network.zero_grad(set_to_none=True)
     loss = reference_loss(network, batch)
@@ -71,9 +71,9 @@ def test_loss_and_gradient_are_the_batchs():
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 100])
 def test_micro_batches_change_nothing(size):
     network, batch = make_pretrainer(), make_batch()
-    whole = PretrainStep(clip_norm=None)(make_engine(network), batch)
+    [whole] = PretrainStep(clip_norm=None)(make_engine(network), batch)
     expected = gradients(network)
-    cut = PretrainStep(clip_norm=None, micro_batch_size=size)(make_engine(network), batch)
+    [cut] = PretrainStep(clip_norm=None, micro_batch_size=size)(make_engine(network), batch)
     assert cut == pytest.approx(whole, rel=1e-5)
     torch.testing.assert_close(gradients(network), expected, atol=1e-6, rtol=1e-4)
 
@@ -81,14 +81,14 @@ def test_micro_batches_change_nothing(size):
 def test_a_batch_without_any_answerable_field_moves_only_by_the_penalty():
     network, batch = make_pretrainer(), make_batch()
     batch["states"][:], batch["asked"][:] = -1, False
-    output = PretrainStep()(make_engine(network, loss=PretrainLoss(orthogonality=0.0)), batch)
+    [output] = PretrainStep()(make_engine(network, loss=PretrainLoss(orthogonality=0.0)), batch)
     assert output["loss"] == 0
     assert not gradients(network).any()
 
 
 def test_gradients_are_clipped_to_the_norm():
     network, batch = make_pretrainer(), make_batch()
-    output = PretrainStep(clip_norm=1e-3)(make_engine(network), batch)
+    [output] = PretrainStep(clip_norm=1e-3)(make_engine(network), batch)
     assert output["grad_norm"] > 1e-3
     assert gradients(network).norm().item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -96,14 +96,14 @@ def test_gradients_are_clipped_to_the_norm():
 def test_steps_lower_the_loss():
     network, batch = make_pretrainer(), make_batch()
     engine = make_engine(network, lr=0.1, loss=PretrainLoss(orthogonality=0.01))
-    losses = [PretrainStep()(engine, batch)["loss"] for _ in range(15)]
+    losses = [PretrainStep()(engine, batch)[0]["loss"] for _ in range(15)]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_bf16_comes_close():
     network, batch = make_pretrainer(), make_batch()
-    exact = PretrainStep()(make_engine(network), batch)
-    rough = PretrainStep()(make_engine(network, amp=True), batch)
+    [exact] = PretrainStep()(make_engine(network), batch)
+    [rough] = PretrainStep()(make_engine(network, amp=True), batch)
     assert rough["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert rough["loss"] != exact["loss"]
 

@@ -46,7 +46,7 @@ class History:
 
     def _add(self, engine: Engine) -> None:
         for name in TRAIN:
-            self._sums[name] += engine.state.output[name]  # type: ignore[index, call-overload]
+            self._sums[name] += engine.state.output[0][name]  # type: ignore[index, call-overload]
         self._steps += 1
 
     def _row(self, engine: Engine) -> None:

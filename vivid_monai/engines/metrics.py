@@ -82,6 +82,10 @@ class FieldMetrics(StateMetric):
         super().__init__()
         self.fields = tuple(fields)
 
+    def completed(self, engine: Any, name: str) -> None:
+        super().completed(engine, name)
+        del engine.state.metrics[name]  # the mapping itself: trackers want numbers, and each has its own name
+
     def compute(self) -> dict[str, float]:
         log_probs, states, _ = self.answers()
         score = present_score(log_probs)

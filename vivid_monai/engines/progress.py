@@ -39,7 +39,7 @@ class Progress:
 
     def _step(self, engine: Engine) -> None:
         if self._bar is not None:
-            output = engine.state.output
+            output = engine.state.output[0]  # type: ignore[index]
             self._bar.set_postfix({k: f"{output[k]:.3f}" for k in ("loss", "penalty")}, refresh=False)  # type: ignore[index, call-overload]
             self._bar.update()
 

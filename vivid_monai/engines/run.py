@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -79,8 +80,12 @@ def run(trainer: Any) -> None:
     trainer.run()
 
 
+@cache
 def new_run_dir(parent: str | Path) -> str:
-    """Create and return the next free folder ``<parent>/001``, ``002``, …; one folder for all processes of a run."""
+    """Create and return the next free folder ``<parent>/001``, ``002``, …; one folder for all processes of a run.
+
+    A process gets one folder per parent, however often it asks: MONAI's tracking evaluates configs more than once.
+    """
     chosen: list[str | None] = [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
         Path(parent).mkdir(parents=True, exist_ok=True)

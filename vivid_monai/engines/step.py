@@ -53,8 +53,9 @@ class PretrainStep:
         micro_batch_size: images per forward pass; ``None`` takes the whole batch at once.
         clip_norm: gradients are scaled down to this global 2-norm; ``None`` leaves them alone.
 
-    Returns (as ``engine.state.output``): plain numbers ``loss``, ``nll`` (mean per supervised token), ``penalty`` (mean
-    per image), ``grad_norm`` (before clipping), ``supervised`` and ``images``, of the whole step over all processes.
+    Returns (as ``engine.state.output``, a list of one dict, as MONAI's handlers expect): plain numbers ``loss``, ``nll``
+    (mean per supervised token), ``penalty`` (mean per image), ``grad_norm`` (before clipping), ``supervised`` and
+    ``images``, of the whole step over all processes.
     """
 
     def __init__(self, *, micro_batch_size: int | None = None, clip_norm: float | None = 1.0) -> None:
@@ -63,7 +64,7 @@ class PretrainStep:
         self.micro_batch_size = micro_batch_size
         self.clip_norm = clip_norm
 
-    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, float]:
+    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> list[dict[str, float]]:
         image, (states, asked) = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
         network = engine.network
         network.train()
@@ -100,14 +101,13 @@ class PretrainStep:
         norm = nn.utils.clip_grad_norm_(trained, float("inf") if self.clip_norm is None else self.clip_norm)
         engine.optimizer.step()
         n_supervised, n_images = counts.tolist()
-        return {
+        told = {
             "loss": loss,
             "nll": nll / max(n_supervised, 1),
             "penalty": penalty / n_images,
             "grad_norm": float(norm),
-            "supervised": n_supervised,
-            "images": n_images,
         }
+        return [{**told, "supervised": n_supervised, "images": n_images}]
 
 
 class ValidationStep:
