@@ -53,7 +53,7 @@ class PretrainStep:
         micro_batch_size: images per forward pass; ``None`` takes the whole batch at once.
         clip_norm: gradients are scaled down to this global 2-norm; ``None`` leaves them alone.
 
-    Returns (as ``engine.state.output``, a list of one dict, as MONAI's handlers expect): plain numbers ``loss``, ``nll``
+    Returns (as ``engine.state.output``, a list of one dict, as MONAI's handlers expect): numbers ``loss``, ``nll``
     (mean per supervised token), ``penalty`` (mean per image), ``grad_norm`` (before clipping), ``supervised`` and
     ``images``, of the whole step over all processes.
     """
