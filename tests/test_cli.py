@@ -1,0 +1,37 @@
+"""The command `vivid`: help that helps, and errors in one line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vivid_monai.cli import COMMANDS, main
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_errors_are_one_line(capsys, tmp_path):
+    assert main(["verify", str(tmp_path / "nowhere.jsonl")]) == 2
+    told = "".join(capsys.readouterr())
+    assert "nowhere.jsonl" in told
+    assert "Traceback" not in told
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert "vivid-monai" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m vivid_monai.cli labels chexpert-14 | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=os.environ)
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
