@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -46,6 +47,8 @@ class KeepRun:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
 
     def _listen(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals reach the main thread only, and whoever runs us in another one stops us its own way
         self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _forget(self) -> None:
