@@ -1,7 +1,7 @@
 """Pretrain the tiny teacher that comes with the package, and write its card. Needs torch 2.9 or newer.
 
     python scripts/train_tiny_teacher.py            # eight to ten minutes on one CPU core
-    python scripts/train_tiny_teacher.py --steps 20 --out /tmp/try
+    python scripts/train_tiny_teacher.py --steps 20 --out try
 
 A Llama of about a million parameters and a byte-level BPE, both made from the texts of `tiny_teacher_text.py` alone.
 The same seed on the same machine with the same versions gives the same weights; elsewhere they differ by rounding that
