@@ -40,8 +40,7 @@ class StateMetric(Metric):
         """``log_probs`` (N, F, 3), ``states`` (N, F), ``blank`` (1, F, 3) of the whole pass, over all processes."""
         if not self._log_probs or self._blank is None:
             raise RuntimeError("the validation pass saw no batch, so there is nothing to measure")
-        # The gathered order is by rank; that is enough, since every measure below takes the pairs (answer, state) as a
-        # set.
+        # The gathered order is by rank; that is enough: the measures below take the pairs (answer, state) as a set.
         parts: Any = [(torch.cat(self._log_probs), torch.cat(self._states))]
         if idist.get_world_size() > 1:
             parts = idist.all_gather(parts[0])

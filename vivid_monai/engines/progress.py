@@ -28,7 +28,6 @@ class Progress:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._tell)
             engine.add_event_handler(Events.COMPLETED, self._close)
-            engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _open(self, engine: Engine) -> None:
         steps = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
@@ -56,10 +55,6 @@ class Progress:
     def _close(self, engine: Engine) -> None:
         if self._bar is not None:
             self._bar.close()
-
-    def _fail(self, engine: Engine, error: Exception) -> None:
-        self._close(engine)
-        raise error
 
 
 class SkipList:

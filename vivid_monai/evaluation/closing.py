@@ -13,6 +13,7 @@ import torch.distributed as dist
 from monai.bundle import ConfigWorkflow
 from torch.utils.data import DataLoader
 
+from vivid_monai.data.splits import SPLITS
 from vivid_monai.evaluation.comparison import Comparison, compare
 from vivid_monai.evaluation.features import Features, extract_features
 from vivid_monai.evaluation.head import LinearHead, fit_head
@@ -23,7 +24,6 @@ from vivid_monai.networks.classifier import ViTClassifier
 from vivid_monai.networks.weights import load_vit, save_vit
 
 INITIAL = "initial_vit.safetensors"
-SPLITS = ("train", "val", "test")
 
 
 class Closing:
