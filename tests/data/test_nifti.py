@@ -76,6 +76,26 @@ def test_a_volume_needs_a_slice_that_it_has(tmp_path: Path) -> None:
             read_image(path, slice=index)
 
 
+@pytest.mark.parametrize("codes", ["LPS", "LAI", "SPL", "AIR"])
+@pytest.mark.parametrize(("index", "levels"), [(0, [0, 0, 1]), (2, [1, 2, 3]), (3, [2, 3, 3])])
+def test_neighbours_come_from_below_upwards_and_end_with_the_volume(
+    tmp_path: Path, codes: str, index: int, levels: list[int]
+) -> None:
+    volume = np.random.default_rng(0).random(SHAPE, np.float32) / 10
+    volume += np.arange(4) / 5
+    path = save(volume, tmp_path / "a.nii", codes)
+    three = read_image(path, slice=index, slices=3, window=WINDOW)
+    assert three.shape == (3, 5, 6)
+    for found, level in zip(three, levels, strict=True):
+        assert np.array_equal(found, read_image(path, slice=level, window=WINDOW)[0])
+
+
+def test_the_only_slice_has_no_neighbours(tmp_path: Path) -> None:
+    path = save(marked()[:, :, 2:3], tmp_path / "a.nii")
+    with pytest.raises(ImageError, match=r"a\.nii: .*has 1 axial slices; 3 neighbouring ones"):
+        read_image(path, slices=3)
+
+
 def test_a_single_slice_needs_no_index(tmp_path: Path) -> None:
     path = save(marked()[:, :, 2:3], tmp_path / "a.nii")
     assert np.argwhere(read_image(path)[0]).tolist() == [[1, 5]]

@@ -2,8 +2,10 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,8 @@ def run(preprocess: Preprocess, path: Path) -> torch.Tensor:
 
 
 def test_json_keeps_everything() -> None:
-    preprocess = Preprocess(size=96, channels=3, mean=(0.1, 0.2, 0.3), std=0.2, resize="crop", window=(-600, 1500))
+    preprocess = Preprocess(size=96, channels=3, mean=(0.1, 0.2, 0.3), std=0.2, resize="crop", resize_to=110, slices=3)
+    preprocess = replace(preprocess, window=(-600, 1500))
     again = Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict())))
     assert again == preprocess
     assert hash(again) == hash(preprocess)
@@ -51,6 +54,11 @@ def test_json_with_other_keys_is_refused_by_name() -> None:
         {"std": ()},
         {"channels": 3, "std": (0.2, 0.2)},
         {"resize": "squash"},
+        {"resize": "crop", "resize_to": 223},
+        {"resize": "stretch", "resize_to": 256.0},
+        {"resize": "pad", "resize_to": 256},
+        {"slices": 2},
+        {"slices": True},
         {"interpolation": "nearest"},
         {"window": (40, 0)},
         {"window": (40,)},
@@ -93,6 +101,54 @@ def test_cropping_covers_the_square_from_the_middle(tmp_path: Path) -> None:
     pixels[:, 25:75] = 255
     image = run(Preprocess(size=50, mean=0, std=1, resize="crop"), save(pixels, tmp_path / "a.png"))
     assert torch.equal(image, torch.ones(1, 50, 50))
+
+
+def pillow(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Antialiased bilinear in floating point, in [0, 1]."""
+    return (
+        np.asarray(Image.fromarray(pixels.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)) / 255
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "resized", "top", "left"),
+    [
+        ({"resize": "crop"}, (40, 61), 0, 10),  # 40 * 101 / 66 = 61.2: the long side is rounded down
+        ({"resize": "crop", "resize_to": 48}, (48, 73), 4, 16),
+        ({"resize": "stretch"}, (40, 40), 0, 0),
+        ({"resize": "stretch", "resize_to": 48}, (48, 48), 4, 4),
+    ],
+)
+def test_the_rules_of_other_peoples_processors(
+    tmp_path: Path, settings: dict, resized: tuple[int, int], top: int, left: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (66, 101)).astype(np.uint8)
+    image = run(Preprocess(size=40, mean=0, std=1, **settings), save(pixels, tmp_path / "a.png"))
+    expected = pillow(pixels, *resized)[top : top + 40, left : left + 40]
+    assert np.abs(image[0].numpy() - expected).max() < 0.51 / 255
+
+
+def test_nothing_said_of_resize_to_means_the_size_itself() -> None:
+    assert Preprocess(size=96, resize="crop") == Preprocess(size=96, resize="crop", resize_to=96)
+    assert Preprocess(size=96).to_dict()["resize_to"] == 96
+
+
+@pytest.mark.parametrize(("channels", "mean"), [(1, (0.5,) * 3), (3, (0.1, 0.2, 0.3))])
+def test_three_slices_are_three_channels(tmp_path: Path, channels: int, mean: tuple[float, ...]) -> None:
+    volume = np.zeros((8, 8, 5), np.float32)
+    volume[:] = np.arange(5) / 10
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "a.nii")
+    preprocess = Preprocess(size=8, channels=channels, mean=mean[:channels], std=1, window=(0.5, 1), slices=3)
+    image = preprocess.transform()({"image": tmp_path / "a.nii", "slice": 2})["image"]
+    assert image.shape == (3, 8, 8)
+    expected = np.array([0.1, 0.2, 0.3]) - mean
+    assert np.allclose(image.as_tensor().numpy(), expected[:, None, None], atol=0.51 / 255)
+
+
+def test_three_slices_of_a_flat_image_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run(Preprocess(slices=3), save(np.zeros((4, 4)), tmp_path / "a.png"))
+    assert "slices cannot be applied to a PNG" in str(caught.value.__cause__)
 
 
 def test_a_small_image_is_enlarged(tmp_path: Path) -> None:

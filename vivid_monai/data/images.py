@@ -26,13 +26,13 @@ class ImageError(VividError):
 class _Format(NamedTuple):
     name: str
     read: Callable[..., np.ndarray]
-    options: frozenset[str] = frozenset()  # which of slice and window the format knows
+    options: frozenset[str] = frozenset()  # which of slice, slices and window the format knows
 
 
 _PNG = _Format("PNG", read_png)
 _JPEG = _Format("JPEG", read_jpeg)
 _DICOM = _Format("DICOM", read_dicom, frozenset({"window"}))
-_NIFTI = _Format("NIfTI", read_nifti, frozenset({"slice", "window"}))
+_NIFTI = _Format("NIfTI", read_nifti, frozenset({"slice", "slices", "window"}))
 
 
 def _format_of(head: bytes) -> _Format | None:
@@ -48,20 +48,25 @@ def _format_of(head: bytes) -> _Format | None:
 
 
 def read_image(
-    path: str | os.PathLike[str], *, slice: int | None = None, window: tuple[float, float] | None = None
+    path: str | os.PathLike[str],
+    *,
+    slice: int | None = None,
+    slices: int = 1,
+    window: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Read one two-dimensional grey image.
+    """Read one two-dimensional grey image, or a slice of a volume with its neighbours.
 
     Args:
         path: a PNG, JPEG, DICOM (Part 10) or NIfTI (.nii, .nii.gz) file; the content decides, not the extension
             (only NIfTI needs its own).
         slice: NIfTI only: index along the inferior→superior axis, 0 = most inferior.
+        slices: 1; or, NIfTI only, 3 for the slice below, the slice itself and the one above.
         window: DICOM and NIfTI only: (centre, width) in the file's real-world unit, HU for CT; replaces the DICOM
             file's own window. Values outside become 0 or 1.
 
     Returns:
-        float32 array (1, H, W) in [0, 1], bright = dense, C-contiguous. How each format's values are scaled is told
-        by :func:`~vivid_monai.data.raster.read_png`, :func:`~vivid_monai.data.dicom.read_dicom` and
+        float32 array (slices, H, W) in [0, 1], bright = dense, C-contiguous. How each format's values are scaled is
+        told by :func:`~vivid_monai.data.raster.read_png`, :func:`~vivid_monai.data.dicom.read_dicom` and
         :func:`~vivid_monai.data.nifti.read_nifti`.
 
     Raises:
@@ -82,18 +87,19 @@ def read_image(
     if form is None:
         raise ImageError(f"{path}: neither PNG, JPEG, DICOM (Part 10) nor NIfTI by its first bytes")
 
-    options = {k: v for k, v in (("slice", slice), ("window", window)) if v is not None}
+    asked = {"slice": slice, "slices": None if slices == 1 else slices, "window": window}
+    options = {name: value for name, value in asked.items() if value is not None}
     if unknown := options.keys() - form.options:
         raise ImageError(f"{path}: {' and '.join(sorted(unknown))} cannot be applied to a {form.name} file")
     try:
         pixels = form.read(path, **options)
     except Exception as error:  # decoders raise whatever they like on damaged files; the cause stays chained
         raise ImageError(f"{path}: unreadable {form.name}: {error or type(error).__name__}") from error
-    if pixels.ndim != 2 or pixels.size == 0:
+    if pixels.ndim != (2 if slices == 1 else 3) or pixels.size == 0:
         raise ImageError(f"{path}: not a two-dimensional image with pixels (shape {pixels.shape})")
     if not np.isfinite(pixels).all():
         raise ImageError(f"{path}: holds values that are not finite (NaN or infinity)")
-    return np.ascontiguousarray(pixels[None], dtype=np.float32)
+    return np.ascontiguousarray(pixels if slices > 1 else pixels[None], dtype=np.float32)
 
 
 def image_error_behind(error: BaseException) -> ImageError | None:

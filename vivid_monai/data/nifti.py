@@ -11,8 +11,10 @@ from vivid_monai.data.raster import MAX_PIXELS
 _RADIOLOGICAL = axcodes2ornt("LPS")  # index grows towards Left, Posterior, Superior
 
 
-def read_nifti(path: Path, *, slice: int | None = None, window: tuple[float, float] | None = None) -> np.ndarray:
-    """Read one axial slice as float (H, W) in [0, 1].
+def read_nifti(
+    path: Path, *, slice: int | None = None, slices: int = 1, window: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Read one axial slice as float (H, W) in [0, 1], or three neighbouring ones as (3, H, W).
 
     Rows run from anterior to posterior and columns from the patient's right to left (patient left on image right),
     by the axes of the affine matrix that are closest; oblique volumes are not resampled. A file whose header states
@@ -20,11 +22,14 @@ def read_nifti(path: Path, *, slice: int | None = None, window: tuple[float, flo
 
     Args:
         slice: index along the inferior→superior axis, 0 = most inferior; needed unless there is only one slice.
+        slices: 1; or 3 for the slice below `slice`, the slice itself and the one above. Where the volume ends, its
+            last slice stands for the one that is not there.
         window: (centre, width) in the volume's unit, HU for CT. Without it the smallest to the largest value of the
             whole volume are scaled, so that slices of one volume stay comparable.
 
     Raises:
-        ValueError: not two- or three-dimensional grey values, no or a wrong slice index, constant without a window.
+        ValueError: not two- or three-dimensional grey values, no or a wrong slice index, constant without a window,
+            neighbours wanted of the only slice there is.
     """
     volume = nibabel.load(path)
     if not isinstance(volume, nibabel.Nifti1Image):
@@ -48,6 +53,8 @@ def read_nifti(path: Path, *, slice: int | None = None, window: tuple[float, flo
     index = slice or 0
     if not 0 <= index < depth:
         raise ValueError(f"has no slice {index}; its {depth} axial slices count from 0 to {depth - 1}")
+    if slices not in (1, 3) or (slices == 3 and depth == 1):
+        raise ValueError(f"has {depth} axial slices; {slices} neighbouring ones cannot be had (1 or 3)")
 
     values = np.asanyarray(volume.dataobj).reshape(shape[:3])
     if window is not None:
@@ -57,6 +64,11 @@ def read_nifti(path: Path, *, slice: int | None = None, window: tuple[float, flo
         low, high = float(values.min()), float(values.max())
         if low == high:
             raise ValueError(f"every voxel is {low:g}, and no window says how bright that is")
-    stored = depth - 1 - index if turn[axial, 1] < 0 else index
-    slab = apply_orientation(np.take(values, [stored], axis=axial), turn)
-    return np.clip((slab[:, :, 0].T.astype(np.float64) - low) / (high - low), 0, 1)
+    reach = slices // 2
+    wanted = np.clip(np.arange(index - reach, index + reach + 1), 0, depth - 1)
+    stored = depth - 1 - wanted if turn[axial, 1] < 0 else wanted
+    # Turning the axes reverses the order of the taken slices where the volume is stored from top to bottom.
+    taken = np.sort(stored)
+    slab = apply_orientation(np.take(values, taken, axis=axial), turn)
+    pixels = np.clip((slab.transpose(2, 1, 0).astype(np.float64) - low) / (high - low), 0, 1)
+    return pixels[0] if slices == 1 else pixels

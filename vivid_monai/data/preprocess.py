@@ -28,10 +28,14 @@ class Preprocess:
         size: height and width of the result, pixels.
         channels: 1, or 3 for weights of colour photographs (the grey image is repeated).
         mean, std: per channel, of images in [0, 1]; one number stands for all channels.
-        resize: ``"pad"`` fits the whole image into the square and fills up with black; ``"crop"`` covers the square
-            and cuts the longer side's ends off. The aspect ratio is kept either way.
+        resize: ``"pad"`` fits the whole image into the square and fills up with black; ``"crop"`` makes the short side
+            `resize_to` long and cuts the square out of the middle, both with the aspect ratio kept; ``"stretch"``
+            makes both sides `resize_to` long, and cuts the square out of the middle where that is larger.
+        resize_to: pixels before the cut, at least `size`, which None stands for; ``"pad"`` cuts nothing.
         interpolation: ``"bilinear"`` or ``"bicubic"``, antialiased.
         window: (centre, width) for DICOM and NIfTI, in HU for CT; None: what each file says.
+        slices: 1, or 3 for a slice of a NIfTI volume between its two neighbours. With three channels the slices are
+            the channels; with one, the result has three channels all the same, each normalised as that one.
 
     Raises:
         VividError: a value that cannot be meant.
@@ -41,14 +45,22 @@ class Preprocess:
     channels: int = 1
     mean: float | tuple[float, ...] = 0.5
     std: float | tuple[float, ...] = 0.25
-    resize: Literal["pad", "crop"] = "pad"
+    resize: Literal["pad", "crop", "stretch"] = "pad"
+    resize_to: int | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     window: tuple[float, float] | None = None
+    slices: int = 1
 
     def __post_init__(self) -> None:
         _require(_whole(self.size) and self.size > 0, "size", self.size, "a positive whole number")
         _require(_whole(self.channels) and self.channels in (1, 3), "channels", self.channels, "1 or 3")
-        _require(self.resize in ("pad", "crop"), "resize", self.resize, "pad or crop")
+        _require(self.resize in _SIDES, "resize", self.resize, "pad, crop or stretch")
+        to = self.size if self.resize_to is None else self.resize_to
+        object.__setattr__(self, "resize_to", to)
+        fits = _whole(to) and (to == self.size if self.resize == "pad" else to >= self.size)
+        allowed = f"{self.size}, as nothing is cut" if self.resize == "pad" else f"a whole number from {self.size} on"
+        _require(fits, "resize_to", to, allowed)
+        _require(_whole(self.slices) and self.slices in (1, 3), "slices", self.slices, "1 or 3")
         _require(
             self.interpolation in ("bilinear", "bicubic"), "interpolation", self.interpolation, "bilinear or bicubic"
         )
@@ -82,35 +94,41 @@ class Preprocess:
         return cls(**values)
 
     def transform(self, keys: KeysCollection = "image") -> Compose:
-        """Path under each key → float32 tensor (channels, size, size), normalised. Nothing in it is random."""
+        """Path under each key → float32 tensor (C, size, size), normalised. Nothing in it is random.
+
+        C is `channels`, or 3 where there are three slices.
+        """
         return Compose([*self.to_bytes(keys), *self.to_unit(keys), *self.to_normal(keys)])
 
     def to_bytes(self, keys: KeysCollection = "image") -> list[Transform]:
-        """First part of :meth:`transform`: path → uint8 tensor (1, size, size), what a cache holds."""
+        """First part of :meth:`transform`: path → uint8 tensor (slices, size, size), what a cache holds."""
         square = (self.size, self.size)
-        fit: Transform = CenterSpatialCropd(keys, square) if self.resize == "crop" else SpatialPadd(keys, square)
+        fit: Transform = SpatialPadd(keys, square) if self.resize == "pad" else CenterSpatialCropd(keys, square)
         return [
-            ReadImaged(keys, window=self.window),
+            ReadImaged(keys, window=self.window, slices=self.slices),
             ResizeAntialiasedd(
-                keys,
-                self.size,
-                side="shortest" if self.resize == "crop" else "longest",
-                interpolation=self.interpolation,
+                keys, self.resize_to or self.size, side=_SIDES[self.resize], interpolation=self.interpolation
             ),
             fit,
             ToBytesd(keys),
         ]
 
     def to_unit(self, keys: KeysCollection = "image") -> list[Transform]:
-        """Second part: uint8 → float32 tensor (1, size, size) in [0, 1], what augmentation works on."""
+        """Second part: uint8 → float32 tensor (slices, size, size) in [0, 1], what augmentation works on."""
         return [ScaleIntensityRanged(keys, a_min=0, a_max=255, b_min=0, b_max=1)]
 
     def to_normal(self, keys: KeysCollection = "image") -> list[Transform]:
-        """Third part: float32 tensor (1, size, size) in [0, 1] → (channels, size, size), normalised."""
+        """Third part: float32 tensor (slices, size, size) in [0, 1] → (C, size, size), normalised."""
+        mean, std = np.array(self.mean), np.array(self.std)
+        if self.slices > self.channels:
+            mean, std = mean.repeat(self.slices), std.repeat(self.slices)
         return [
-            *([RepeatChanneld(keys, self.channels)] if self.channels > 1 else []),
-            NormalizeIntensityd(keys, np.array(self.mean), np.array(self.std), channel_wise=True),
+            *([RepeatChanneld(keys, self.channels)] if self.channels > self.slices else []),
+            NormalizeIntensityd(keys, mean, std, channel_wise=True),
         ]
+
+
+_SIDES: dict[str, Literal["longest", "shortest", "both"]] = {"pad": "longest", "crop": "shortest", "stretch": "both"}
 
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:
