@@ -1,8 +1,6 @@
 """From what an adapter read to a validated, split and described manifest."""
 
-import csv
 import hashlib
-import io
 import platform
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -20,7 +18,7 @@ from vivid_monai.data.label_spaces import open_label_space, stored_label_space
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.sources.duplicates import drop_duplicates, drop_each
 from vivid_monai.data.sources.image_files import Check, check_images
-from vivid_monai.data.sources.rows import KEY, ROW, TABLE, Rows
+from vivid_monai.data.sources.rows import KEY, ROW, TABLE, Rows, write_skip_list
 from vivid_monai.data.sources.source import Contradictions, Source
 from vivid_monai.data.splits import SPLITS, SplitError, SplitRule, assert_disjoint
 from vivid_monai.data.validate import contradictions, invalid_rows
@@ -45,11 +43,8 @@ class Prepared:
 
     def write(self, folder: Path) -> Path:
         """Write skipped.csv, card.json, card.md and, when they are there, manifest.parquet; returns its path."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.skipped.column_names)
-        writer.writerows(zip(*(column.to_pylist() for column in self.skipped.columns), strict=True))
-        files = {"skipped.csv": text.getvalue(), "card.json": self.card.to_json(), "card.md": to_markdown(self.card)}
+        write_skip_list(self.skipped, folder / "skipped.csv")
+        files = {"card.json": self.card.to_json(), "card.md": to_markdown(self.card)}
         for name, content in files.items():
             with whole_file(folder / name) as part:
                 part.write_text(content, encoding="utf-8")

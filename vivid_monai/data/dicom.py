@@ -28,14 +28,10 @@ def read_dicom(path: Path, *, window: tuple[float, float] | None = None) -> np.n
         ValueError: no pixel data, several frames, colour, a class of object that is no image, a constant image whose
             range cannot be told, or damaged pixel data (decoders may raise other exceptions as well).
     """
-    ds = pydicom.dcmread(path)
-    _check(ds)
-    stored = _decode(ds)
-    padding = _padding(ds, stored)
+    ds, values, padding = _read(path)
     if padding.all():
         raise ValueError("every pixel is padding")
 
-    values = apply_modality_lut(stored, ds)
     if window is not None:
         centre, width = window
         shown = (values - (centre - width / 2)) / width
@@ -52,6 +48,26 @@ def read_dicom(path: Path, *, window: tuple[float, float] | None = None) -> np.n
         shown = 1 - shown
     shown[padding] = 0
     return shown
+
+
+def read_values(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a DICOM image in output units of the modality step, HU for CT.
+
+    Returns:
+        values float (H, W), and where they are padding (PixelPaddingValue), bool (H, W).
+
+    Raises:
+        ValueError: as `read_dicom`.
+    """
+    _, values, padding = _read(path)
+    return values.astype(np.float64), padding
+
+
+def _read(path: Path) -> tuple[pydicom.Dataset, np.ndarray, np.ndarray]:
+    ds = pydicom.dcmread(path)
+    _check(ds)
+    stored = _decode(ds)
+    return ds, apply_modality_lut(stored, ds), _padding(ds, stored)
 
 
 def _check(ds: pydicom.Dataset) -> None:

@@ -1,11 +1,15 @@
 """Rows on their way from a table to the manifest, and the list of those left behind."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from vivid_monai.files import whole_file
 
 TABLE, ROW, KEY = "#table", "#row", "#key"
 """Columns that a row keeps until the manifest is built: its file, its number there (1 is a CSV's header) and a name.
@@ -69,6 +73,14 @@ def skip_list(tables, rows, keys, reasons: Sequence[str], details: Sequence[str]
     columns = zip(SKIPPED_SCHEMA, (tables, rows, keys, reasons, details), strict=True)
     cast = [(c.cast(f.type) if isinstance(c, pa.ChunkedArray | pa.Array) else pa.array(c, f.type)) for f, c in columns]
     return pa.table(cast, schema=SKIPPED_SCHEMA)
+
+
+def write_skip_list(skipped: pa.Table, path: Path) -> None:
+    """Write a table of SKIPPED_SCHEMA as CSV, whole or not at all."""
+    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(skipped.column_names)
+        writer.writerows(zip(*(column.to_pylist() for column in skipped.columns), strict=True))
 
 
 def concat(parts: Sequence[Rows]) -> Rows:

@@ -1,0 +1,149 @@
+"""The readers' XML: who drew which outline on which slice, and how they rated it."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+RATINGS = {
+    "subtlety": 5,
+    "internalStructure": 4,
+    "calcification": 6,
+    "sphericity": 5,
+    "margin": 5,
+    "lobulation": 5,
+    "spiculation": 5,
+    "texture": 5,
+    "malignancy": 5,
+}
+"""The nine characteristics → the highest category; the lowest is 1."""
+
+
+class ReadsError(ValueError):
+    """A file that gives no readings of a CT scan; ``reason`` is the code that skipped.csv lists it under."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, eq=False)
+class Contour:
+    """One outline on one slice.
+
+    Attributes:
+        sop_uid: of the slice.
+        z: its imageZposition, mm.
+        inclusion: whether the inside belongs to the nodule, or is a hole in it.
+        points: int64 (P, 2), column x and row y of the edge map, pixels from 0.
+    """
+
+    sop_uid: str
+    z: float
+    inclusion: bool
+    points: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One reader's mark of one nodule of at least 3 mm.
+
+    Attributes:
+        key: "reader/noduleID", unique in its scan ("#2" is added where a reader uses an identifier twice).
+        reader: the number of the reading session in the file, from 1; LIDC's readers are anonymous.
+        ratings: characteristic → category; ``None`` where it is missing or off its scale.
+    """
+
+    key: str
+    reader: int
+    ratings: dict[str, int | None]
+    contours: tuple[Contour, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ScanReads:
+    """All readings of one scan. ``small``: marks without ratings (nodules under 3 mm); ``non_nodules``: other marks."""
+
+    path: Path
+    series_uid: str
+    study_uid: str
+    readings: tuple[Reading, ...]
+    small: int
+    non_nodules: int
+
+    def content(self) -> tuple:
+        """What two files have to share to say the same."""
+        marks = (
+            (r.key, *r.ratings.values(), *((c.sop_uid, c.points.tobytes()) for c in r.contours)) for r in self.readings
+        )
+        return (self.series_uid, *marks)
+
+
+def read_xml(path: Path) -> ScanReads:
+    """Parse one file of the readers (namespace http://www.nih.gov, root LidcReadMessage).
+
+    A mark without any rating is a nodule under 3 mm: counted, not read. Coordinates are taken as 0-based pixels.
+
+    Raises:
+        ReadsError: not XML, another kind of XML, a reading of a chest X-ray, no series, an outline that is none.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError, UnicodeError, ValueError) as error:
+        raise ReadsError("malformed-xml", f"not well-formed XML: {error}") from error
+    for element in root.iter():  # LIDC's namespace differs between its parts; names do not clash
+        element.tag = element.tag.rpartition("}")[2] if isinstance(element.tag, str) else "comment"
+    if root.tag == "IdriReadMessage" or root.find("CXRreadingSession") is not None:
+        raise ReadsError("cxr-read", "readings of a chest X-ray, not of a CT scan")
+    if root.tag != "LidcReadMessage":
+        raise ReadsError("not-lidc-xml", f"its root is {root.tag}, not LidcReadMessage")
+    header = root.find("ResponseHeader")
+    series = "" if header is None else _text(header, "SeriesInstanceUid") or _text(header, "CTSeriesInstanceUid")
+    if header is None or not series:
+        raise ReadsError("no-series", "ResponseHeader names no SeriesInstanceUid")
+
+    readings: list[Reading] = []
+    small = 0
+    for reader, session in enumerate(root.findall("readingSession"), start=1):
+        used: Counter[str] = Counter()
+        for mark in session.findall("unblindedReadNodule"):
+            ratings = _ratings(mark)
+            if not any(ratings.values()):
+                small += 1
+                continue
+            name = _text(mark, "noduleID").replace("|", " ")
+            used[name] += 1
+            key = f"{reader}/{name}" + (f"#{used[name]}" if used[name] > 1 else "")
+            contours = tuple(_contour(roi, key) for roi in mark.findall("roi"))
+            if not any(contour.inclusion for contour in contours):
+                raise ReadsError("malformed-xml", f"reading {key} has ratings but no outline")
+            readings.append(Reading(key, reader, ratings, contours))
+    others = len(root.findall("readingSession/nonNodule"))
+    return ScanReads(path, series, _text(header, "StudyInstanceUID"), tuple(readings), small, others)
+
+
+def _text(element: ElementTree.Element, name: str) -> str:
+    return (element.findtext(name) or "").strip()
+
+
+def _ratings(mark: ElementTree.Element) -> dict[str, int | None]:
+    told = mark.find("characteristics")
+    values: dict[str, int | None] = {}
+    for name, highest in RATINGS.items():
+        text = "" if told is None else _text(told, name)
+        values[name] = int(text) if text.isdecimal() and 1 <= int(text) <= highest else None
+    return values
+
+
+def _contour(roi: ElementTree.Element, key: str) -> Contour:
+    sop_uid, inclusion = _text(roi, "imageSOP_UID"), _text(roi, "inclusion").upper()
+    try:
+        z = float(_text(roi, "imageZposition"))
+        points = [(int(_text(edge, "xCoord")), int(_text(edge, "yCoord"))) for edge in roi.findall("edgeMap")]
+    except ValueError as error:
+        raise ReadsError("malformed-xml", f"reading {key}: an outline with {error}") from error
+    if not sop_uid or not points or inclusion not in ("TRUE", "FALSE") or not np.isfinite(z):
+        raise ReadsError("malformed-xml", f"reading {key}: an outline without slice, points, z or inclusion")
+    return Contour(sop_uid, z, inclusion == "TRUE", np.array(points, dtype=np.int64))
