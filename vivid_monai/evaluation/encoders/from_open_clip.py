@@ -1,0 +1,139 @@
+"""Vision towers of open_clip, such as BiomedCLIP's, as encoders. The text tower is neither built nor loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivid_monai.data.preprocess import Preprocess
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
+from vivid_monai.evaluation.encoders.from_timm import timm_pool
+from vivid_monai.evaluation.encoders.pooling import choose_pool, pool_tokens
+from vivid_monai.networks.checkpoint_file import read_checkpoint
+from vivid_monai.networks.teacher.load import HUB_NAME
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+RESIZE = {"shortest": "crop", "squash": "stretch", "longest": "pad"}
+
+
+class OpenClipEncoder(Encoder):
+    """A vision tower of open_clip.
+
+    Tokens are those after the last LayerNorm, before the projection to the space shared with text. "pooled" is the
+    embedding in that space, not normalised; towers without the tokens asked for give it.
+    """
+
+    kind = "open_clip"
+
+    def __init__(self, tower: Any, preprocess: Preprocess, *, pool: str, source: str, architecture: str) -> None:
+        self.architecture = architecture
+        super().__init__(tower, preprocess, pool=pool, source=source, settings=structure(tower))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.pool == "pooled":
+            return self.network(images).float()
+        if hasattr(self.network, "trunk"):
+            trunk = self.network.trunk
+            return pool_tokens(trunk.forward_features(images), self.pool, prefix=trunk.num_prefix_tokens)
+        output = self.network.forward_intermediates(
+            images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
+        )
+        cls, patches = output["image_intermediates_prefix"][0], output["image_intermediates"][0]
+        return pool_tokens(torch.cat((cls, patches), dim=1), self.pool, prefix=cls.shape[1])
+
+
+def load_open_clip(name: str, *, pool: str = "cls") -> OpenClipEncoder:
+    """The encoder of a folder with open_clip_config.json and weights, or of a hub name that has them.
+
+    Raises:
+        VividError: open_clip is not installed; files are missing; the tensors are not those of the configuration; the
+            preprocessing is not complete or cannot be expressed.
+    """
+    open_clip = library("open_clip", "open_clip_torch")
+    where = f"open_clip:{name}"
+    config_file, weights_file = _files(name)
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        model, images = config["model_cfg"], config["preprocess_cfg"]
+        vision = {**model["vision_cfg"], "timm_model_pretrained": False}
+        tower = open_clip.model._build_vision_tower(
+            model["embed_dim"], vision, quick_gelu=model.get("quick_gelu", False)
+        )
+    except Exception as error:  # open_clip and timm raise their own kinds on configurations they do not know
+        raise VividError(f"{where}: {CONFIG} cannot be used: {error!r}") from error
+    preprocess = _preprocess(open_clip, images, vision, where)
+    _fill(tower, weights_file, where)
+    architecture = vision.get("timm_model_name") or type(tower).__name__
+    return OpenClipEncoder(
+        tower, preprocess, pool=_pool(tower, pool), source=where, architecture=f"{architecture} (open_clip)"
+    )
+
+
+def _pool(tower: Any, asked: str) -> str:
+    if hasattr(tower, "trunk"):
+        return timm_pool(tower.trunk, asked)
+    tokens = hasattr(tower, "class_embedding") and getattr(tower, "attn_pool", None) is None
+    return choose_pool(asked, cls=tokens, patches=tokens)
+
+
+def _files(name: str) -> tuple[Path, Path]:
+    folder = Path(name).expanduser()
+    if folder.exists():
+        weights = [folder / file for file in WEIGHTS if (folder / file).is_file()]
+        if not (folder / CONFIG).is_file() or not weights:
+            raise VividError(f"open_clip:{name}: a folder with {CONFIG} and one of {', '.join(WEIGHTS)} is needed")
+        return folder / CONFIG, weights[0]
+    hub_name = name.removeprefix("hf-hub:")
+    if not HUB_NAME.fullmatch(hub_name):
+        raise VividError(f"open_clip:{name}: no such folder")
+    hub = library("huggingface_hub", "huggingface_hub")
+    error: Exception | None = None
+    for weights_name in WEIGHTS:
+        try:
+            return Path(hub.hf_hub_download(hub_name, CONFIG)), Path(hub.hf_hub_download(hub_name, weights_name))
+        except Exception as failure:  # no connection, no such repository, no such file
+            error = failure
+    raise VividError(
+        f"open_clip:{name}: no such folder, and the hub does not give it ({first_line(error or OSError())}). Where "
+        f"there is a connection run `hf download {hub_name} --local-dir FOLDER` and give that folder instead"
+    ) from error
+
+
+def _preprocess(open_clip: Any, said: Any, vision: dict[str, Any], where: str) -> Preprocess:
+    missing = [key for key in ("mean", "std") if not said.get(key)]
+    if missing:
+        raise VividError(f"{where}: {CONFIG} does not say {', '.join(missing)} in preprocess_cfg")
+    size = said.get("size") or vision["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    # What the file leaves out has open_clip's own values: bicubic, short side.
+    config = open_clip.transform.PreprocessCfg(**{**said, "size": height})
+    for key, value, ok in (
+        ("size", size, height == width),
+        ("interpolation", config.interpolation, config.interpolation in ("bilinear", "bicubic")),
+        ("resize_mode", config.resize_mode, config.resize_mode in RESIZE),
+        ("fill_color", config.fill_color, config.fill_color == 0 or config.resize_mode != "longest"),
+    ):
+        if not ok:
+            raise VividError(f"{where}: {key} = {value!r} in preprocess_cfg cannot be expressed")
+    return Preprocess(
+        size=height,
+        channels=config.num_channels,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        resize=RESIZE[config.resize_mode],  # type: ignore[arg-type]
+        interpolation=config.interpolation,  # type: ignore[arg-type]
+    )
+
+
+def _fill(tower: Any, file: Path, where: str) -> None:
+    tensors = {name.removeprefix("module."): tensor for name, tensor in read_checkpoint(file).tensors.items()}
+    visual = {name.removeprefix("visual."): t for name, t in tensors.items() if name.startswith("visual.")}
+    try:
+        tower.load_state_dict({name: tensor.float() for name, tensor in visual.items()})
+    except RuntimeError as error:
+        lines = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise VividError(f"{where}: {file.name} does not fit {CONFIG}: {lines[:300]}") from error

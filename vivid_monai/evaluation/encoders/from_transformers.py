@@ -1,0 +1,193 @@
+"""Vision models of transformers as encoders, from a folder or the hub. Code that comes with a model is never run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+from transformers.utils import logging
+
+from vivid_monai.data.preprocess import Preprocess
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.encoders.base import Encoder, first_line
+from vivid_monai.evaluation.encoders.pooling import choose_pool, pool_tokens
+from vivid_monai.evaluation.encoders.processor import read_processor
+from vivid_monai.networks.teacher.load import HUB_NAME
+
+# Model types whose last hidden state is tokens, and the tokens before the patches': (CLS, others) or no CLS.
+# dinov2_with_registers and dinov3_vit add config.num_register_tokens.
+PREFIX = {
+    "beit": 1,
+    "clip_vision_model": 1,
+    "data2vec-vision": 1,
+    "deit": 2,
+    "dinov2": 1,
+    "dinov2_with_registers": 1,
+    "dinov3_vit": 1,
+    "ijepa": 0,
+    "siglip_vision_model": 0,
+    "vit": 1,
+    "vit_mae": 1,
+    "vit_msn": 1,
+}
+# What a checkpoint may hold beside the encoder: heads, decoders and the text towers of pairs.
+BESIDE = {
+    *("classifier", "cls_classifier", "distillation_classifier", "decoder", "head", "lm_head"),
+    *("logit_bias", "logit_scale", "text_model", "text_projection", "visual_projection"),
+}
+# Tensors without influence on a frozen network: they may be absent or left over.
+INERT = ("mask_token", "num_batches_tracked", "position_ids")
+# Keys of a configuration that change no feature.
+VOLATILE = {"architectures", "dtype", "id2label", "label2id", "problem_type", "torch_dtype", "transformers_version"}
+
+
+class TransformersEncoder(Encoder):
+    """The vision tower of a transformers model.
+
+    Tokens are those after the last LayerNorm. "mean" leaves CLS, register and distillation tokens out. Networks
+    without tokens, or without the ones asked for, give their own pooled output: the attention pooling of SigLIP, the
+    average over the map of ResNet and ConvNeXt.
+    """
+
+    kind = "transformers"
+
+    def __init__(self, model: Any, preprocess: Preprocess, *, pool: str, source: str) -> None:
+        self.architecture = type(model).__name__
+        config = model.config
+        self.prefix = PREFIX.get(config.model_type, 0)
+        if self.prefix:
+            self.prefix += getattr(config, "num_register_tokens", None) or 0
+        settings = {
+            key: value for key, value in config.to_dict().items() if key not in VOLATILE and not key.startswith("_")
+        }
+        super().__init__(model, preprocess, pool=pool, source=source, settings=settings)
+
+    def forward(self, images: Tensor) -> Tensor:
+        more = {}
+        if self.network.config.model_type == "vit_mae":  # with nothing masked, the noise is the order of the patches
+            order = torch.arange(self.network.embeddings.num_patches, device=images.device)
+            more["noise"] = order.expand(len(images), -1).float()
+        output = self.network(pixel_values=images, **more)
+        if self.pool == "pooled":
+            pooled = getattr(output, "pooler_output", None)
+            if pooled is None:
+                raise VividError("it gives no pooled output, and where its tokens stand is not known")
+            return pooled.flatten(1).float()
+        tokens = output.last_hidden_state
+        if self.network.config.model_type == "clip_vision_model":  # applied there to the CLS token alone
+            tokens = self.network.post_layernorm(tokens)
+        return pool_tokens(tokens, self.pool, prefix=self.prefix)
+
+
+def load_transformers(name: str, *, pool: str = "cls") -> TransformersEncoder:
+    """The encoder of a folder of ``save_pretrained``, or of a hub name where there is no such folder.
+
+    A folder needs no network. A hub name is looked for in the hub's cache first, then asked of the hub (not where
+    HF_HUB_OFFLINE is set). Of a pair of towers, as CLIP's, the vision tower is taken.
+
+    Raises:
+        VividError: it cannot be had; has no preprocessor_config.json, or one that cannot be expressed; lacks weights
+            or has ones that the network has no place for; is no vision model.
+    """
+    folder = Path(name).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise VividError(f"{name}: not a folder with a config.json, as a transformers model has it")
+        return _read(str(folder), name, pool, offline=True)
+    if not HUB_NAME.fullmatch(name):
+        raise VividError(f"{name}: no such folder")
+    try:
+        return _read(name, name, pool, offline=True)
+    except _NotThereError:
+        pass
+    try:
+        return _read(name, name, pool, offline=False)
+    except _NotThereError as error:
+        raise VividError(
+            f"{error}: no such folder, not whole in the hub's cache on this machine, and the hub does not give it. "
+            f"Where there is a connection run `hf download {name} --local-dir FOLDER`, copy FOLDER here and give its "
+            "path instead of the name"
+        ) from error
+
+
+class _NotThereError(VividError):
+    """A file of the model could not be had."""
+
+
+def _read(place: str, name: str, pool: str, *, offline: bool) -> TransformersEncoder:
+    where = {"local_files_only": offline, "trust_remote_code": False}
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(place, **where)
+            values = get_image_processor_config(place, local_files_only=offline)
+            if not values:
+                raise _NotThereError(
+                    f"{name}: has no preprocessor_config.json, and how its images are prepared is not to be guessed; "
+                    "write one with its image processor's save_pretrained"
+                )
+            vision = getattr(config, "vision_config", None) or config
+            if vision.model_type == "vit_mae":
+                vision.mask_ratio = 0.0
+            preprocess = read_processor(
+                values, model_type=config.model_type, channels=getattr(vision, "num_channels", 3)
+            )
+            loaded: Any = AutoModel.from_pretrained(
+                place, config=vision, dtype=torch.float32, output_loading_info=True, **where
+            )
+    except _NotThereError:
+        raise
+    except VividError as error:
+        raise VividError(f"{name}: {error}") from error
+    except OSError as error:
+        raise _NotThereError(f"{name}: {first_line(error)}") from error
+    except Exception as error:  # transformers, safetensors and pickle each raise their own kinds on a broken file
+        raise VividError(f"{name}: cannot be read as a vision model: {first_line(error)}") from error
+    model, report = loaded
+    if model.main_input_name != "pixel_values":
+        raise VividError(f"{name}: a {model.config.model_type} model takes no images")
+    return _encoder(model, report, preprocess, name, pool)
+
+
+def _encoder(model: Any, report: dict[str, Any], preprocess: Preprocess, name: str, asked: str) -> TransformersEncoder:
+    kind = model.config.model_type
+    pool = choose_pool(asked, cls=PREFIX.get(kind, 0) > 0, patches=kind in PREFIX)
+    if pool != "pooled":
+        _drop_pooler(model)
+    own = model.state_dict().keys()
+    missing = [key for key in report["missing_keys"] if key in own and not key.endswith(INERT)]
+    foreign = [
+        key for key in report["unexpected_keys"] if not key.endswith(INERT) and BESIDE.isdisjoint(key.split(".")[:2])
+    ]
+    wrong = [str(key) for key in report["mismatched_keys"]]
+    for keys, what in ((missing, "lacks weights"), (foreign, "has weights without a place"), (wrong, "misfits")):
+        if keys:
+            some = ", ".join(sorted(keys)[:4])
+            raise VividError(f"{name}: as a {type(model).__name__} it {what}: {some} ({len(keys)} in all)")
+    return TransformersEncoder(model, preprocess, pool=pool, source=name)
+
+
+def _drop_pooler(model: Any) -> None:
+    """Take away the part behind the tokens, where it would not be used: checkpoints often lack it."""
+    if isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None
+    if getattr(model, "use_head", False):
+        model.use_head = False
+        del model.head
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of keys and its bars: what matters of them is checked here and raised."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
