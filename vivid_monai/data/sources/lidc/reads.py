@@ -20,6 +20,8 @@ RATINGS = {
 }
 """The nine characteristics → the highest category; the lowest is 1."""
 
+_LARGEST = 4096  # pixels; LIDC's slices have 512
+
 
 class ReadsError(ValueError):
     """A file that gives no readings of a CT scan; ``reason`` is the code that skipped.csv lists it under."""
@@ -146,4 +148,6 @@ def _contour(roi: ElementTree.Element, key: str) -> Contour:
         raise ReadsError("malformed-xml", f"reading {key}: an outline with {error}") from error
     if not sop_uid or not points or inclusion not in ("TRUE", "FALSE") or not np.isfinite(z):
         raise ReadsError("malformed-xml", f"reading {key}: an outline without slice, points, z or inclusion")
+    if not all(0 <= value < _LARGEST for point in points for value in point):
+        raise ReadsError("malformed-xml", f"reading {key}: a point outside 0 … {_LARGEST - 1} pixels")
     return Contour(sop_uid, z, inclusion == "TRUE", np.array(points, dtype=np.int64))
