@@ -18,8 +18,8 @@ from vivid_monai.evaluation.encoders.pooling import choose_pool, pool_tokens
 from vivid_monai.evaluation.encoders.processor import read_processor
 from vivid_monai.networks.teacher.load import HUB_NAME
 
-# Model types whose last hidden state is tokens, and the tokens before the patches': (CLS, others) or no CLS.
-# dinov2_with_registers and dinov3_vit add config.num_register_tokens.
+# Model types whose last hidden state is tokens, and how many stand before the patches': 0, or CLS and whatever follows
+# it. Register tokens (config.num_register_tokens) come on top.
 PREFIX = {
     "beit": 1,
     "clip_vision_model": 1,
@@ -69,7 +69,7 @@ class TransformersEncoder(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         more = {}
         if self.network.config.model_type == "vit_mae":  # with nothing masked, the noise is the order of the patches
-            order = torch.arange(self.network.embeddings.num_patches, device=images.device)
+            order = torch.arange(self.network.embeddings.patch_embeddings.num_patches, device=images.device)
             more["noise"] = order.expand(len(images), -1).float()
         output = self.network(pixel_values=images, **more)
         if self.pool == "pooled":

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import Encoder
 from vivid_monai.evaluation.encoders.from_open_clip import load_open_clip
@@ -20,7 +22,7 @@ LIBRARIES: dict[str, Callable[..., Encoder]] = {
 
 
 def load_encoder(spec: str, *, pool: str = "cls", seed: int = 0) -> Encoder:
-    """The encoder that a string names, frozen and in evaluation mode.
+    """The encoder that a string names, frozen and in evaluation mode. The global random state is left as it was.
 
     Args:
         spec: a ``.safetensors`` file of ours; ``untrained:`` and such a file, for fresh weights; a folder of
@@ -33,6 +35,11 @@ def load_encoder(spec: str, *, pool: str = "cls", seed: int = 0) -> Encoder:
         VividError: the spec names nothing that can be had; the library is not installed; weights or preprocessing are
             not complete.
     """
+    with torch.random.fork_rng(devices=[]):  # libraries draw random weights before they load the real ones
+        return _load(spec, pool, seed)
+
+
+def _load(spec: str, pool: str, seed: int) -> Encoder:
     kind, colon, name = spec.partition(":")
     if colon and kind == "untrained":
         return untrained(_file(name, spec), pool=pool, seed=seed)

@@ -55,7 +55,7 @@ def load_vivid(path: str, *, pool: str = "cls") -> VividEncoder:
 def untrained(path: str, *, pool: str = "cls", seed: int = 0) -> VividEncoder:
     """The network of such a file as it was before any training: same architecture and preprocessing, fresh weights.
 
-    The weights depend on `seed` alone, and the global random state is left as it was.
+    The weights depend on `seed` alone.
 
     Raises:
         VividError: as :func:`load_vivid`.

@@ -1,0 +1,339 @@
+"""Saved models of the real architectures, small and with random weights, loaded without a network."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tests.evaluation.encoders.conftest import prepared
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.encoders import load_encoder
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+MLP = {**SMALL, "intermediate_size": 48}
+TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 50}
+SQUARE = {"height": 32, "width": 32}
+RAD_DINO = {"mean": [0.5307] * 3, "std": [0.2583] * 3}
+Output = Any
+
+
+def vit() -> Any:
+    return hf.ViTModel(hf.ViTConfig(**MLP)), hf.ViTImageProcessorPil(size=SQUARE)
+
+
+def vit_classifier() -> Any:
+    return hf.ViTForImageClassification(hf.ViTConfig(**MLP)), hf.ViTImageProcessorPil(size=SQUARE)
+
+
+def deit() -> Any:
+    processor = hf.DeiTImageProcessorPil(size={"height": 40, "width": 40}, crop_size=SQUARE)
+    return hf.DeiTModel(hf.DeiTConfig(**MLP)), processor
+
+
+def mae() -> Any:
+    return hf.ViTMAEModel(hf.ViTMAEConfig(**MLP)), hf.ViTImageProcessorPil(size=SQUARE)
+
+
+def rad_dino() -> Any:
+    processor = hf.BitImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size=SQUARE, image_mean=RAD_DINO["mean"], image_std=RAD_DINO["std"]
+    )
+    return hf.Dinov2Model(hf.Dinov2Config(**SMALL)), processor
+
+
+def registers() -> Any:
+    processor = hf.BitImageProcessorPil(size={"shortest_edge": 37}, crop_size=SQUARE)
+    return hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**SMALL)), processor
+
+
+def dinov3() -> Any:
+    """Its own processor needs torchvision; ViT's with the same values does the same up to rounding."""
+    processor = hf.ViTImageProcessorPil(size=SQUARE, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+    return hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**MLP, num_register_tokens=4)), processor
+
+
+def siglip_vision() -> Any:
+    return hf.SiglipVisionModel(hf.SiglipVisionConfig(**MLP)), hf.SiglipImageProcessorPil(size=SQUARE)
+
+
+def siglip() -> Any:
+    model = hf.SiglipModel(hf.SiglipConfig(text_config=TEXT, vision_config=MLP))
+    return model, hf.SiglipImageProcessorPil(size=SQUARE)
+
+
+def clip() -> Any:
+    model = hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=MLP, projection_dim=16))
+    return model, hf.CLIPImageProcessorPil(size={"shortest_edge": 36}, crop_size=SQUARE)
+
+
+def resnet() -> Any:
+    model = hf.ResNetModel(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
+    return model, hf.ConvNextImageProcessorPil(size={"shortest_edge": 32}, crop_pct=0.875)
+
+
+def convnext() -> Any:
+    model = hf.ConvNextModel(hf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2))
+    return model, hf.ConvNextImageProcessorPil(size={"shortest_edge": 384})
+
+
+def cls(output: Output, model: Any) -> torch.Tensor:
+    return output.last_hidden_state[:, 0]
+
+
+def mean_after(prefix: int) -> Callable:
+    return lambda output, model: output.last_hidden_state[:, prefix:].mean(1)
+
+
+def both_after(prefix: int) -> Callable:
+    return lambda output, model: torch.cat([cls(output, model), mean_after(prefix)(output, model)], 1)
+
+
+def pooled(output: Output, model: Any) -> torch.Tensor:
+    return output.pooler_output.flatten(1)
+
+
+def clip_mean(output: Output, model: Any) -> torch.Tensor:
+    return model.post_layernorm(output.last_hidden_state)[:, 1:].mean(1)
+
+
+# build, pool asked, pool used, features of the original model
+CASES = [
+    (vit, "cls", "cls", cls),
+    (vit, "mean", "mean", mean_after(1)),
+    (vit, "cls+mean", "cls+mean", both_after(1)),
+    (vit, "pooled", "pooled", pooled),
+    (vit_classifier, "cls", "cls", cls),
+    (deit, "mean", "mean", mean_after(2)),
+    (rad_dino, "cls", "cls", cls),
+    (rad_dino, "mean", "mean", mean_after(1)),
+    (registers, "cls+mean", "cls+mean", both_after(5)),
+    (dinov3, "cls", "cls", cls),
+    (dinov3, "mean", "mean", mean_after(5)),
+    (siglip_vision, "cls", "pooled", pooled),
+    (siglip_vision, "mean", "mean", mean_after(0)),
+    (siglip, "cls", "pooled", pooled),
+    (clip, "cls", "cls", pooled),  # CLIP's pooled output is its CLS token after the last LayerNorm
+    (clip, "mean", "mean", clip_mean),
+    (resnet, "cls", "pooled", pooled),
+    (convnext, "mean", "pooled", pooled),
+]
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Weights of which each matters: initial ones are near zero, and biases are zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def saved(build: Callable, folder: Path) -> tuple[Any, Any]:
+    model, processor = build()
+    randomise(model)
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if build is dinov3:
+        edit(folder, image_processor_type="DINOv3ViTImageProcessorFast", do_center_crop=None, device=None)
+    return model, processor
+
+
+def edit(folder: Path, file: str = "preprocessor_config.json", **changes: Any) -> None:
+    values = json.loads((folder / file).read_text()) | changes
+    (folder / file).write_text(json.dumps({key: value for key, value in values.items() if value != "gone"}))
+
+
+def vision(model: Any) -> Any:
+    return getattr(model, "vision_model", None) or getattr(model, "vit", model)
+
+
+@pytest.mark.parametrize(
+    ("build", "asked", "used", "reference"), CASES, ids=[f"{build.__name__}-{asked}" for build, asked, *_ in CASES]
+)
+def test_features_equal_those_of_the_original(
+    tmp_path: Path, radiograph: Path, build: Callable, asked: str, used: str, reference: Callable
+) -> None:
+    model, processor = saved(build, tmp_path)
+    with Image.open(radiograph) as image:
+        pixels = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = reference(vision(model)(pixel_values=pixels), vision(model))
+
+    encoder = load_encoder(str(tmp_path), pool=asked)
+    assert (encoder.pool, encoder.dim) == (used, expected.shape[1])
+    features = encoder(pixels)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+    assert encoder.describe()["architecture"] == type(vision(model)).__name__
+
+    images = prepared(encoder, radiograph)
+    assert images.shape == pixels.shape
+    # Both work in bytes; Pillow rounds between rows and columns too, and clips what bicubic overshoots there.
+    bytes_apart = (images - pixels).abs().amax((0, 2, 3)).numpy() * encoder.preprocess.std * 255
+    assert bytes_apart.max() < 2.01
+    assert np.abs((images - pixels).numpy()).mean() * 255 * np.mean(encoder.preprocess.std) < 0.4
+
+
+def test_mae_sees_the_whole_image_in_order(tmp_path: Path) -> None:
+    """Masking is off: the tokens are those of a ViT with the same weights."""
+    model, _ = saved(mae, tmp_path)
+    twin = hf.ViTModel(hf.ViTConfig(**MLP), add_pooling_layer=False).eval()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in twin.state_dict()}
+    twin.load_state_dict(state)
+    pixels = torch.rand(2, 3, 32, 32)
+    for pool, reference in (("cls", cls), ("mean", mean_after(1))):
+        encoder = load_encoder(str(tmp_path), pool=pool)
+        torch.testing.assert_close(encoder(pixels), reference(twin(pixels), twin), atol=1e-5, rtol=1e-5)
+
+
+def test_of_a_pair_the_vision_tower_is_taken(tmp_path: Path) -> None:
+    model, _ = saved(siglip, tmp_path)
+    parameters = sum(p.numel() for p in model.vision_model.parameters())
+    assert load_encoder(str(tmp_path)).describe()["n_parameters"] == parameters
+
+
+def test_what_is_not_used_is_not_part_of_the_encoder(tmp_path: Path) -> None:
+    """A checkpoint with a head, and the random pooler transformers adds: neither changes the fingerprint."""
+    saved(vit_classifier, tmp_path)
+    first, again = load_encoder(str(tmp_path)), load_encoder(str(tmp_path))
+    assert first.fingerprint() == again.fingerprint()
+    assert not any("pooler" in name or "classifier" in name for name in first.state_dict())
+
+
+def test_the_fingerprint_follows_weights_and_settings_but_not_the_folder(tmp_path: Path) -> None:
+    saved(vit, tmp_path / "a")
+    first = load_encoder(str(tmp_path / "a")).fingerprint()
+
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(tmp_path / "a", tmp_path / name))
+
+    assert load_encoder(str(copied("b"))).fingerprint() == first
+    assert load_encoder(f"transformers:{tmp_path / 'b'}").fingerprint() == first
+    edit(copied("labels"), "config.json", id2label={"0": "x", "1": "y", "2": "z"})
+    assert load_encoder(str(tmp_path / "labels")).fingerprint() == first
+    edit(copied("heads"), "config.json", num_attention_heads=4)
+    assert load_encoder(str(tmp_path / "heads")).fingerprint() != first
+    edit(copied("rule"), resample=3)
+    assert load_encoder(str(tmp_path / "rule")).fingerprint() != first
+    weights = load_file(copied("weight") / "model.safetensors")
+    weights["layernorm.weight"][3] += 1e-3
+    save_file(weights, tmp_path / "weight" / "model.safetensors", metadata={"format": "pt"})
+    assert load_encoder(str(tmp_path / "weight")).fingerprint() != first
+
+
+def test_weights_of_half_precision_give_float32(tmp_path: Path) -> None:
+    model, processor = vit()
+    model.bfloat16().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+    assert encoder(torch.rand(1, 3, 32, 32)).dtype == torch.float32
+
+
+def without(folder: Path, *prefixes: str, add: dict[str, torch.Tensor] | None = None) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
+    assert len(kept) < len(weights) or add
+    save_file(kept | (add or {}), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_missing_weights_are_an_error_unless_they_are_not_used(tmp_path: Path) -> None:
+    saved(rad_dino, tmp_path / "dino")
+    without(tmp_path / "dino", "embeddings.mask_token")
+    load_encoder(str(tmp_path / "dino"))
+    without(tmp_path / "dino", "encoder.layer.1.mlp.fc1.weight")
+    with pytest.raises(VividError, match=r"dino: as a Dinov2Model it lacks weights: encoder\.layer\.1\.mlp\.fc1\.weig"):
+        load_encoder(str(tmp_path / "dino"))
+
+    saved(siglip_vision, tmp_path / "siglip")
+    names = list(load_file(tmp_path / "siglip" / "model.safetensors"))
+    without(tmp_path / "siglip", *(name for name in names if "head." in name))
+    assert load_encoder(str(tmp_path / "siglip"), pool="mean").pool == "mean"
+    with pytest.raises(VividError, match="lacks weights: head"):
+        load_encoder(str(tmp_path / "siglip"))
+
+    saved(vit_classifier, tmp_path / "vit")
+    with pytest.raises(VividError, match="lacks weights: pooler"):
+        load_encoder(str(tmp_path / "vit"), pool="pooled")
+
+
+def test_weights_without_a_place_are_an_error(tmp_path: Path) -> None:
+    """A third layer, where the configuration speaks of two, would be dropped in silence."""
+    saved(rad_dino, tmp_path)
+    without(tmp_path, "nothing", add={"encoder.layer.2.norm1.weight": torch.ones(32)})
+    with pytest.raises(VividError, match=r"has weights without a place: encoder\.layer\.2\.norm1\.weight"):
+        load_encoder(str(tmp_path))
+
+
+def test_a_misfit_is_an_error(tmp_path: Path) -> None:
+    saved(vit, tmp_path)
+    edit(tmp_path, "config.json", intermediate_size=64)
+    with pytest.raises(VividError, match=str(tmp_path)):
+        load_encoder(str(tmp_path))
+
+
+def test_no_processor_is_an_error_and_not_a_default(tmp_path: Path) -> None:
+    saved(vit, tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(VividError, match=r"has no preprocessor_config\.json, and .* is not to be guessed"):
+        load_encoder(str(tmp_path))
+
+
+def test_a_processor_for_another_size_is_an_error(tmp_path: Path) -> None:
+    saved(vit, tmp_path)
+    edit(tmp_path, size={"height": 48, "width": 48})
+    with pytest.raises(VividError, match="does not take the images that its preprocessing makes, 3 x 48 x 48"):
+        load_encoder(str(tmp_path))
+
+
+def test_a_model_that_is_no_vision_model(tmp_path: Path) -> None:
+    config = hf.BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=9
+    )
+    hf.BertModel(config).save_pretrained(tmp_path)
+    hf.ViTImageProcessorPil(size=SQUARE).save_pretrained(tmp_path)
+    with pytest.raises(VividError, match="a bert model takes no images"):
+        load_encoder(str(tmp_path))
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "ran",))
+
+    saved(vit, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"layernorm.weight": Trap()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(VividError, match="cannot be read as a vision model"):
+        load_encoder(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_beside_the_weights_is_not_run(tmp_path: Path) -> None:
+    saved(vit, tmp_path)
+    (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Trap: pass\n")
+    edit(tmp_path, "config.json", model_type="trap", auto_map={"AutoConfig": "trap.Trap", "AutoModel": "trap.Trap"})
+    with pytest.raises(VividError, match="cannot be read as a vision model"):
+        load_encoder(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_plain_tensors_of_an_older_file_are_read(tmp_path: Path) -> None:
+    model, _ = saved(vit, tmp_path)
+    first = load_encoder(str(tmp_path)).fingerprint()
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert load_encoder(str(tmp_path)).fingerprint() == first
+
+
+def test_a_hub_name_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(VividError, match=r"no-such-maker/no-such-model.*hf download no-such-maker/no-such-model"):
+        load_encoder("transformers:no-such-maker/no-such-model")

@@ -1,0 +1,50 @@
+"""Specs: what a string can name, and what is said where it names nothing."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.encoders import load_encoder
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nowhere.safetensors", "nowhere.safetensors: no such file"),
+        ("untrained:nowhere.safetensors", "nowhere.safetensors: no such file"),
+        ("untrained:timm:vit_tiny", "'untrained:timm:vit_tiny' is no encoder"),
+        ("weights.pth", "'weights.pth' is no encoder: give a .safetensors file of this package"),
+        ("", "'' is no encoder"),
+        ("unknown:thing", "'unknown:thing' is no encoder: .* or one of transformers:NAME, timm:NAME, open_clip:NAME"),
+        ("transformers:", "names no model: write transformers:FOLDER-OR-NAME"),
+        ("transformers:/no/such/folder", "/no/such/folder: no such folder"),
+    ],
+)
+def test_what_names_no_encoder(spec: str, message: str) -> None:
+    with pytest.raises(VividError, match=message):
+        load_encoder(spec)
+
+
+def test_an_unknown_pooling(vit_file: str) -> None:
+    with pytest.raises(VividError, match="pool='max' must be one of"):
+        load_encoder(vit_file, pool="max")
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
+    with pytest.raises(VividError, match="is no encoder"):
+        load_encoder(str(tmp_path))
+    with pytest.raises(VividError, match=r"not a folder with a config\.json"):
+        load_encoder(f"transformers:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("library", "package"),
+    [("timm", "timm"), ("open_clip", "open_clip_torch"), ("torchxrayvision", "torchxrayvision")],
+)
+def test_a_library_that_is_not_installed(library: str, package: str) -> None:
+    if importlib.util.find_spec(library):
+        pytest.skip(f"{library} is installed")
+    with pytest.raises(VividError, match=f"{library} is not installed: pip install {package}$"):
+        load_encoder(f"{library}:some-model")

@@ -1,0 +1,61 @@
+"""Our own ViT, trained or not, as an encoder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.evaluation.encoders.conftest import PREPROCESS, prepared
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
+from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.networks.vit import ViT
+from vivid_monai.networks.weights import load_vit, save_vit
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "cls+mean"])
+def test_features_are_those_that_the_classifier_sees(vit_file: str, radiograph: Path, pool: str) -> None:
+    encoder = load_encoder(vit_file, pool=pool)
+    images = prepared(encoder, radiograph)
+    expected = ViTClassifier(load_vit(vit_file)[0], 1, pool=pool).eval().features(images)
+    assert isinstance(encoder, VividEncoder)
+    assert encoder.dim == expected.shape[1]
+    assert torch.equal(encoder(images), expected)
+    assert not torch.equal(encoder(images), encoder(1 - images))
+
+
+def test_the_preprocessing_travels_with_the_weights(vit_file: str, tmp_path: Path) -> None:
+    assert load_encoder(vit_file).preprocess == PREPROCESS
+    incomplete = {key: value for key, value in PREPROCESS.to_dict().items() if key != "resize_to"}
+    save_vit(load_vit(vit_file)[0], tmp_path / "old.safetensors", preprocess=incomplete)
+    with pytest.raises(VividError, match=r"old\.safetensors: preprocess: missing keys \['resize_to'\]"):
+        load_encoder(str(tmp_path / "old.safetensors"))
+
+
+def test_an_untrained_network_is_the_same_but_for_its_weights(vit_file: str) -> None:
+    trained, fresh = load_encoder(vit_file), load_encoder(f"untrained:{vit_file}")
+    assert isinstance(trained, VividEncoder)
+    assert isinstance(fresh, VividEncoder)
+    assert fresh.vit.config == trained.vit.config
+    assert fresh.preprocess == trained.preprocess
+    assert not torch.equal(fresh.vit.cls_token, trained.vit.cls_token)
+    assert fresh.describe()["source"] == f"untrained:{vit_file} (seed 0)"
+
+
+def test_fresh_weights_depend_on_the_seed_alone(vit_file: str) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = load_encoder(f"untrained:{vit_file}", seed=7)
+    assert torch.equal(torch.rand(3), expected)  # the global state was left alone
+    again = load_encoder(f"untrained:{vit_file}", seed=7)
+    assert again.fingerprint() == first.fingerprint()
+    assert load_encoder(f"untrained:{vit_file}", seed=8).fingerprint() != first.fingerprint()
+    assert load_encoder(vit_file, seed=7).fingerprint() == load_encoder(vit_file, seed=8).fingerprint()
+    torch.manual_seed(7)
+    assert torch.equal(ViT(**first.vit.config).cls_token, first.vit.cls_token)
+
+
+def test_a_vit_of_ours_has_no_pooled_output(vit_file: str) -> None:
+    with pytest.raises(VividError, match="no pooled output; use cls, mean or cls\\+mean"):
+        load_encoder(vit_file, pool="pooled")
