@@ -181,6 +181,19 @@ def test_features_equal_those_of_the_original(
     assert np.abs((images - pixels).numpy()).mean() * 255 * np.mean(encoder.preprocess.std) < 0.4
 
 
+def test_dinov3s_own_processor(tmp_path: Path, radiograph: Path) -> None:
+    """Run where torchvision is installed: without it transformers has no processor for DINOv3."""
+    pytest.importorskip("torchvision")
+    saved(dinov3, tmp_path)
+    processor = hf.AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(processor).__name__ == "DINOv3ViTImageProcessor"
+    with Image.open(radiograph) as image:
+        pixels = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+    encoder = load_encoder(str(tmp_path))
+    apart = (prepared(encoder, radiograph) - pixels).abs().amax((0, 2, 3)).numpy() * encoder.preprocess.std * 255
+    assert apart.max() < 0.51  # it resizes in floating point, and we round the result to bytes
+
+
 def test_mae_sees_the_whole_image_in_order(tmp_path: Path) -> None:
     """Masking is off: the tokens are those of a ViT with the same weights."""
     model, _ = saved(mae, tmp_path)

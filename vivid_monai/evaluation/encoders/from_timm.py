@@ -52,6 +52,11 @@ def load_timm(name: str, *, pool: str = "cls") -> TimmEncoder:
         model = timm.create_model(f"local-dir:{folder}" if folder.exists() else name, pretrained=True)
     except Exception as error:  # timm, safetensors and the hub each raise their own kinds
         raise VividError(f"timm:{name}: cannot be loaded: {first_line(error)}") from error
+    if model.num_classes != model.pretrained_cfg.get("num_classes"):  # then timm would not have been strict
+        raise VividError(
+            f"timm:{name}: num_classes is {model.num_classes} in the arguments of the model and "
+            f"{model.pretrained_cfg.get('num_classes')} in pretrained_cfg; its weights cannot be checked"
+        )
     preprocess = read_timm_config(timm.data.resolve_model_data_config(model), f"timm:{name}")
     model.reset_classifier(0)
     return TimmEncoder(model, preprocess, pool=timm_pool(model, pool), source=f"timm:{name}")

@@ -1,20 +1,15 @@
 """TorchXRayVision's chest X-ray networks as encoders (Cohen et al. 2022, arXiv:2111.00595)."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
 from vivid_monai.evaluation.encoders.pooling import choose_pool
-
-# The published DenseNets are whole pickled modules. These classes, and no others, may be made of what such a file says.
-LAYERS = (nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
-OWN = ("DenseNet", "_DenseBlock", "_DenseLayer", "_Transition")
+from vivid_monai.networks.checkpoint_file import read_checkpoint
 
 
 class TorchXRayVisionEncoder(Encoder):
@@ -25,83 +20,70 @@ class TorchXRayVisionEncoder(Encoder):
 
     kind = "torchxrayvision"
 
-    def __init__(self, network: nn.Module, name: str, size: int) -> None:
+    def __init__(self, network: nn.Module, name: str, size: int, source: str) -> None:
         self.architecture = name.split("-")[0]
         preprocess = Preprocess(size=size, channels=1, mean=0.5, std=1 / 2048, resize="crop")
-        super().__init__(
-            network, preprocess, pool="pooled", source=f"torchxrayvision:{name}", settings=structure(network)
-        )
+        super().__init__(network, preprocess, pool="pooled", source=source, settings=structure(network))
 
     def forward(self, images: Tensor) -> Tensor:
-        network: Any = self.network
-        return (network.features2(images) if hasattr(network, "features2") else network(images)).float()
+        features = getattr(self.network, "features2", self.network)  # torchvision's ResNet ends where its fc was
+        return features(images).float()
 
 
 def load_torchxrayvision(name: str, *, pool: str = "cls") -> TorchXRayVisionEncoder:
-    """The encoder of published weights, such as ``densenet121-res224-all`` or ``resnet50-res512-all``.
-
-    The file is looked for where TorchXRayVision keeps it (``~/.torchxrayvision/models_data``), and downloaded by it
-    where it is not. Of the file only tensors are used, and no code of it is run.
+    """The encoder of published weights.
 
     Args:
-        name: of the weights.
+        name: ``NAME=FILE``: of the weights, such as ``densenet121-res224-all``, and a file with their state dict. For
+            ``resnet50-res512-all`` the file may be left out: it is looked for where TorchXRayVision keeps it, and
+            downloaded by it. The DenseNets are published as pickled networks, which could run code and are not read.
         pool: one of the known ones; a network of convolutions has no tokens, so that it is always "pooled".
 
     Raises:
-        VividError: TorchXRayVision is not installed; no such weights; they cannot be had; the file holds anything but
-            the network; tensors are missing.
+        VividError: TorchXRayVision is not installed; no such weights; they cannot be had, or are no plain tensors;
+            tensors are missing.
     """
     choose_pool(pool, cls=False, patches=False)
     xrv = library("torchxrayvision", "torchxrayvision")
+    source, (name, _, file) = f"torchxrayvision:{name}", name.partition("=")
     known = xrv.models.model_urls
     names = [n for n in known if n.startswith(("densenet121-", "resnet50-"))]
     if name not in names:
-        raise VividError(f"torchxrayvision:{name}: no such weights; choose one of {', '.join(names)}")
-    url, size, classes = known[name]["weights_url"], known[name]["input_resolution"], len(known[name]["labels"])
-    try:
-        file = Path(xrv.models.get_weights(name))
-    except Exception as error:  # no connection
-        raise VividError(
-            f"torchxrayvision:{name}: cannot be downloaded ({first_line(error)}); fetch {url} where there is a "
-            f"connection and put it into {xrv.utils.get_cache_dir()}"
-        ) from error
-    network = _densenet(xrv, classes) if name.startswith("densenet") else _resnet(classes)
-    tensors = _tensors(xrv, file)
-    try:
+        raise VividError(f"{source}: no such weights; choose one of {', '.join(names)}")
+    tensors = read_checkpoint(file or _published(xrv, name, source)).tensors
+    classes = len(known[name]["labels"])
+    network = _resnet(classes) if name.startswith("resnet") else xrv.models.DenseNet(num_classes=classes)
+    try:  # the operating points are of the classifier
         network.load_state_dict({key: tensor.float() for key, tensor in tensors.items() if key != "op_threshs"})
     except RuntimeError as error:
-        raise VividError(
-            f"torchxrayvision:{name}: {file} does not fit: {str(error).splitlines()[1].strip()}"
-        ) from error
+        problem = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise VividError(f"{source}: the file does not fit {name}: {problem[:300]}") from error
     for head in ("classifier", "fc"):
         if hasattr(network, head):
             setattr(network, head, nn.Identity())
-    return TorchXRayVisionEncoder(network, name, size)
+    return TorchXRayVisionEncoder(network, name, known[name]["input_resolution"], source)
 
 
-def _densenet(xrv: Any, classes: int) -> nn.Module:
-    return xrv.models.DenseNet(num_classes=classes)
+def _published(xrv: Any, name: str, source: str) -> Path:
+    if not name.startswith("resnet"):
+        convert = (
+            "import torch, torchxrayvision as xrv; "
+            f"torch.save(xrv.models.DenseNet(weights='{name}').state_dict(), '{name}.pt')"
+        )
+        raise VividError(
+            f"{source}: is published as a pickled network, which could run code and is not read. Where you trust it, "
+            f'write its tensors once with python -c "{convert}", then name the file: {source}={name}.pt'
+        )
+    try:
+        return Path(xrv.models.get_weights(name))
+    except Exception as error:  # no connection
+        raise VividError(
+            f"{source}: cannot be downloaded ({first_line(error)}); fetch {xrv.models.model_urls[name]['weights_url']} "
+            f"where there is a connection and name the file: {source}=FILE"
+        ) from error
 
 
 def _resnet(classes: int) -> nn.Module:
     network = library("torchvision", "torchvision").models.resnet50(num_classes=classes)
     network.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
     return network
-
-
-def _tensors(xrv: Any, file: Path) -> dict[str, Tensor]:
-    classes: list[Any] = [*LAYERS, *(getattr(xrv.models, name) for name in OWN), set]
-    try:
-        with torch.serialization.safe_globals(classes):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise VividError(
-            f"{file}: holds anything but TorchXRayVision's network, or is broken; it is not run: {first_line(error)}"
-        ) from error
-    if isinstance(content, nn.Module):
-        for module in content.modules():  # files of old PyTorch versions lack it
-            module.__dict__.setdefault("_non_persistent_buffers_set", set())
-        content = content.state_dict()
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise VividError(f"{file}: holds a {type(content).__name__}, not named tensors")
-    return dict(content)
