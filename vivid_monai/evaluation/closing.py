@@ -1,29 +1,30 @@
 """The end of a pretraining run: the LLM is left behind, the encoder gets a head and is held against its start."""
 
 import json
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from monai.bundle import ConfigWorkflow
-from torch.utils.data import DataLoader
 
-from vivid_monai.data.splits import SPLITS
-from vivid_monai.evaluation.comparison import Comparison, compare
-from vivid_monai.evaluation.features import Features, extract_features
-from vivid_monai.evaluation.head import LinearHead, fit_head
-from vivid_monai.evaluation.predictions import write_predictions
-from vivid_monai.evaluation.summary import print_summary
+from vivid_monai.data.preprocess import Preprocess
+from vivid_monai.evaluation.encoders import Encoder, VividEncoder
+from vivid_monai.evaluation.evaluate import evaluate
+from vivid_monai.evaluation.features import FeatureStore
+from vivid_monai.evaluation.output import finish, print_output
+from vivid_monai.evaluation.provenance import resolved_config
+from vivid_monai.evaluation.results import Results
+from vivid_monai.evaluation.task import Task
 from vivid_monai.files import whole_file
 from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.networks.spd import SPD
+from vivid_monai.networks.spd_file import save_spd
 from vivid_monai.networks.weights import load_vit, save_vit
 
 INITIAL = "initial_vit.safetensors"
+PRETRAINED = "pretrained_vit.safetensors"
+SPD_FILE = "spd.safetensors"
 
 
 class Closing:
@@ -31,42 +32,32 @@ class Closing:
 
     Args:
         network: the LLM-free classifier; its encoder is the one that is pretrained.
+        spd: what its tokens are read through while it is taught; kept for the attention maps that the page shows.
+        task: images and fields. The head learns on train, its regularisation is chosen on val, numbers come from test.
+        preprocess: belongs to the weights.
         output_dir: the run's folder.
-        model_path: where the working classifier's weights go (``models/model.pt`` of the bundle).
-        fields: columns of the head.
-        loaders: ``train``, ``val`` and ``test`` → ordered loader with evaluation preprocessing. The head learns on
-            ``train``, its regularisation is chosen on ``val``, numbers come from ``test``; the three share no patient.
-        preprocess: JSON form of the preprocessing that belongs to the weights.
-        device: where features are computed.
-        min_present, min_absent: what a field needs of each on ``test`` to enter the macro average.
-        n_resamples: bootstrap resamples of the test patients.
-        seed: of the bootstrap.
+        model_dir: where what ships goes as well: ``model.pt`` of the bundle and the encoder.
+        store: where features come from.
+        n_examples: test images that the page shows with attention maps.
+        options: min_present, min_absent, n_resamples of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
     """
 
     def __init__(
         self,
         network: ViTClassifier,
         *,
+        spd: SPD,
+        task: Task,
+        preprocess: Preprocess,
         output_dir: str | Path,
-        model_path: str | Path,
-        fields: Sequence[str],
-        loaders: Mapping[str, DataLoader],
-        preprocess: Mapping[str, Any],
-        device: torch.device | str = "cpu",
-        min_present: int = 10,
-        min_absent: int = 10,
-        n_resamples: int = 1000,
-        seed: int = 0,
+        model_dir: str | Path,
+        store: FeatureStore,
+        n_examples: int = 6,
+        **options: Any,
     ) -> None:
-        self.network, self.fields, self.loaders = network, list(fields), dict(loaders)
-        self.output_dir, self.model_path = Path(output_dir), Path(model_path)
-        self.preprocess, self.device = dict(preprocess), device
-        self._compare = {
-            "min_present": min_present,
-            "min_absent": min_absent,
-            "n_resamples": n_resamples,
-            "seed": seed,
-        }
+        self.network, self.spd, self.task, self.preprocess = network, spd, task, preprocess
+        self.output_dir, self.model_dir = Path(output_dir), Path(model_dir)
+        self.store, self.n_examples, self.options = store, n_examples, options
 
     def keep_initial(self) -> None:
         """Before training: write the resolved config and the encoder's first weights, unless a resumed run has them."""
@@ -74,82 +65,57 @@ class Closing:
             return
         self.output_dir.mkdir(parents=True, exist_ok=True)
         if not (self.output_dir / INITIAL).exists():
-            save_vit(self.network.encoder, self.output_dir / INITIAL, preprocess=self.preprocess)
-            _write_json(self.output_dir / "config.json", resolved_config())
+            save_vit(self.network.encoder, self.output_dir / INITIAL, preprocess=self.preprocess.to_dict())
+            with whole_file(self.output_dir / "config.json") as part:
+                part.write_text(json.dumps(resolved_config(), indent=2, default=str) + "\n")
 
-    def finish(self) -> Comparison | None:
+    def finish(self) -> Results | None:
         """After training: fit, test, write and print; on the main process only."""
         if not _is_main():
             return None
         initial, _ = load_vit(self.output_dir / INITIAL)
-        untrained = ViTClassifier(initial, num_classes=len(self.fields), pool=self.network.pool).to(self.device)
-        self.network.to(self.device)
-        results: dict[str, tuple[LinearHead, Features]] = {}
-        for name, network in {"pretrained": self.network, "untrained": untrained}.items():
-            parts = {
-                split: extract_features(
-                    network.features, self.loaders[split], device=self.device, title=f"{name}, {split}"
-                )
-                for split in SPLITS
-            }
-            results[name] = fit_head(parts["train"], parts["val"]), parts["test"]
-
-        head, _ = results["pretrained"]
+        encoders: Mapping[str, list[Encoder]] = {
+            "pretrained": [self._encoder(self.network.encoder, PRETRAINED)],
+            "untrained": [self._encoder(initial, INITIAL)],
+        }
+        evaluated = evaluate(encoders, self.task, self.store, **self.options)
+        head = evaluated.probes["pretrained"][0]
         with torch.no_grad():
             self.network.head.weight.copy_(torch.from_numpy(head.weight))
             self.network.head.bias.copy_(torch.from_numpy(head.bias))
-        comparison = compare(results, self.fields, **self._compare)  # type: ignore[arg-type]
-        self._write(comparison)
-        write_predictions(self.output_dir / "predictions.csv", results, self.fields)
-        print_summary(comparison, self.output_dir, self.model_path)
-        return comparison
-
-    def _write(self, comparison: Comparison) -> None:
-        encoder_path = self.output_dir / "pretrained_vit.safetensors"
-        save_vit(self.network.encoder, encoder_path, preprocess=self.preprocess, fields=self.fields)
-        weights = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
-        for path in (self.output_dir / "model.pt", self.model_path):
-            with whole_file(path) as part:
-                torch.save(weights, part)
-        _write_json(
-            self.output_dir / "metrics.json",
-            {"command": command_line(), "versions": versions(), "preprocess": self.preprocess, **comparison.to_dict()},
+        self._ship()
+        results = finish(
+            evaluated,
+            self.task,
+            self.output_dir,
+            shown=encoders["pretrained"][0],
+            spd=self.output_dir / SPD_FILE,
+            n_examples=self.n_examples,
         )
+        print_output(
+            results,
+            self.output_dir,
+            more={
+                PRETRAINED: f"the encoder, with its preprocessing; without any LLM; also in {self.model_dir}",
+                "model.pt": f"encoder and head; also in {self.model_dir}",
+                SPD_FILE: "the query groups that the encoder was read through, for attention maps",
+                "curves.csv, curves.png": "loss, validation AUROC and NLL over the steps",
+            },
+        )
+        return results
 
+    def _encoder(self, vit: Any, file: str) -> VividEncoder:
+        return VividEncoder(vit, self.preprocess, pool=self.network.pool, source=str(self.output_dir / file))
 
-def resolved_config() -> dict[str, Any]:
-    """The merged config of the bundle workflow that is running this code, overrides included; ``{}`` outside of one.
-
-    A config cannot name itself in MONAI's language, so the workflow is found among the callers.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        workflow = frame.f_locals.get("self")
-        if isinstance(workflow, ConfigWorkflow):
-            return dict(workflow.parser.get())
-        frame = frame.f_back  # type: ignore[assignment]
-    return {}
-
-
-def command_line() -> str:
-    """The command that started this process, as one can type it again."""
-    program = Path(sys.argv[0])
-    start = (
-        ["python", "-m", "monai.bundle"] if program.parts[-3:] == ("monai", "bundle", "__main__.py") else [program.name]
-    )
-    return shlex.join([*start, *sys.argv[1:]])
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    packages = ("vivid-monai", "monai", "torch", "transformers", "pytorch-ignite", "numpy", "scikit-learn", "scipy")
-    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in packages}}
+    def _ship(self) -> None:
+        preprocess, fields = self.preprocess.to_dict(), self.task.fields
+        weights = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
+        for folder in (self.output_dir, self.model_dir):
+            save_vit(self.network.encoder, folder / PRETRAINED, preprocess=preprocess, fields=fields)
+            with whole_file(folder / "model.pt") as part:
+                torch.save(weights, part)
+            save_spd(self.spd, folder / SPD_FILE)
 
 
 def _is_main() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=2, default=str) + "\n")

@@ -1,72 +1,68 @@
-"""The last words of a run: what came out, where it lies, what to do next."""
+"""Results as plain text, for the terminal."""
 
-from pathlib import Path
+from vivid_monai.evaluation.results import Estimate, Results
 
-from vivid_monai.evaluation.comparison import Comparison, EncoderResult
-
-
-def print_summary(comparison: Comparison, output_dir: Path, model_path: Path) -> None:
-    """Print the table of :func:`summary_table`, the files of the run and the next steps."""
-    print("\n" + summary_table(comparison))
-    files = {
-        "pretrained_vit.safetensors": "the encoder, with its preprocessing; no LLM, no optimiser state",
-        "model.pt": f"encoder and head, also at {model_path}",
-        "metrics.json": "these numbers, the command and the versions",
-        "predictions.csv": "states and probabilities of every test image",
-        "curves.csv, curves.png": "loss, validation AUROC and NLL over the steps",
-        "config.json": "the resolved config",
-    }
-    print(f"\nIn {output_dir}:")
-    for name, words in files.items():
-        print(f"  {name:28s} {words}")
-    print("\nNext: tensorboard --logdir " + str(output_dir / "tensorboard"))
-    print("      your own images and labels: vivid prepare table --help, then data/table.json as in the README")
+MACRO = {"auroc": "macro AUROC", "ap": "macro AP", "f1": "macro F1", "brier": "macro Brier", "ece": "macro ECE"}
 
 
-def summary_table(comparison: Comparison) -> str:
-    """A plain-text table: a row per field, AUROC with 95 % intervals per encoder, the macro average, the difference."""
-    names = list(comparison.encoders)
-    width = max(len(field) for field in [*comparison.n_present, "macro average"]) + 2
-    head = f"{'held-out AUROC (95 % CI)':{width}s} {'n+':>6s} {'n-':>6s}  " + "  ".join(
-        f"{name:>20s}" for name in names
-    )
-    lines = [head, "-" * len(head)]
-    for field in comparison.n_present:
-        mark = "" if field in comparison.macro_fields else " *"
-        cells = "  ".join(f"{_cell(comparison.encoders[name], field):>20s}" for name in names)
-        lines.append(
-            f"{field + mark:{width}s} {comparison.n_present[field]:6d} {comparison.n_absent[field]:6d}  {cells}"
-        )
-    macros = [(comparison.encoders[name].macro_auroc, comparison.encoders[name].macro_interval) for name in names]
+def summary_table(results: Results) -> str:
+    """A row per field with its AUROC and 95 % interval for each encoder, the macro averages, the paired differences,
+    what was left out and what to be wary of."""
+    names = list(results.encoders)
+    first = max(len(field) for field in [*results.fields, "balanced accuracy"]) + 3
+    width = max(20, *(len(name) for name in names))
+    title = "test AUROC (95 % CI)"
+    head = f"{title:{first}s} {'n+':>6s} {'n-':>6s}  " + "  ".join(f"{name:>{width}s}" for name in names)
+    rule = "-" * len(head)
+
+    def row(label: str, cells: list[Estimate | None], counts: tuple[str, str] = ("", "")) -> str:
+        numbers = "  ".join(f"{_format(cell):>{width}s}" for cell in cells)
+        return f"{label:{first}s} {counts[0]:>6s} {counts[1]:>6s}  {numbers}".rstrip()
+
+    lines = [head, rule]
+    for field in results.fields:
+        counts = str(results.test["n_present"][field]), str(results.test["n_absent"][field])
+        cells: list[Estimate | None] = [results.encoders[name].fields[field]["auroc"] for name in names]
+        lines.append(row(field + (" *" if field in results.excluded else ""), cells, counts))
+    lines.append(rule)
+    lines += [row(words, [results.encoders[name].macro[key] for name in names]) for key, words in MACRO.items()]
+    if results.kind == "classes":
+        for key in ("accuracy", "balanced_accuracy"):
+            cells = [getattr(results.encoders[name].classes, key) for name in names]
+            lines.append(row(key.replace("_", " "), cells))
+    if len(results.seeds) > 1:
+        lines.append("macro AUROC of each seed: " + "; ".join(_seeds(results, name) for name in names))
     lines += [
-        "-" * len(head),
-        f"{'macro average':{width}s} {'':6s} {'':6s}  " + "  ".join(f"{_format(*m):>20s}" for m in macros),
+        f"{one.first} - {one.second}, {MACRO.get(one.metric, one.metric)}: {_signed(one.estimate)}"
+        for one in results.differences
+        if one.estimate.value is not None
     ]
-    difference, interval = comparison.difference
     lines.append(
-        f"{names[0]} - {names[1]}: {difference:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f}), paired bootstrap over "
-        f"{comparison.n_patients} patients, {comparison.n_images} images"
+        f"{results.test['n_images']} test images of {results.test['n_patients']} patients; intervals and differences: "
+        f"{results.intervals['resamples']} resamples of the patients"
     )
-    if comparison.excluded:
-        lines.append(
-            f"* too few test records of one state, left out of the macro average: {', '.join(comparison.excluded)}"
-        )
-    for name in names:
-        if comparison.encoders[name].untrained_fields:
-            lines.append(
-                f"{name}: no head (one class in training) for {', '.join(comparison.encoders[name].untrained_fields)}"
-            )
-    if comparison.skipped:
-        lines.append(f"{len(comparison.skipped)} unreadable images left out; see metrics.json")
+    if results.excluded:
+        told = "; ".join(f"{field} ({reason})" for field, reason in results.excluded.items())
+        lines.append(f"* not in the macro averages: {told}")
+    lines += [f"WARNING: {warning}" for warning in results.warnings]
     return "\n".join(lines)
 
 
-def _cell(result: EncoderResult, field: str) -> str:
-    return _format(result.auroc[field], result.interval[field])
+def _seeds(results: Results, name: str) -> str:
+    values = results.encoders[name].macro["auroc"].per_seed
+    return f"{name} {', '.join('-' if value is None else f'{value:.3f}' for value in values)}"
 
 
-def _format(value: float | None, interval: tuple[float | None, float | None]) -> str:
-    if value is None:
+def _format(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.value is None:
         return "-"
-    low, high = interval
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f}-{high:.3f})"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
+
+
+def _signed(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:+.3f}"
+    shown = "the interval holds 0" if estimate.holds_zero else "shown"
+    return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f}), {shown}"

@@ -1,1 +1,1 @@
-"""AUROC and average precision on labels with gaps, and their intervals over patients."""
+"""Metrics on labels with gaps, and their intervals over patients."""

@@ -1,0 +1,30 @@
+"""What a reader of a result must be told before believing it."""
+
+from vivid_monai.evaluation.results import Results
+
+FEW_PATIENTS = 50
+
+
+def warnings_of(results: Results) -> list[str]:
+    """One sentence for each thing that is wrong or doubtful: an AUROC surely under chance, heads that could not be
+    fitted, few patients, fields left out of the macro averages, images that could not be read."""
+    told = []
+    for name, encoder in results.encoders.items():
+        for field, metrics in encoder.fields.items():
+            auroc = metrics["auroc"]
+            if auroc.value is not None and auroc.high is not None and auroc.high < 0.5:
+                told.append(
+                    f"{name}: AUROC of {field} is under chance, {auroc.value:.3f} ({auroc.low:.3f} to "
+                    f"{auroc.high:.3f}): look for swapped labels, or for training images unlike the test images"
+                )
+        if encoder.untrained_fields:
+            told.append(
+                f"{name}: no head for {', '.join(encoder.untrained_fields)}: its training images have one state only"
+            )
+        for warning in dict.fromkeys(text for probe in encoder.probes for text in probe.get("warnings", ())):
+            told.append(f"{name}: {warning}")
+    if results.test["n_patients"] < FEW_PATIENTS:
+        told.append(f"only {results.test['n_patients']} test patients: every number here may change with the next ones")
+    if results.skipped:
+        told.append(f"{len(results.skipped)} test images could not be read and are left out, listed in skipped.csv")
+    return told

@@ -1,0 +1,112 @@
+"""Metrics that are ratios of sums over images, under many sets of patient weights at once.
+
+Every function takes what belongs to one field (or to all classes) with the patient of each image, and returns a
+function of patient weights (R, patients) → (R,), NaN where the metric is not defined. Sums are taken per patient once,
+so that a resample costs one product.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vivid_monai.ums.states import ABSENT, PRESENT
+
+Statistic = Callable[[NDArray[np.integer]], NDArray[np.float64]]
+BINS = 15
+"""Bins of equal width of the calibration error, as in Guo et al. (ICML 2017)."""
+
+
+def f1(probabilities: NDArray, states: NDArray, groups: NDArray, threshold: float) -> Statistic:
+    """F1 = 2 TP / (2 TP + FP + FN), an image being called present from ``threshold`` on; (N,) each.
+
+    NaN without an image of either class, or without a threshold (NaN).
+    """
+    truth, called = states == PRESENT, probabilities >= threshold
+    counted = truth | (states == ABSENT)
+    hit, calls = truth & called, called & counted
+    sums = _per_patient([hit, calls, truth, counted & ~truth], groups)
+
+    def statistic(weights: NDArray[np.integer]) -> NDArray[np.float64]:
+        hits, positive, present, absent = _dot(weights, sums).T
+        defined = (present > 0) & (absent > 0) & (not np.isnan(threshold))
+        return _ratio(2 * hits, positive + present, defined)
+
+    return statistic
+
+
+def brier(probabilities: NDArray, states: NDArray, groups: NDArray) -> Statistic:
+    """Mean squared distance of the probability from 1 (present) or 0 (absent); (N,) each (Brier 1950)."""
+    truth = states == PRESENT
+    counted = truth | (states == ABSENT)
+    sums = _per_patient([counted * (probabilities - truth) ** 2, counted], groups)
+
+    def statistic(weights: NDArray[np.integer]) -> NDArray[np.float64]:
+        error, n = _dot(weights, sums).T
+        return _ratio(error, n, n > 0)
+
+    return statistic
+
+
+def ece(probabilities: NDArray, states: NDArray, groups: NDArray) -> Statistic:
+    """Expected calibration error: Σ_b n_b/n · |share of present in bin b − mean probability in bin b|; (N,) each.
+
+    Bins of equal width, closed at their lower end; the last one holds 1 too (Naeini et al., AAAI 2015).
+    """
+    truth = states == PRESENT
+    counted = truth | (states == ABSENT)
+    bins = calibration_bins(probabilities)
+    inside = (bins[:, None] == np.arange(BINS)) & counted[:, None]
+    gap = _per_patient([*(inside * (truth - probabilities)[:, None]).T], groups)
+    number = _per_patient([counted], groups)
+
+    def statistic(weights: NDArray[np.integer]) -> NDArray[np.float64]:
+        n = _dot(weights, number)[:, 0]
+        return _ratio(np.abs(_dot(weights, gap)).sum(1), n, n > 0)
+
+    return statistic
+
+
+def accuracy(predicted: NDArray, truth: NDArray, groups: NDArray) -> Statistic:
+    """Share of the images whose class is predicted right; class numbers (N,) each."""
+    sums = _per_patient([predicted == truth, np.ones(len(truth))], groups)
+
+    def statistic(weights: NDArray[np.integer]) -> NDArray[np.float64]:
+        right, n = _dot(weights, sums).T
+        return _ratio(right, n, n > 0)
+
+    return statistic
+
+
+def balanced_accuracy(predicted: NDArray, truth: NDArray, groups: NDArray) -> Statistic:
+    """Mean over the classes that occur of the share of their images that is predicted right; class numbers (N,)."""
+    classes = np.unique(truth)
+    of_class = truth[:, None] == classes
+    right = _per_patient([*(of_class & (predicted == truth)[:, None]).T], groups)
+    number = _per_patient([*of_class.T], groups)
+
+    def statistic(weights: NDArray[np.integer]) -> NDArray[np.float64]:
+        n = _dot(weights, number)
+        recall = _ratio(_dot(weights, right), n, n > 0)
+        return _ratio(np.nansum(recall, 1), (n > 0).sum(1), (n > 0).any(1))
+
+    return statistic
+
+
+def calibration_bins(probabilities: NDArray) -> NDArray[np.int64]:
+    """The bin of each probability, 0 to ``BINS`` − 1."""
+    return np.minimum((np.asarray(probabilities) * BINS).astype(np.int64), BINS - 1)
+
+
+def _per_patient(columns: list[NDArray], groups: NDArray) -> NDArray[np.float64]:
+    """Sums over each patient's images, (patients, columns)."""
+    n = int(groups.max()) + 1 if len(groups) else 0
+    return np.stack([np.bincount(groups, weights=column, minlength=n) for column in columns], axis=1)
+
+
+def _dot(weights: NDArray[np.integer], sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    return weights.astype(np.float64) @ sums
+
+
+def _ratio(top: NDArray, bottom: NDArray, defined: NDArray | bool) -> NDArray[np.float64]:
+    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=defined)
