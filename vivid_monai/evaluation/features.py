@@ -6,8 +6,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,11 @@ from vivid_monai.evaluation.sinks import Extracted, InMemory, Sink
 if TYPE_CHECKING:
     from vivid_monai.evaluation.encoders import Encoder
 
-READERS = ("vivid-monai", "torch", "monai", "pillow", "pydicom", "nibabel")
-"""Packages that stand between an image file and its features; another version of one is another cache entry."""
+PACKAGES = (
+    *("vivid-monai", "torch", "monai", "pillow", "pydicom", "nibabel"),
+    *("transformers", "timm", "open_clip_torch", "torchxrayvision"),
+)
+"""What stands between an image file and its features, where installed; another version of one is another entry."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class FeatureStore:
             "batch_size": self.batch_size,
             "device": self.device.type,
             "dtype": "float32",
-            "versions": {name: version(name) for name in READERS},
+            "versions": _versions(),
         }
         computed = 0
 
@@ -158,6 +162,14 @@ def _fingerprint_of_images(part: Manifest) -> str:
         digest.update(json.dumps([*row, *file]).encode())
     digest.update(part.states().tobytes())
     return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _report(title: str, got: Extracted, computed: int, seconds: float) -> None:

@@ -1,0 +1,136 @@
+"""The k-nearest-neighbour probe: what the most similar training images show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.special import xlogy
+from sklearn.neighbors import NearestNeighbors
+
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.features import Features
+from vivid_monai.evaluation.probes.base import check_width, choose, columns_with_both, is_answered, moments
+from vivid_monai.ums.states import PRESENT
+
+KS = (200, 100, 50, 20, 10, 5, 2, 1)
+TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True)
+class KNNProbe:
+    """Votes of the nearest training images that answer a field, weighted by their cosine similarity.
+
+    With similarities s_1 ≥ … ≥ s_k to the k nearest images that answer field f, weights v_j = exp(s_j / 0.07) (Wu et
+    al. 2018, arXiv:1805.01978) and the share π_f of present among the training images that answer it,
+    ``p_f = (k · Σ_j v_j y_jf / Σ_j v_j + π_f) / (k + 1)``: one vote of the prevalence keeps p off 0 and 1, and the
+    probabilities of classes sum to one.
+
+    Attributes:
+        z: float32 (N, D) training features, standardised and of length one.
+        states: int64 (N, F) of the training images.
+        shift, scale: (D,) of the standardisation.
+        k: int (F,) neighbours of each field.
+        exclusive: the columns are classes, of which exactly one is present.
+        untrained: columns without both states among the training rows.
+        description: how it was fitted, as JSON.
+    """
+
+    z: np.ndarray
+    states: np.ndarray
+    shift: np.ndarray
+    scale: np.ndarray
+    k: np.ndarray
+    exclusive: bool = False
+    untrained: tuple[int, ...] = ()
+    description: dict[str, Any] = field(default_factory=dict)
+
+    def probabilities(self, x: np.ndarray) -> np.ndarray:
+        """(N, D) → float64 (N, F); 0.5 in untrained columns, 0 for classes without a training image."""
+        check_width(x, len(self.shift))
+        by_k = vote(self.z, self.states, _direction(x, self.shift, self.scale), sorted(set(self.k.tolist())))
+        out = np.stack([by_k[k][:, column] for column, k in enumerate(self.k.tolist())], axis=1)
+        if not self.exclusive:
+            out[:, list(self.untrained)] = 0.5
+        return out
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self.description)
+
+
+def fit_knn(
+    train: Features, validation: Features, *, exclusive: bool = False, neighbours: Sequence[int] = KS
+) -> KNNProbe:
+    """Keep the training features and choose k for each field, or for all classes, by validation log loss.
+
+    Args:
+        neighbours: the k that are tried; one larger than the number of answering images means all of them.
+
+    Raises:
+        VividError: nothing to fit or to choose by, a k under 1.
+    """
+    ks = sorted(neighbours, reverse=True)
+    if not ks or min(ks) < 1:
+        raise VividError(f"neighbours must be at least 1, not {list(neighbours)}")
+    seen = (train.states == PRESENT).any(0) if exclusive else columns_with_both(train.states)
+    if not seen.any():
+        raise VividError("no probe can be fitted: no field has both a present and an absent training record")
+    shift, scale = moments(train.x)
+    z = _direction(train.x, shift, scale)
+    by_k = vote(z, train.states, _direction(validation.x, shift, scale), ks)
+    losses = np.array([_log_loss(by_k[k], validation.states, seen, exclusive) for k in ks])
+    chosen = choose(losses, validation.states, together=exclusive)
+    description = {
+        "k": [ks[step] if ok else None for step, ok in zip(chosen.tolist(), seen, strict=True)],
+        "tried": {
+            str(k): [None if np.isnan(value) else round(float(value), 6) for value in row]
+            for k, row in zip(ks, losses, strict=True)
+        },
+        "temperature": TEMPERATURE,
+        "warnings": [],
+    }
+    untrained = tuple(int(column) for column in np.flatnonzero(~seen))
+    return KNNProbe(z, train.states, shift, scale, np.array(ks)[chosen], exclusive, untrained, description)
+
+
+def vote(z: np.ndarray, states: np.ndarray, queries: np.ndarray, ks: Sequence[int]) -> dict[int, np.ndarray]:
+    """Probabilities (M, F) of every k: z (N, D) and queries (M, D) of length one, states (N, F) of the former."""
+    out = {k: np.full((len(queries), states.shape[1]), 0.5) for k in ks}
+    answered = is_answered(states)
+    # Fields that are answered by the same images have the same neighbours: one search serves them all.
+    patterns, pattern_of = np.unique(answered, axis=1, return_inverse=True)
+    for pattern in range(patterns.shape[1]):
+        columns = np.flatnonzero(pattern_of.ravel() == pattern)
+        rows = np.flatnonzero(patterns[:, pattern])
+        if not rows.size:
+            continue
+        search = NearestNeighbors(n_neighbors=min(max(ks), len(rows)), metric="cosine", algorithm="brute").fit(z[rows])
+        distance, neighbour = search.kneighbors(queries)
+        weight = np.exp(-distance.astype(np.float64) / TEMPERATURE)  # of exp(s / T) the constant factor cancels
+        total = weight.cumsum(1)
+        for column in columns:
+            present = states[rows, column] == PRESENT
+            share = (weight * present[neighbour]).cumsum(1) / total
+            for k in ks:
+                used = min(k, len(rows))
+                out[k][:, column] = (used * share[:, used - 1] + present.mean()) / (used + 1)
+    return out
+
+
+def _direction(x: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    z = (x - shift) / scale
+    length = np.linalg.norm(z, axis=1, keepdims=True)
+    return (z / np.where(length > 0, length, 1)).astype(np.float32)
+
+
+def _log_loss(p: np.ndarray, states: np.ndarray, seen: np.ndarray, exclusive: bool) -> np.ndarray:
+    """Mean log loss per field (F,), NaN where there is nothing to judge; of classes the same for all."""
+    present, out = states == PRESENT, np.full(len(seen), np.nan)
+    if exclusive:
+        known = present[:, seen].any(1)
+        if known.any():
+            out[seen] = -np.log(p[known][present[known]]).mean()
+        return out
+    counted = is_answered(states) & seen
+    loss, n = -(xlogy(present, p) + xlogy(~present, 1 - p)), counted.sum(0)
+    return np.divide(np.where(counted, loss, 0).sum(0), n, out=out, where=n > 0)
