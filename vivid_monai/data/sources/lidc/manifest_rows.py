@@ -9,7 +9,7 @@ import pyarrow as pa
 from vivid_monai.data.columns import FINDING
 from vivid_monai.data.sources.duplicates import drop_each
 from vivid_monai.data.sources.lidc.crop import CropRule
-from vivid_monai.data.sources.lidc.nodules import Nodule
+from vivid_monai.data.sources.lidc.nodules import Aggregate, Nodule
 from vivid_monai.data.sources.rows import KEY, ROW, TABLE, Rows
 
 SPACE, FIELD = "lidc-malignancy", "Malignancy"
@@ -28,6 +28,7 @@ def manifest_rows(
     listed: pa.Table,
     notes: Sequence[str],
     rule: CropRule,
+    rating: Aggregate,
 ) -> Rows:
     """One row for each nodule; those with a problem (reason, detail) are dropped and listed.
 
@@ -42,7 +43,7 @@ def manifest_rows(
         "image": [crop_path(nodule) for nodule in nodules],
         "patient_id": [nodule.patient_id or "" for nodule in nodules],
         "study_id": [nodule.study_uid or None for nodule in nodules],
-        "details": [_details(nodule) for nodule in nodules],
+        "details": [_details(nodule, rating) for nodule in nodules],
     }
     words = {"split": None, "view": None, "sex": None, "modality": "CT", "anatomy": "lung", "dataset": "lidc-idri"}
     words |= {"labeller": "LIDC-IDRI readers", "source": "human", "labeller_version": None}
@@ -60,8 +61,8 @@ def manifest_rows(
     return rows
 
 
-def _details(nodule: Nodule) -> str | None:
-    rating = nodule.mean("malignancy")
+def _details(nodule: Nodule, aggregate: Aggregate) -> str | None:
+    rating = nodule.malignancy(aggregate)
     found: list[dict[str, Any]] = []
     if rating is not None:
         found.append({"name": "rating", "value": round(rating, 3), "unit": "1"})

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from vivid_monai.data.sources.lidc.clusters import cluster
 from vivid_monai.data.sources.lidc.reads import RATINGS, Reading, ScanReads
 from vivid_monai.data.sources.lidc.regions import Region, decode, regions, size
 from vivid_monai.data.sources.lidc.series import Series
+
+Aggregate = Literal["mean", "median"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,10 @@ class Nodule:
         """Median over readers."""
         values = self.by_reader(rating)
         return float(np.median(values)) if values else None
+
+    def malignancy(self, aggregate: Aggregate) -> float | None:
+        """Mean or median over readers."""
+        return self.mean("malignancy") if aggregate == "mean" else self.median("malignancy")
 
     def _readers(self) -> list[str]:
         return [key.partition("/")[0] for key in self.readings]

@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
 
 from vivid_monai.data.sources.lidc.crop import CropRule, cut
 from vivid_monai.data.sources.lidc.index import Index, index_files
 from vivid_monai.data.sources.lidc.manifest_rows import FIELD, NODULES, SPACE, crop_path, manifest_rows
-from vivid_monai.data.sources.lidc.nodules import Nodule
+from vivid_monai.data.sources.lidc.nodules import Aggregate, Nodule
 from vivid_monai.data.sources.lidc.scans import SkipList, read_scans
 from vivid_monai.data.sources.lidc.series import Series, SeriesError, read_series
 from vivid_monai.data.sources.lidc.table import read_table, write_table
@@ -20,8 +19,6 @@ from vivid_monai.errors import VividError
 from vivid_monai.files import whole_file
 from vivid_monai.ums.label_space import load_label_space
 from vivid_monai.ums.states import encode
-
-Aggregate = Literal["mean", "median"]
 
 
 def read(
@@ -80,7 +77,7 @@ def read(
     )
     return Source(
         dataset="lidc-idri",
-        rows=manifest_rows(measured, states, problems, skips.table(), notes, rule),
+        rows=manifest_rows(measured, states, problems, skips.table(), notes, rule, rating),
         label_space=SPACE,
         image_root=out,
         files=[out / NODULES],
@@ -144,7 +141,7 @@ def _in_series(
 def _state(
     nodule: Nodule, rating: Aggregate, min_readers: int, problem: tuple[str, str] | None
 ) -> tuple[int, tuple[str, str] | None]:
-    value = nodule.mean("malignancy") if rating == "mean" else nodule.median("malignancy")
+    value = nodule.malignancy(rating)
     if value is None:
         return encode(None), problem or ("no-rating", "no reader rated its malignancy")
     if nodule.n_readers < min_readers:
