@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from vivid_monai.data.dataset import ImageDataset
@@ -185,42 +184,3 @@ def _report(title: str, got: Extracted, computed: int, seconds: float) -> None:
         )
     for line in lines:
         print(line, file=sys.stderr)
-
-
-@torch.no_grad()
-def extract_features(
-    features: Callable[[torch.Tensor], torch.Tensor],
-    loader: Iterable[Mapping[str, Any]],
-    *,
-    device: torch.device | str = "cpu",
-    title: str = "features",
-) -> Features:
-    """Run every image of ``loader`` once through ``features``, in evaluation mode.
-
-    Args:
-        features: module or method of one, image float32 (B, C, H, W) → (B, D).
-        loader: ordered batches of :mod:`vivid_monai.data.dataset`.
-        device: where the images are sent.
-        title: words of the progress bar.
-    """
-    module = features if isinstance(features, nn.Module) else getattr(features, "__self__", None)
-    was_training = bool(module is not None and module.training)
-    if module is not None:
-        module.eval()
-    rows: dict[str, list] = {"x": [], "states": [], "patients": [], "ids": []}
-    skipped: list[tuple[str, str]] = []
-    for batch in tqdm(loader, desc=title, unit="batch", leave=False):
-        skipped += [(item.path, item.reason) for item in batch.get("skipped", ())]
-        rows["x"].append(features(batch["image"].to(device)).float().cpu().numpy())
-        rows["states"].append(batch["states"].numpy())
-        rows["patients"] += list(batch["patient_id"])
-        rows["ids"] += list(batch["id"])
-    if module is not None:
-        module.train(was_training)
-    return Features(
-        np.concatenate(rows["x"]),
-        np.concatenate(rows["states"]),
-        np.array(rows["patients"]),
-        np.array(rows["ids"]),
-        tuple(skipped),
-    )
