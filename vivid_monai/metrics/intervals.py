@@ -132,11 +132,11 @@ def _interval(
     if not bounded:
         error = draws.std(ddof=1)
         return value - quantile * error, value + quantile * error
-    # A resample may reach 0 or 1, where the logit has no value; half a case away from there it has.
-    margin = 0.5 / cases
-    if not (0 < value < 1):
+    if not 0 < value < 1:
         return np.nan, np.nan
-    edge = min(margin, value, 1 - value)
+    # A resample may reach 0 or 1, where the logit has no value: it counts as half as far from there as any other is.
+    gaps = np.concatenate([draws, 1 - draws, [value, 1 - value]])
+    edge = gaps[gaps > 0].min() / 2
     error = logit(np.clip(draws, edge, 1 - edge)).std(ddof=1)
     centre = logit(value)
     return float(expit(centre - quantile * error)), float(expit(centre + quantile * error))
