@@ -105,9 +105,9 @@ def test_a_resample_at_the_bound_leaves_a_finite_interval():
     assert 0.5 < low < 0.97 < high < 1
 
 
-@pytest.mark.parametrize(("n_patients", "auroc", "prevalence"), [(60, 0.75, 0.3), (100, 0.9, 0.1), (300, 0.75, 0.3)])
+@pytest.mark.parametrize(("n_patients", "auroc", "prevalence"), [(60, 0.75, 0.3), (100, 0.9, 0.1)])
 def test_covers_the_truth_as_often_as_it_says(n_patients, auroc, prevalence):
-    """The plain percentile interval holds it in 91, 85 and 93 of 100 here (docs/metrics.md)."""
+    """The plain percentile interval holds it in 91 and 85 of 100 here (docs/metrics.md)."""
     rng = np.random.default_rng(7)
     held = []
     for seed in range(300):

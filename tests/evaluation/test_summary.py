@@ -1,0 +1,40 @@
+"""What the terminal shows."""
+
+from dataclasses import replace
+
+from tests.evaluation.scored import classes, findings, measured
+from vivid_monai.evaluation.summary import summary_table
+
+
+def test_shows_every_number_with_its_interval_and_counts():
+    scored, test = findings()
+    results = measured(scored, test)
+    text = summary_table(results)
+    for field in results.fields:
+        line = next(line for line in text.splitlines() if line.startswith(field))
+        for name in ("good", "poor"):
+            auroc = results.encoders[name].fields[field]["auroc"]
+            assert f"{auroc.value:.3f} ({auroc.low:.3f}-{auroc.high:.3f})" in line
+        assert str(results.test["n_present"][field]) in line.split()
+    difference = results.differences[0].estimate
+    assert f"good - poor, macro AUROC: {difference.value:+.3f} ({difference.low:+.3f} to" in text
+    assert f"300 test images of {results.test['n_patients']} patients" in text
+
+
+def test_tells_what_is_left_out_and_what_to_be_wary_of():
+    scored, test = findings(seeds=(0, 1))
+    scored["good"] = replace(scored["good"], untrained=(2,), test=1 - scored["good"].test)
+    text = summary_table(measured(scored, replace(test, skipped=(("a.png", "broken"),)), seeds=[0, 1]))
+    assert "Nodule: small *" in text
+    assert "* not in the macro averages: Nodule: small (no head for good" in text
+    assert "WARNING: good: AUROC of Edema is under chance" in text
+    assert "WARNING: 1 test images could not be read" in text
+    assert "macro AUROC of each seed: good 0." in text
+
+
+def test_classes_have_their_accuracy():
+    scored, test = classes()
+    results = measured(scored, test, fields=["a", "b", "c"], exclusive=True)
+    accuracy = results.encoders["good"].classes.accuracy
+    line = next(line for line in summary_table(results).splitlines() if line.startswith("accuracy"))
+    assert f"{accuracy.value:.3f} ({accuracy.low:.3f}" in line
