@@ -1,7 +1,7 @@
 """A CT series: its slices in order, and where their pixels lie in the patient."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -107,11 +107,15 @@ class Series:
 
     def values(self, place: int) -> np.ndarray:
         """The slice in HU, float32 (H, W), at least `AIR`. Damage raises what `read_values` raises."""
-        return _values(self.slices[place].path)
+        return self._values(place)
+
+    @cached_property
+    def _values(self) -> Callable[[int], np.ndarray]:
+        """Neighbouring nodules share slices: the last 32 (of 512 × 512 pixels: 32 MB) are kept, with the series."""
+        return lru_cache(maxsize=32)(lambda place: _hounsfield(self.slices[place].path))
 
 
-@lru_cache(maxsize=32)  # neighbouring nodules share slices; 32 slices are 32 MB
-def _values(path: str) -> np.ndarray:
+def _hounsfield(path: str) -> np.ndarray:
     values, padding = read_values(Path(path))
     return np.where(padding, AIR, np.maximum(values, AIR)).astype(np.float32)
 
