@@ -27,5 +27,5 @@ def test_a_broken_table_is_named(tmp_path):
     (tmp_path / "p.csv").write_text("id,patient_id,state:A,x@0:A\n1,2,present,often\n")
     with pytest.raises(VividError, match=r"p\.csv: no table of predictions"):
         read_predictions(tmp_path / "p.csv")
-    with pytest.raises(VividError, match="none.csv"):
+    with pytest.raises(VividError, match=r"none\.csv"):
         read_predictions(tmp_path / "none.csv")

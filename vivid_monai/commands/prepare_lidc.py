@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     )
     manifest = write_manifest(source, args)
     print(f"Keep {args.out / 'nodules.csv'} with your results: --nodules makes the same nodules of it again.")
-    print(f"Next: vivid evaluate --manifest {shlex.quote(str(manifest))}")
+    files = "\"['configs/evaluate.json','configs/eval/lidc_malignancy.json']\""
+    print(f"Next: python -m monai.bundle run evaluating --config_file {files} --manifest {shlex.quote(str(manifest))}")
     return 0
 
 

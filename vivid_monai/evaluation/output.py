@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vivid_monai.data.skipped import Skipped, SkipReport
-from vivid_monai.evaluation.encoders import Encoder, VividEncoder
+from vivid_monai.evaluation.encoders import Encoder, VividEncoder, for_task
 from vivid_monai.evaluation.evaluate import Evaluated
 from vivid_monai.evaluation.examples import collect_examples
 from vivid_monai.evaluation.predictions import write_predictions
-from vivid_monai.evaluation.probes import save_probe
+from vivid_monai.evaluation.probes import LinearProbe, save_probe
 from vivid_monai.evaluation.provenance import provenance, resolved_config
 from vivid_monai.evaluation.report import write_report
 from vivid_monai.evaluation.results import Results
@@ -61,10 +61,14 @@ def finish(
     write_predictions(folder / "predictions.csv", evaluated.test, results.fields, evaluated.scores, seeds=results.seeds)
     for name, probes in evaluated.probes.items():
         for seed, probe in zip(results.seeds, probes, strict=True):
+            if not isinstance(probe, LinearProbe):
+                continue  # as large as its training set
             save_probe(probe, folder / "probes" / f"{name}-{seed}.safetensors", fields=results.fields)
     if isinstance(shown, VividEncoder) and n_examples:
         items = task.manifest.select("test").items(task.manifest.fields)
-        examples = collect_examples(shown, items, spd=None if spd is None else load_spd(spd), n=n_examples)
+        seen = for_task(shown, window=task.window)
+        assert isinstance(seen, VividEncoder)
+        examples = collect_examples(seen, items, spd=None if spd is None else load_spd(spd), n=n_examples)
         examples.save(folder / "examples.npz")
     if evaluated.test.skipped:
         report = SkipReport()
