@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
@@ -60,11 +61,24 @@ def test_nothing_else_does() -> None:
     assert len(first) == 64
 
 
-def test_the_name_of_a_tensor_counts() -> None:
-    """Two blocks that change places are another network, though it holds the same numbers."""
-    network = vit()
-    network.blocks[1], network.blocks[2] = network.blocks[2], network.blocks[1]
-    assert encoder(network).fingerprint() != encoder().fingerprint()
+class Bare(Encoder):
+    kind, architecture = "bare", "bare"
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :2]
+
+
+def test_name_shape_and_type_of_a_tensor_count() -> None:
+    """The same bytes under another name, in another shape or as another type are another network."""
+    zeros = torch.zeros(2, 4)
+    tensors = [{"a": zeros}, {"b": zeros}, {"a": zeros.reshape(4, 2)}, {"a": zeros.view(torch.int32)}]
+    prints = set()
+    for named in tensors:
+        network = nn.Module()
+        for name, tensor in named.items():
+            network.register_buffer(name, tensor)
+        prints.add(Bare(network, PREPROCESS, pool="pooled", source="", settings={}).fingerprint())
+    assert len(prints) == len(tensors)
 
 
 def test_the_description_is_small_json(vit_file: str) -> None:

@@ -1,6 +1,5 @@
 """Saved models of the real architectures, small and with random weights, loaded without a network."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,75 +12,13 @@ import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.evaluation.encoders import saved_models as small
 from tests.evaluation.encoders.conftest import prepared
+from tests.evaluation.encoders.saved_models import edit, saved, vision
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import load_encoder
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-MLP = {**SMALL, "intermediate_size": 48}
-TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 50}
-SQUARE = {"height": 32, "width": 32}
-RAD_DINO = {"mean": [0.5307] * 3, "std": [0.2583] * 3}
 Output = Any
-
-
-def vit() -> Any:
-    return hf.ViTModel(hf.ViTConfig(**MLP)), hf.ViTImageProcessorPil(size=SQUARE)
-
-
-def vit_classifier() -> Any:
-    return hf.ViTForImageClassification(hf.ViTConfig(**MLP)), hf.ViTImageProcessorPil(size=SQUARE)
-
-
-def deit() -> Any:
-    processor = hf.DeiTImageProcessorPil(size={"height": 40, "width": 40}, crop_size=SQUARE)
-    return hf.DeiTModel(hf.DeiTConfig(**MLP)), processor
-
-
-def mae() -> Any:
-    return hf.ViTMAEModel(hf.ViTMAEConfig(**MLP)), hf.ViTImageProcessorPil(size=SQUARE)
-
-
-def rad_dino() -> Any:
-    processor = hf.BitImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size=SQUARE, image_mean=RAD_DINO["mean"], image_std=RAD_DINO["std"]
-    )
-    return hf.Dinov2Model(hf.Dinov2Config(**SMALL)), processor
-
-
-def registers() -> Any:
-    processor = hf.BitImageProcessorPil(size={"shortest_edge": 37}, crop_size=SQUARE)
-    return hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**SMALL)), processor
-
-
-def dinov3() -> Any:
-    """Its own processor needs torchvision; ViT's with the same values does the same up to rounding."""
-    processor = hf.ViTImageProcessorPil(size=SQUARE, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
-    return hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**MLP, num_register_tokens=4)), processor
-
-
-def siglip_vision() -> Any:
-    return hf.SiglipVisionModel(hf.SiglipVisionConfig(**MLP)), hf.SiglipImageProcessorPil(size=SQUARE)
-
-
-def siglip() -> Any:
-    model = hf.SiglipModel(hf.SiglipConfig(text_config=TEXT, vision_config=MLP))
-    return model, hf.SiglipImageProcessorPil(size=SQUARE)
-
-
-def clip() -> Any:
-    model = hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=MLP, projection_dim=16))
-    return model, hf.CLIPImageProcessorPil(size={"shortest_edge": 36}, crop_size=SQUARE)
-
-
-def resnet() -> Any:
-    model = hf.ResNetModel(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
-    return model, hf.ConvNextImageProcessorPil(size={"shortest_edge": 32}, crop_pct=0.875)
-
-
-def convnext() -> Any:
-    model = hf.ConvNextModel(hf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2))
-    return model, hf.ConvNextImageProcessorPil(size={"shortest_edge": 384})
 
 
 def cls(output: Output, model: Any) -> torch.Tensor:
@@ -106,52 +43,25 @@ def clip_mean(output: Output, model: Any) -> torch.Tensor:
 
 # build, pool asked, pool used, features of the original model
 CASES = [
-    (vit, "cls", "cls", cls),
-    (vit, "mean", "mean", mean_after(1)),
-    (vit, "cls+mean", "cls+mean", both_after(1)),
-    (vit, "pooled", "pooled", pooled),
-    (vit_classifier, "cls", "cls", cls),
-    (deit, "mean", "mean", mean_after(2)),
-    (rad_dino, "cls", "cls", cls),
-    (rad_dino, "mean", "mean", mean_after(1)),
-    (registers, "cls+mean", "cls+mean", both_after(5)),
-    (dinov3, "cls", "cls", cls),
-    (dinov3, "mean", "mean", mean_after(5)),
-    (siglip_vision, "cls", "pooled", pooled),
-    (siglip_vision, "mean", "mean", mean_after(0)),
-    (siglip, "cls", "pooled", pooled),
-    (clip, "cls", "cls", pooled),  # CLIP's pooled output is its CLS token after the last LayerNorm
-    (clip, "mean", "mean", clip_mean),
-    (resnet, "cls", "pooled", pooled),
-    (convnext, "mean", "pooled", pooled),
+    (small.vit, "cls", "cls", cls),
+    (small.vit, "mean", "mean", mean_after(1)),
+    (small.vit, "cls+mean", "cls+mean", both_after(1)),
+    (small.vit, "pooled", "pooled", pooled),
+    (small.vit_classifier, "cls", "cls", cls),
+    (small.deit, "mean", "mean", mean_after(2)),
+    (small.rad_dino, "cls", "cls", cls),
+    (small.rad_dino, "mean", "mean", mean_after(1)),
+    (small.registers, "cls+mean", "cls+mean", both_after(5)),
+    (small.dinov3, "cls", "cls", cls),
+    (small.dinov3, "mean", "mean", mean_after(5)),
+    (small.siglip_vision, "cls", "pooled", pooled),
+    (small.siglip_vision, "mean", "mean", mean_after(0)),
+    (small.siglip, "cls", "pooled", pooled),
+    (small.clip, "cls", "cls", pooled),  # CLIP's pooled output is its CLS token after the last LayerNorm
+    (small.clip, "mean", "mean", clip_mean),
+    (small.resnet, "cls", "pooled", pooled),
+    (small.convnext, "mean", "pooled", pooled),
 ]
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """Weights of which each matters: initial ones are near zero, and biases are zero."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-
-
-def saved(build: Callable, folder: Path) -> tuple[Any, Any]:
-    model, processor = build()
-    randomise(model)
-    model.eval().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    if build is dinov3:
-        edit(folder, image_processor_type="DINOv3ViTImageProcessorFast", do_center_crop=None, device=None)
-    return model, processor
-
-
-def edit(folder: Path, file: str = "preprocessor_config.json", **changes: Any) -> None:
-    values = json.loads((folder / file).read_text()) | changes
-    (folder / file).write_text(json.dumps({key: value for key, value in values.items() if value != "gone"}))
-
-
-def vision(model: Any) -> Any:
-    return getattr(model, "vision_model", None) or getattr(model, "vit", model)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +94,7 @@ def test_features_equal_those_of_the_original(
 def test_dinov3s_own_processor(tmp_path: Path, radiograph: Path) -> None:
     """Run where torchvision is installed: without it transformers has no processor for DINOv3."""
     pytest.importorskip("torchvision")
-    saved(dinov3, tmp_path)
+    saved(small.dinov3, tmp_path)
     processor = hf.AutoImageProcessor.from_pretrained(tmp_path)
     assert type(processor).__name__ == "DINOv3ViTImageProcessor"
     with Image.open(radiograph) as image:
@@ -196,32 +106,33 @@ def test_dinov3s_own_processor(tmp_path: Path, radiograph: Path) -> None:
 
 def test_mae_sees_the_whole_image_in_order(tmp_path: Path) -> None:
     """Masking is off: the tokens are those of a ViT with the same weights."""
-    model, _ = saved(mae, tmp_path)
-    twin = hf.ViTModel(hf.ViTConfig(**MLP), add_pooling_layer=False).eval()
+    model, _ = saved(small.mae, tmp_path)
+    twin = hf.ViTModel(hf.ViTConfig(**small.MLP), add_pooling_layer=False).eval()
     state = {name: tensor for name, tensor in model.state_dict().items() if name in twin.state_dict()}
     twin.load_state_dict(state)
     pixels = torch.rand(2, 3, 32, 32)
     for pool, reference in (("cls", cls), ("mean", mean_after(1))):
         encoder = load_encoder(str(tmp_path), pool=pool)
         torch.testing.assert_close(encoder(pixels), reference(twin(pixels), twin), atol=1e-5, rtol=1e-5)
+        assert torch.equal(encoder(pixels), encoder(pixels))
 
 
 def test_of_a_pair_the_vision_tower_is_taken(tmp_path: Path) -> None:
-    model, _ = saved(siglip, tmp_path)
+    model, _ = saved(small.siglip, tmp_path)
     parameters = sum(p.numel() for p in model.vision_model.parameters())
     assert load_encoder(str(tmp_path)).describe()["n_parameters"] == parameters
 
 
 def test_what_is_not_used_is_not_part_of_the_encoder(tmp_path: Path) -> None:
     """A checkpoint with a head, and the random pooler transformers adds: neither changes the fingerprint."""
-    saved(vit_classifier, tmp_path)
+    saved(small.vit_classifier, tmp_path)
     first, again = load_encoder(str(tmp_path)), load_encoder(str(tmp_path))
     assert first.fingerprint() == again.fingerprint()
     assert not any("pooler" in name or "classifier" in name for name in first.state_dict())
 
 
 def test_the_fingerprint_follows_weights_and_settings_but_not_the_folder(tmp_path: Path) -> None:
-    saved(vit, tmp_path / "a")
+    saved(small.vit, tmp_path / "a")
     first = load_encoder(str(tmp_path / "a")).fingerprint()
 
     def copied(name: str) -> Path:
@@ -242,7 +153,7 @@ def test_the_fingerprint_follows_weights_and_settings_but_not_the_folder(tmp_pat
 
 
 def test_weights_of_half_precision_give_float32(tmp_path: Path) -> None:
-    model, processor = vit()
+    model, processor = small.vit()
     model.bfloat16().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path))
@@ -258,49 +169,49 @@ def without(folder: Path, *prefixes: str, add: dict[str, torch.Tensor] | None = 
 
 
 def test_missing_weights_are_an_error_unless_they_are_not_used(tmp_path: Path) -> None:
-    saved(rad_dino, tmp_path / "dino")
+    saved(small.rad_dino, tmp_path / "dino")
     without(tmp_path / "dino", "embeddings.mask_token")
     load_encoder(str(tmp_path / "dino"))
     without(tmp_path / "dino", "encoder.layer.1.mlp.fc1.weight")
     with pytest.raises(VividError, match=r"dino: as a Dinov2Model it lacks weights: encoder\.layer\.1\.mlp\.fc1\.weig"):
         load_encoder(str(tmp_path / "dino"))
 
-    saved(siglip_vision, tmp_path / "siglip")
+    saved(small.siglip_vision, tmp_path / "siglip")
     names = list(load_file(tmp_path / "siglip" / "model.safetensors"))
     without(tmp_path / "siglip", *(name for name in names if "head." in name))
     assert load_encoder(str(tmp_path / "siglip"), pool="mean").pool == "mean"
     with pytest.raises(VividError, match="lacks weights: head"):
         load_encoder(str(tmp_path / "siglip"))
 
-    saved(vit_classifier, tmp_path / "vit")
+    saved(small.vit_classifier, tmp_path / "vit")
     with pytest.raises(VividError, match="lacks weights: pooler"):
         load_encoder(str(tmp_path / "vit"), pool="pooled")
 
 
 def test_weights_without_a_place_are_an_error(tmp_path: Path) -> None:
     """A third layer, where the configuration speaks of two, would be dropped in silence."""
-    saved(rad_dino, tmp_path)
+    saved(small.rad_dino, tmp_path)
     without(tmp_path, "nothing", add={"encoder.layer.2.norm1.weight": torch.ones(32)})
     with pytest.raises(VividError, match=r"has weights without a place: encoder\.layer\.2\.norm1\.weight"):
         load_encoder(str(tmp_path))
 
 
 def test_a_misfit_is_an_error(tmp_path: Path) -> None:
-    saved(vit, tmp_path)
+    saved(small.vit, tmp_path)
     edit(tmp_path, "config.json", intermediate_size=64)
     with pytest.raises(VividError, match=str(tmp_path)):
         load_encoder(str(tmp_path))
 
 
 def test_no_processor_is_an_error_and_not_a_default(tmp_path: Path) -> None:
-    saved(vit, tmp_path)
+    saved(small.vit, tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(VividError, match=r"has no preprocessor_config\.json, and .* is not to be guessed"):
         load_encoder(str(tmp_path))
 
 
 def test_a_processor_for_another_size_is_an_error(tmp_path: Path) -> None:
-    saved(vit, tmp_path)
+    saved(small.vit, tmp_path)
     edit(tmp_path, size={"height": 48, "width": 48})
     with pytest.raises(VividError, match="does not take the images that its preprocessing makes, 3 x 48 x 48"):
         load_encoder(str(tmp_path))
@@ -311,7 +222,7 @@ def test_a_model_that_is_no_vision_model(tmp_path: Path) -> None:
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=9
     )
     hf.BertModel(config).save_pretrained(tmp_path)
-    hf.ViTImageProcessorPil(size=SQUARE).save_pretrained(tmp_path)
+    hf.ViTImageProcessorPil(size=small.SQUARE).save_pretrained(tmp_path)
     with pytest.raises(VividError, match="a bert model takes no images"):
         load_encoder(str(tmp_path))
 
@@ -321,7 +232,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "ran",))
 
-    saved(vit, tmp_path)
+    saved(small.vit, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"layernorm.weight": Trap()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(VividError, match="cannot be read as a vision model"):
@@ -330,7 +241,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
 
 
 def test_code_beside_the_weights_is_not_run(tmp_path: Path) -> None:
-    saved(vit, tmp_path)
+    saved(small.vit, tmp_path)
     (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Trap: pass\n")
     edit(tmp_path, "config.json", model_type="trap", auto_map={"AutoConfig": "trap.Trap", "AutoModel": "trap.Trap"})
     with pytest.raises(VividError, match="cannot be read as a vision model"):
@@ -339,7 +250,7 @@ def test_code_beside_the_weights_is_not_run(tmp_path: Path) -> None:
 
 
 def test_plain_tensors_of_an_older_file_are_read(tmp_path: Path) -> None:
-    model, _ = saved(vit, tmp_path)
+    model, _ = saved(small.vit, tmp_path)
     first = load_encoder(str(tmp_path)).fingerprint()
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
