@@ -28,6 +28,23 @@ def deit() -> Any:
     return hf.DeiTModel(hf.DeiTConfig(**MLP)), processor
 
 
+def beit() -> Any:
+    return hf.BeitModel(hf.BeitConfig(**MLP)), hf.BeitImageProcessorPil(size=SQUARE, do_center_crop=False)
+
+
+def data2vec() -> Any:
+    config = hf.Data2VecVisionConfig(**MLP)
+    return hf.Data2VecVisionModel(config), hf.BeitImageProcessorPil(size=SQUARE, do_center_crop=False)
+
+
+def msn() -> Any:
+    return hf.ViTMSNModel(hf.ViTMSNConfig(**MLP)), hf.ViTImageProcessorPil(size=SQUARE)
+
+
+def ijepa() -> Any:
+    return hf.IJepaModel(hf.IJepaConfig(**MLP)), hf.ViTImageProcessorPil(size=SQUARE)
+
+
 def mae() -> Any:
     return hf.ViTMAEModel(hf.ViTMAEConfig(**MLP)), hf.ViTImageProcessorPil(size=SQUARE)
 
