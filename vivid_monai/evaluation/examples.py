@@ -1,0 +1,148 @@
+"""A few test images with the attention maps of SPD's groups, chosen by a hash so that nobody can pick the nice ones."""
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import chain, zip_longest
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+
+from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.data.plain import plain_tensors
+from vivid_monai.data.skipped import Skipped
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.encoders import VividEncoder
+from vivid_monai.files import whole_file
+from vivid_monai.networks.spd import SPD
+from vivid_monai.ums.states import NULL, PRESENT
+
+
+@dataclass(frozen=True)
+class Examples:
+    """K images as the encoder sees them, before normalisation.
+
+    Attributes:
+        images: uint8 (K, H, W); of three slices, the middle one.
+        ids: str (K,).
+        maps: float32 (K, G, h, w), each group's attention over the patches; what is missing to a sum of 1 lies on the
+            CLS token. None where there was no SPD.
+    """
+
+    images: np.ndarray
+    ids: np.ndarray
+    maps: np.ndarray | None = None
+
+    def cosines(self) -> np.ndarray:
+        """Cosines between the groups' maps, (K, G, G), the CLS token included, as SPD's penalty takes them.
+
+        Raises:
+            VividError: there are no maps.
+        """
+        if self.maps is None:
+            raise VividError("without maps of an SPD there are no cosines between them")
+        flat = self.maps.reshape(*self.maps.shape[:2], -1).astype(np.float64)
+        tokens = np.concatenate([1 - flat.sum(-1, keepdims=True), flat], axis=-1)
+        unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
+        return unit @ unit.swapaxes(1, 2)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write an .npz, whole or not at all. Raises VividError where the file cannot be written."""
+        arrays = {"images": self.images, "ids": self.ids.astype(str)}
+        if self.maps is not None:
+            arrays["maps"] = self.maps
+        with whole_file(path) as part, part.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """Read a file of :meth:`save`; nothing in it is unpickled.
+
+        Raises:
+            VividError: no such file, or not such arrays.
+        """
+        try:
+            with np.load(Path(path), allow_pickle=False) as file:
+                images, ids, maps = file["images"], file["ids"], file.get("maps")
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise VividError(f"{path}: no examples: {error}; run the evaluation again") from error
+        shapes = [images.ndim == 3, ids.shape == images.shape[:1], images.dtype == np.uint8]
+        if maps is not None:
+            shapes += [maps.ndim == 4, len(maps) == len(images)]
+        if not all(shapes):
+            raise VividError(f"{path}: its arrays do not belong together; run the evaluation again")
+        return cls(images, ids, maps)
+
+
+@torch.no_grad()
+def collect_examples(
+    encoder: VividEncoder, items: Sequence[dict[str, Any]], *, spd: SPD | None = None, n: int = 6
+) -> Examples:
+    """Run our ViT, and SPD on its tokens, on a few images.
+
+    The images come in the order of a hash of their ids, by turns one with a field that is present and one without any,
+    until there are n; where one kind is used up, the other goes on. Images that nothing is known of are not shown, and
+    those that cannot be read are passed over.
+
+    Args:
+        encoder: its preprocessing makes the images.
+        items: of :meth:`~vivid_monai.data.manifest.Manifest.items`.
+        spd: as wide as the ViT; without it there are no maps.
+        n: number of images.
+
+    Raises:
+        VividError: no image to show, or an SPD of another width.
+    """
+    if spd is not None and spd.dim != encoder.vit.embed_dim:
+        raise VividError(
+            f"the SPD reads tokens of width {spd.dim}, the ViT gives {encoder.vit.embed_dim}: "
+            "give the file that was written with this encoder"
+        )
+    images, inputs, ids = _read(encoder, _chosen(items), n)
+    device = next(encoder.parameters()).device
+    maps = None
+    if spd is not None:
+        tokens = encoder.vit(torch.stack(inputs).to(device))
+        attention = spd(tokens.to(spd.queries.device)).attention.float().cpu()
+        rows, columns = encoder.vit.grid
+        maps = attention[:, :, 1:].unflatten(2, (rows, columns)).numpy()  # the first token is CLS
+    return Examples(np.stack(images), np.array(ids, dtype=str), maps)
+
+
+def _chosen(items: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    hashed = sorted(items, key=lambda item: blake2b(str(item["id"]).encode()).digest())
+    known = [item for item in hashed if (np.asarray(item["states"]) != NULL).any()]
+    with_finding = [item for item in known if PRESENT in item["states"]]
+    without = [item for item in known if PRESENT not in item["states"]]
+    return (item for item in chain.from_iterable(zip_longest(with_finding, without)) if item is not None)
+
+
+def _read(
+    encoder: VividEncoder, items: Iterator[dict[str, Any]], n: int
+) -> tuple[list[np.ndarray], list[torch.Tensor], list[str]]:
+    """The first n readable images: as bytes, as the network's input, and their ids."""
+    preprocess = encoder.preprocess
+    to_bytes = Compose(preprocess.to_bytes())
+    to_input = Compose([*preprocess.to_unit(), *preprocess.to_normal()])
+    images: list[np.ndarray] = []
+    inputs: list[torch.Tensor] = []
+    ids: list[str] = []
+    for item in items:
+        if len(ids) == n:
+            break
+        read: Mapping[str, Any] | Skipped = ImageDataset([item], to_bytes)[0]
+        if isinstance(read, Skipped):
+            continue
+        pixels = read["image"]
+        with plain_tensors():
+            inputs.append(to_input({"image": pixels})["image"])
+        images.append(pixels[preprocess.slices // 2].numpy())
+        ids.append(str(item["id"]))
+    if not ids:
+        raise VividError("there is no example to show: no test image can be read, or nothing is known of any of them")
+    return images, inputs, ids
