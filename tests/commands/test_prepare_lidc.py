@@ -17,7 +17,11 @@ def root(tmp_path: Path) -> Path:
     for number in range(1, 7):
         scan = scan_of(number)
         scan.write(tmp_path / "ct" / scan.patient, balls((scan.points(5)[40, 30], 4, 40)))
-        write_xml(tmp_path / "xml" / f"{number}.xml", scan.uid, sessions_of(scan, number))
+        sessions = sessions_of(scan, number)
+        if number == 1:
+            for marks, malignancy in zip(sessions, (1, 1, 2, 5), strict=True):  # mean 2.25, median 1.5
+                marks[0].malignancy = malignancy
+        write_xml(tmp_path / "xml" / f"{number}.xml", scan.uid, sessions)
     return tmp_path
 
 
@@ -30,6 +34,7 @@ def test_it_writes_all_files_and_says_what_comes_next(root, capsys):
     assert run(root, "--xml", str(root / "xml"), "--min-readers", "4", "--rating", "median", "--crop-mm", "20") == 0
     manifest = Manifest.load(root / "out" / "manifest.parquet")
     assert (len(manifest), manifest.table["height"][0].as_py(), manifest.image_root) == (6, 40, root / "out")
+    assert manifest.states()[manifest.patients() == "LIDC-IDRI-0001"].tolist() == [[0]]
     assert {path.name for path in (root / "out").iterdir()} == {
         *("crops", "nodules.csv", "manifest.parquet", "card.md", "card.json", "skipped.csv")
     }

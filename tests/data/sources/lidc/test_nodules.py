@@ -90,5 +90,7 @@ def test_nodules_are_numbered_from_below_whoever_drew_first(tmp_path):
 def test_of_equal_slices_the_one_nearest_the_centre_is_taken(tmp_path):
     (one,) = found(tmp_path, [nodule(radii={3: 5, 4: 5, 5: 5})])
     assert one.sop_uid == SCAN.sop(4)
+    (far,) = found(tmp_path, [nodule(radii={2: 5, 3: 5, 4: 5, 5: 5, 6: 5, 7: 7})])
+    assert far.sop_uid == SCAN.sop(7)  # larger wins, wherever it is
     (two,) = found(tmp_path, [nodule(radii={3: 5, 4: 5})])
     assert two.sop_uid == SCAN.sop(3)

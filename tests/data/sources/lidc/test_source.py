@@ -136,10 +136,12 @@ def test_what_is_broken_is_listed_and_the_rest_goes_on(lidc, tmp_path):
         ds = dcmread(path)
         ds.PatientID = ""
         ds.save_as(path)
-    (lidc / "head.dcm").write_bytes(b"\0" * 128 + b"DICM\x02\x00\x00")
+    (lidc / "head.dcm").write_bytes(
+        b"\0" * 128 + b"DICM\x02\x00\x10\x00UI\x16\x001.2.840.10008.1.2.1.99" + b"garbage" * 5
+    )
     (lidc / "notes.txt").write_text("no DICOM")
     xray = header("9.9")
-    xray.Modality = "DX"
+    xray.Modality, xray.SeriesInstanceUID = "DX", "9.8"
     xray.save_as(lidc / "xray.dcm", enforce_file_format=True)
 
     prepared = made(lidc, tmp_path)
@@ -156,7 +158,7 @@ def test_what_is_broken_is_listed_and_the_rest_goes_on(lidc, tmp_path):
     notes = " ".join(prepared.card.notes)
     assert "1 other files: DICOM, DX." in notes
     assert "1 scans have slices that are missing" in notes
-    assert "1 other files: DICOM, no modality." in notes
+    assert (str(lidc / "head.dcm"), "unreadable-dicom") in found
     assert "1 other files: neither DICOM nor XML." in notes
 
 

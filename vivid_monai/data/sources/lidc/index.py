@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 from tqdm import tqdm
 
 from vivid_monai.errors import VividError
@@ -65,7 +64,7 @@ def _add_dicom(found: Index, path: str) -> None:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality", "SeriesInstanceUID"])
         modality, uid = str(header.get("Modality", "")), str(header.get("SeriesInstanceUID") or "")
-    except (OSError, InvalidDicomError, ValueError, EOFError) as error:
+    except Exception as error:  # what a damaged header makes pydicom raise is not told anywhere
         found.unreadable[path] = f"damaged DICOM header: {error or type(error).__name__}"
         return
     if modality == "CT" and uid:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from vivid_monai.data.dicom import read_values
 
@@ -68,8 +67,7 @@ class Series:
     @cached_property
     def up(self) -> np.ndarray:
         """Unit vector across the slices, towards the head."""
-        normal = np.cross(self.along_row, self.down)
-        return normal * np.sign(normal[2])
+        return _up(self.along_row, self.down)
 
     @cached_property
     def heights(self) -> np.ndarray:
@@ -134,11 +132,10 @@ def read_series(paths: Sequence[str]) -> Series:
     for path in paths:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-            complete = all(header.get(tag) is not None for tag in _TAGS[4:]) and header.get("SOPInstanceUID")
-        except (OSError, InvalidDicomError, ValueError, EOFError):
+        except Exception:  # what a damaged header makes pydicom raise is not told anywhere
             left_out["unreadable header"] += 1
             continue
-        if not complete:
+        if not _is_complete(header):
             left_out["no position, orientation, spacing or size"] += 1
         elif str(header.SOPInstanceUID) in headers:
             left_out["the same slice again"] += 1
@@ -157,12 +154,11 @@ def read_series(paths: Sequence[str]) -> Series:
 
     first = next(iter(kept.values()))[1]
     along_row, down = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
-    normal = np.cross(along_row, down)
-    if not abs(normal[2]) > 0.7:
+    up = _up(along_row, down)
+    if not up[2] > 0.7:
         raise SeriesError("its slices are not axial")
-    normal *= np.sign(normal[2])
     slices = [Slice(path, uid, np.array(h.ImagePositionPatient, float)) for uid, (path, h) in kept.items()]
-    slices.sort(key=lambda one: (float(one.position @ normal), one.sop_uid))
+    slices.sort(key=lambda one: (float(one.position @ up), one.sop_uid))
     rows, columns = (float(v) for v in first.PixelSpacing)
     return Series(
         patient_id=patients.pop(),
@@ -173,6 +169,19 @@ def read_series(paths: Sequence[str]) -> Series:
         down=down,
         left_out=left_out,
     )
+
+
+def _is_complete(header: pydicom.Dataset) -> bool:
+    try:
+        sizes = [np.array(header.get(tag), float).shape for tag in _TAGS[4:]]
+    except (TypeError, ValueError):
+        return False
+    return bool(header.get("SOPInstanceUID")) and sizes == [(3,), (6,), (2,), (), ()] and min(header.PixelSpacing) > 0
+
+
+def _up(along_row: np.ndarray, down: np.ndarray) -> np.ndarray:
+    normal = np.cross(along_row, down)
+    return normal * np.sign(normal[2])
 
 
 def _kind(header: pydicom.Dataset) -> tuple:
