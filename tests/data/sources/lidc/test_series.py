@@ -53,11 +53,14 @@ def test_slices_that_differ_from_most_are_left_out_and_counted(tmp_path):
 
     scan = Scan("1.2.3")
     (tmp_path / "ct").mkdir()
+    Scan("1.2.4", n=1, spacing=(0.75, 0.625)).write(tmp_path / "other", balls())
+    damaged = (tmp_path / "other" / "1-000.dcm").read_bytes().replace(b"0.625", b"x.625")
+    (tmp_path / "ct" / "x.dcm").write_bytes(damaged)
     (tmp_path / "ct" / "no.dcm").write_bytes(b"\0" * 128 + b"DICM")
     series = series_of(tmp_path, scan, change=spoil)
     assert series.left_out == {
         "another size, spacing or orientation": 3,
-        "no position, orientation, spacing or size": 4,
+        "no position, orientation, spacing or size": 5,
         "the same slice again": 1,
     }
     assert len(series.slices) == 10

@@ -136,9 +136,8 @@ def test_what_is_broken_is_listed_and_the_rest_goes_on(lidc, tmp_path):
         ds = dcmread(path)
         ds.PatientID = ""
         ds.save_as(path)
-    (lidc / "head.dcm").write_bytes(
-        b"\0" * 128 + b"DICM\x02\x00\x10\x00UI\x16\x001.2.840.10008.1.2.1.99" + b"garbage" * 5
-    )
+    deflated = b"DICM\x02\x00\x10\x00UI\x16\x001.2.840.10008.1.2.1.99"
+    (lidc / "head.dcm").write_bytes(b"\0" * 128 + deflated + b"garbage" * 5)
     (lidc / "notes.txt").write_text("no DICOM")
     xray = header("9.9")
     xray.Modality, xray.SeriesInstanceUID = "DX", "9.8"
