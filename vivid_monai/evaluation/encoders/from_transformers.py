@@ -1,5 +1,6 @@
 """Vision models of transformers as encoders, from a folder or the hub. Code that comes with a model is never run."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
-from transformers.models.auto.image_processing_auto import get_image_processor_config
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
@@ -79,7 +79,7 @@ class TransformersEncoder(Encoder):
             return pooled.flatten(1).float()
         tokens = output.last_hidden_state
         if self.network.config.model_type == "clip_vision_model":  # applied there to the CLS token alone
-            tokens = self.network.post_layernorm(tokens)
+            tokens = _tower(self.network).post_layernorm(tokens)
         return pool_tokens(tokens, self.pool, prefix=self.prefix)
 
 
@@ -123,7 +123,7 @@ def _read(place: str, name: str, pool: str, *, offline: bool) -> TransformersEnc
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(place, **where)
-            values = get_image_processor_config(place, local_files_only=offline)
+            values = _processor_values(place, offline)
             if not values:
                 raise _NotThereError(
                     f"{name}: has no preprocessor_config.json, and how its images are prepared is not to be guessed; "
@@ -152,6 +152,19 @@ def _read(place: str, name: str, pool: str, *, offline: bool) -> TransformersEnc
     return _encoder(model, report, preprocess, name, pool)
 
 
+def _processor_values(place: str, offline: bool) -> dict[str, Any]:
+    """The image processor's part of a processor's file, or the file of its own; {} where there is neither."""
+    for file, part in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+        try:
+            found = cached_file(place, file, local_files_only=offline)
+        except OSError:
+            continue
+        values = json.loads(Path(str(found)).read_text(encoding="utf-8"))
+        if part is None or part in values:
+            return values if part is None else values[part]
+    return {}
+
+
 def _encoder(model: Any, report: dict[str, Any], preprocess: Preprocess, name: str, asked: str) -> TransformersEncoder:
     kind = model.config.model_type
     pool = choose_pool(asked, cls=PREFIX.get(kind, 0) > 0, patches=kind in PREFIX)
@@ -174,9 +187,15 @@ def _drop_pooler(model: Any) -> None:
     """Take away the part behind the tokens, where it would not be used: checkpoints often lack it."""
     if isinstance(getattr(model, "pooler", None), nn.Module):
         model.pooler = None
-    if getattr(model, "use_head", False):
-        model.use_head = False
-        del model.head
+    tower = _tower(model)
+    if getattr(tower, "use_head", False):
+        tower.use_head = False
+        del tower.head
+
+
+def _tower(model: Any) -> Any:
+    """Where CLIP and SigLIP keep their layers: earlier versions of transformers wrap them once more."""
+    return getattr(model, "vision_model", model)
 
 
 @contextmanager
