@@ -172,6 +172,16 @@ def test_two_series_of_one_patient_are_two_scans_on_one_side_of_the_split(lidc, 
     assert {row["id"] for row in table if row["patient_id"] == "LIDC-IDRI-0001"} >= {"1.2.77_01", "1.2.77_02"}
 
 
+def test_a_reading_that_its_holes_leave_nothing_of_is_listed(lidc):
+    sessions = sessions_of(ONE, 1)
+    (lone,) = sessions[2][1].rois
+    sessions[2][1].rois.append((*lone[:3], False))
+    write_xml(next(lidc.rglob("LIDC-IDRI-0001/**/*.xml")), ONE.uid, sessions)
+    nodules, skips, _ = read_identities(lidc)
+    assert [(key, reason) for _, key, reason, _ in skips.entries] == [(ONE.uid, "empty-reading")]
+    assert [n.number for n in nodules if n.series_uid == ONE.uid] == [1]
+
+
 def test_what_cannot_be_read_at_all_is_one_error(lidc, tmp_path):
     with pytest.raises(VividError, match="not a folder"):
         read(tmp_path / "nowhere", out=tmp_path / "out")

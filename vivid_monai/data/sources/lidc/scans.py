@@ -52,13 +52,16 @@ def read_scans(files: Iterable[Path], skips: SkipList) -> tuple[list[Nodule], Co
             else:
                 conflicts.setdefault(scan.series_uid, f"{earlier[1]} and {path} differ about this scan")
             continue
-        found[scan.series_uid] = (content, path, nodules_of(scan))
+        nodules = nodules_of(scan)
+        found[scan.series_uid] = (content, path, nodules)
+        for key in {r.key for r in scan.readings} - {key for nodule in nodules for key in nodule.readings}:
+            skips.add(path.name, scan.series_uid, "empty-reading", f"the holes of reading {key} leave nothing of it")
         counts.update(_counts(scan))
     for uid, detail in conflicts.items():
         skips.add(found[uid][1].name, uid, "conflicting-xml", detail)
         del found[uid]
-    nodules = [nodule for uid in sorted(found) for nodule in found[uid][2]]
-    return nodules, counts + Counter({"scans": len(found), "nodules": len(nodules)})
+    every = [nodule for uid in sorted(found) for nodule in found[uid][2]]
+    return every, counts + Counter({"scans": len(found), "nodules": len(every)})
 
 
 def _counts(scan: ScanReads) -> dict[str, int]:
