@@ -117,7 +117,7 @@ def _merge(runs: Mapping[str, RunFolder]) -> Results:
     all_results = {label: run.results for label, run in runs.items()}
     macro_fields = [name for name in fields if all(name in r.macro_fields for r in all_results.values())]
     excluded = {
-        name: "; ".join(f"{label}: {r.excluded[name]}" for label, r in all_results.items() if name in r.excluded)
+        name: "; ".join(dict.fromkeys(r.excluded[name] for r in all_results.values() if name in r.excluded))
         for name in fields
         if name not in macro_fields
     }

@@ -64,7 +64,7 @@ def to_svg(figure: Figure, name: str, title: str, *, classes: Sequence[str] = ()
     Args:
         figure: drawn within :func:`drawing`.
         name: unique on the page, letters and digits; the ids within begin with it.
-        title: what the figure shows, for those who do not see it.
+        title: what the figure shows, for those who do not see it; "" where the text beside it says all.
         classes: of the element.
     """
     written = io.StringIO()
@@ -77,8 +77,8 @@ def to_svg(figure: Figure, name: str, title: str, *, classes: Sequence[str] = ()
         _follow_the_page(element, name, used)
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
-    width = float(root.attrib["viewBox"].split()[2])
-    root.attrib |= {"role": "img", "aria-label": title, "class": " ".join(classes), "style": f"--w:{width:.0f}"}
+    spoken = {"role": "img", "aria-label": title} if title else {"aria-hidden": "true"}
+    root.attrib |= {**spoken, "class": " ".join(classes)}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 

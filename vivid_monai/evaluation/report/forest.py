@@ -1,6 +1,7 @@
 """Intervals as lines: a row per label, a line per encoder."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,8 @@ from vivid_monai.evaluation.report.figure import GRID, INK, MARKERS, MUTED, PAPE
 from vivid_monai.evaluation.results import Estimate
 
 WIDTH = 400
-_LINE, _LABEL, _GAP = 11.0, 18.0, 9.0  # pixels: an encoder's line, a row's label, between rows
+_LABEL, _MORE, _LINE, _GAP = 18.0, 13.0, 11.0, 9.0  # pixels: a label, its next lines, an encoder, between rows
+_WRAP = 36  # letters in a line of a label; the rest of the width is for the note
 
 _BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # grid lines do not run through words
 
@@ -41,7 +43,9 @@ def forest(
     shown = [e for row in rows for e in row.estimates.values() if e.value is not None]
     if not shown:
         return None
-    heights = [_LABEL + _LINE * max(1, len(row.estimates)) + _GAP for row in rows]
+    labels = [textwrap.wrap(row.label, _WRAP, max_lines=3, placeholder=" …") or [""] for row in rows]
+    heads = [_LABEL + _MORE * (len(lines) - 1) for lines in labels]
+    heights = [head + _LINE * max(1, len(row.estimates)) + _GAP for head, row in zip(heads, rows, strict=True)]
     total = sum(heights)
     with drawing(WIDTH, total + 42) as figure:
         axes = figure.add_axes((0.022, 36 / (total + 42), 0.956, total / (total + 42)))
@@ -54,25 +58,27 @@ def forest(
         axes.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
         axes.set_xlabel(axis)
         top = 0.0
-        for row, height in zip(rows, heights, strict=True):
-            _draw(axes, row, top)
+        for row, lines, head, height in zip(rows, labels, heads, heights, strict=True):
+            _label(axes, row, lines, top)
+            _draw(axes, row, top + head)
             top += height
         return to_svg(figure, name, title, classes=["forest"])
 
 
-def _draw(axes: Axes, row: Row, top: float) -> None:
-    low = axes.get_xlim()[0]
+def _label(axes: Axes, row: Row, lines: Sequence[str], top: float) -> None:
+    (low, high), y = axes.get_xlim(), top + _LABEL - 4
     weight = "bold" if row.strong else "normal"
-    axes.text(
-        low, top + _LABEL - 4, row.label, ha="left", va="baseline", fontsize=10.5, fontweight=weight, bbox=_BEHIND
-    )
+    for i, line in enumerate(lines):
+        axes.text(low, y + _MORE * i, line, ha="left", fontsize=10.5, fontweight=weight, bbox=_BEHIND)
     if row.note:
-        high = axes.get_xlim()[1]
-        axes.text(high, top + _LABEL - 4, row.note, ha="right", va="baseline", fontsize=9, color=MUTED, bbox=_BEHIND)
+        axes.text(high, y, row.note, ha="right", fontsize=9, color=MUTED, bbox=_BEHIND)
+
+
+def _draw(axes: Axes, row: Row, top: float) -> None:
     for line, (series, estimate) in enumerate(row.estimates.items()):
         if estimate.value is None:
             continue
-        y, colour = top + _LABEL + _LINE * (line + 0.5), series_colour(series)
+        y, colour = top + _LINE * (line + 0.5), series_colour(series)
         if estimate.low is not None and estimate.high is not None:
             axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
         axes.plot(

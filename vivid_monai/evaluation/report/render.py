@@ -82,5 +82,6 @@ def _environment() -> jinja2.Environment:
         "version": __version__,
         "n_bins": BINS,
         "is_table": is_table,
+        "besides": lambda value, name: {key: one for key, one in value.items() if key != name},
     }
     return environment

@@ -62,9 +62,9 @@ def difference_words(one: Difference) -> str:
         return f"{what} is {signed(e.value)}, without an interval: no difference is shown."
     told = f"{what} is {signed(e.value)} ({signed(e.low)} to {signed(e.high)})"
     if e.holds_zero:
-        return f"{told}: the interval holds 0, no difference is shown."
-    better, worse = (one.first, one.second) if e.value > 0 else (one.second, one.first)
-    return f"{told}: the interval does not hold 0, {better} is better than {worse}."
+        return f"{told}: the interval holds 0; no difference is shown."
+    better = one.first if e.value > 0 else one.second
+    return f"{told}: the interval does not hold 0; {better} is better."
 
 
 def headline(results: Results) -> list[str]:
