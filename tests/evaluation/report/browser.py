@@ -34,14 +34,11 @@ return [...document.body.querySelectorAll('*')].filter(one => {
   document.documentElement.scrollWidth > width ? ['the page: ' + document.documentElement.scrollWidth] : []);
 """
 COLOURS = """
-return [...document.querySelectorAll('p, td, th, li, figcaption span, caption, summary, dd, dt, h1, h2, h3, a, svg text')]
-  .filter(one => one.textContent.trim()).map(one => {
-  const style = getComputedStyle(one);
-  let back = one;
-  while (back && /rgba\\(\\d+, \\d+, \\d+, 0(\\.\\d+)?\\)|transparent/.test(getComputedStyle(back).backgroundColor))
-    back = back.parentElement;
-  const behind = back ? getComputedStyle(back).backgroundColor : null;
-  return [one.tagName, one.namespaceURI.endsWith('svg') ? style.fill : style.color, behind];
+const words = one => [...one.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+return [...document.body.querySelectorAll('*')].filter(words).map(one => {
+  const style = getComputedStyle(one), behind = [];
+  for (let back = one; back; back = back.parentElement) behind.push(getComputedStyle(back).backgroundColor);
+  return [one.textContent, one.namespaceURI.endsWith('svg') ? style.fill : style.color, behind];
 });
 """
 TABLES = """
@@ -89,9 +86,8 @@ class Page:
         return found + [f"over the edge: {name}" for name in self.run(OVERFLOWING)]
 
     def contrast(self) -> tuple[float, str]:
-        """The lowest contrast of any text with what is behind it (WCAG 2.2, 1.4.3), and of which element."""
-        pairs = [(tag, _rgb(text), _rgb(behind)) for tag, text, behind in self.run(COLOURS)]
-        return min((_contrast(text, behind), tag) for tag, text, behind in pairs)
+        """The lowest contrast of any text with what is behind it (WCAG 2.2, 1.4.3), and which text that is."""
+        return min((_contrast(_rgba(ink)[:3], _blend(behind)), text) for text, ink, behind in self.run(COLOURS))
 
 
 @contextmanager
@@ -113,15 +109,24 @@ def chromium(profile: Path) -> Iterator[Page]:
         opened.quit()
 
 
-def _rgb(colour: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in re.findall(r"[\d.]+", colour)[:3])
+def _rgba(colour: str) -> list[float]:
+    parts = [float(part) for part in re.findall(r"[\d.]+", colour)]
+    return parts if len(parts) == 4 else [*parts, 1.0]
 
 
-def _contrast(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+def _blend(behind: list[str]) -> list[float]:
+    """What is seen of backgrounds that lie over each other, the uppermost first."""
+    seen = [255.0, 255.0, 255.0]
+    for *colour, opacity in map(_rgba, reversed(behind)):
+        seen = [opacity * over + (1 - opacity) * under for over, under in zip(colour, seen, strict=True)]
+    return seen
+
+
+def _contrast(a: list[float], b: list[float]) -> float:
     low, high = sorted((_luminance(a), _luminance(b)))
     return (high + 0.05) / (low + 0.05)
 
 
-def _luminance(colour: tuple[float, ...]) -> float:
+def _luminance(colour: list[float]) -> float:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -48,6 +48,7 @@ def make_run(
     examples: int = 2,
     maps: bool = True,
     seed: int = 0,
+    prefix: str = "",
     **changes: object,
 ) -> Results:
     """Write results.json, predictions.csv and examples.npz.
@@ -58,6 +59,7 @@ def make_run(
         examples: images in examples.npz; 0 for no file.
         maps: whether they have attention maps.
         seed: of the scores; states, patients and ids are those of n and fields alone.
+        prefix: of the ids in predictions.csv, which those in examples.npz have not.
         changes: parts of the results that are replaced.
     """
     rng = np.random.default_rng(n + len(fields))
@@ -70,7 +72,7 @@ def make_run(
         for name in rare:
             column = states[:, list(fields).index(name)]
             column[np.flatnonzero(column == 1)[3:]] = 0
-    ids = np.array([f"image-{i:05d}" for i in range(n)])
+    ids = np.array([f"{prefix}image-{i:05d}" for i in range(n)])
     patients = np.array([f"patient-{i // 2}" for i in range(n)])
     test = Features(np.zeros((n, 1), np.float32), states, patients, ids)
     scores = {name: _scores(states, skill, seeds, exclusive, seed) for name, skill in encoders.items()}
@@ -92,7 +94,8 @@ def make_run(
         pixels = rng.integers(0, 256, (examples, 28, 28)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
         attention = rng.random((examples, 4, 14, 14)).astype(np.float32) ** 8
         attention /= attention.sum((2, 3), keepdims=True) * 1.1
-        Examples(pixels, ids[:examples], attention if maps else None).save(folder / "examples.npz")
+        names = np.array([key.removeprefix(prefix) for key in ids[:examples]])
+        Examples(pixels, names, attention if maps else None).save(folder / "examples.npz")
     return results
 
 

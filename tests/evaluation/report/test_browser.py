@@ -1,4 +1,4 @@
-"""The pages in a real browser: everything is drawn, nothing is fetched, nothing runs over the edge, numbers are right."""
+"""The pages in a real browser: everything drawn, nothing fetched, nothing over the edge, the numbers right."""
 
 import re
 from collections.abc import Iterator

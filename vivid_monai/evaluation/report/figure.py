@@ -70,8 +70,11 @@ def to_svg(figure: Figure, name: str, title: str, *, classes: Sequence[str] = ()
     written = io.StringIO()
     figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(written.getvalue())
-    for metadata in root.findall(f"{{{_SVG}}}metadata"):
-        root.remove(metadata)
+    # A style sheet within would hold for the whole page; style.css has its one rule.
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+                parent.remove(child)
     used = set(re.findall(r"#([\w-]+)", " ".join(value for one in root.iter() for value in one.attrib.values())))
     for element in root.iter():
         _follow_the_page(element, name, used)

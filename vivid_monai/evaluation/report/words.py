@@ -75,7 +75,7 @@ def headline(results: Results) -> list[str]:
     told = [f"{estimate_words(e)} for {encoder}" for encoder, e in values.items() if e.value is not None]
     images = f"{_plural(test['n_images'], 'test image')} of {_plural(test['n_patients'], 'patient')}"
     n, fields = len(results.macro_fields), _plural(len(results.fields), "field")
-    over = f"all {fields}" if n == len(results.fields) > 1 else f"{n} of {fields}"
+    over = fields if n == len(results.fields) else f"{n} of {fields}"
     if told:
         sentences = [f"On {images}, {name} over {over} is {_listed(told)}."]
     else:

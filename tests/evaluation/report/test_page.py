@@ -1,0 +1,194 @@
+"""The page of one run and metrics.csv: the files' numbers, whatever they are; no page of files of two runs."""
+
+import csv
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.report.made_run import make_run
+from vivid_monai.cli import main
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.report import write_report
+from vivid_monai.evaluation.results import Results
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    make_run(folder)
+    write_report(folder)
+    return folder
+
+
+def page_of(folder: Path, **made: object) -> str:
+    make_run(folder, **made)  # type: ignore[arg-type]
+    return write_report(folder).read_text()
+
+
+def test_the_first_lines_say_what_was_found(run: Path) -> None:
+    results, page = Results.load(run / "results.json"), (run / "report.html").read_text()
+    lead = re.search('<div class="lead" id="headline">(.*?)</div>', page, re.DOTALL)
+    assert lead is not None
+    for words in (f"{results.test['n_images']} test images", f"{results.test['n_patients']} patients", "4 of 5 fields"):
+        assert words in lead[1]
+    for name, encoder in results.encoders.items():
+        e = encoder.macro["auroc"]
+        assert f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f}) for {name}" in lead[1]
+    d = results.differences[0].estimate
+    assert f"pretrained − untrained, is {d.value:+.3f} ({d.low:+.3f} to {d.high:+.3f})" in lead[1]
+    assert "the interval does not hold 0; pretrained is better" in lead[1]
+    assert "Lesion: 3 present of at least 10" in page
+    assert results.run["command"] in page
+
+
+def test_a_difference_that_is_not_shown_and_one_the_other_way(tmp_path: Path) -> None:
+    same = page_of(tmp_path / "same", encoders={"one": 1.0, "other": 1.0})
+    assert "the interval holds 0; no difference is shown" in same
+    worse = page_of(tmp_path / "worse", encoders={"one": 0.1, "other": 3.0})
+    assert re.search(r"one − other, is −0\.\d+ .*; other is better", worse)
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+    addresses = re.findall(r'(?:src|href|action|data)="([^"]*)"|url\(([^)]*)\)|@import', page)
+    assert {a or b for a, b in addresses if not (a or b).startswith(("#", "data:"))} == set()
+
+
+def test_names_are_text_wherever_they_come(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>"
+    page = page_of(
+        tmp_path,
+        fields=[evil, "Edema"],
+        encoders={"<b>bold</b>": 1.0},
+        rare=[],
+        task="<i>task</i>",
+        warnings=["<u>warning</u>"],
+        skipped=[("<s>path</s>", "<em>reason</em>")],
+        run={"command": "<q>command</q>", "data": {"dataset": "<tt>d</tt>", "card": {"<kbd>k</kbd>": "<var>v</var>"}}},
+    )
+    for tag in ("script", "b>bold", "i>task", "u>warn", "s>path", "em>", "q>command", "tt>", "kbd>", "var>"):
+        assert f"<{tag}" not in page, tag
+    assert "&lt;script&gt;" in page
+
+
+def test_metrics_csv_has_every_number(run: Path) -> None:
+    results = Results.load(run / "results.json")
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = {(row["encoder"], row["field"], row["metric"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 2 * (5 + 1) * 5 + 2
+    for name, encoder in results.encoders.items():
+        for field, metrics in {**encoder.fields, "(macro)": encoder.macro}.items():
+            for metric, e in metrics.items():
+                row = rows[name, field, metric]
+                assert [row[key] for key in ("value", "low", "high")] == [text(v) for v in (e.value, e.low, e.high)]
+                counts = [text(results.test[key].get(field)) for key in ("n_present", "n_absent")]
+                assert [row["n_present"], row["n_absent"]] == counts
+    d = results.differences[0].estimate
+    assert rows["pretrained - untrained", "(macro)", "auroc"]["value"] == text(d.value)
+
+
+def test_classes_have_accuracy_and_a_confusion_matrix(tmp_path: Path) -> None:
+    results = make_run(tmp_path, fields=["liver", "heart", "spleen"], exclusive=True, n=100)
+    page = write_report(tmp_path).read_text()
+    classes = results.encoders["pretrained"].classes
+    assert classes is not None
+    table = page[page.index('<table class="confusion">') :]
+    cells = re.findall(r"<td[^>]*>([\d.]+)</td>", table[: table.index("</table>")])
+    assert [float(cell) for cell in cells] == [n for row in classes.confusion for n in row]
+    assert f"{classes.accuracy.value:.3f}" in page
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert {row["metric"] for row in csv.DictReader(file) if row["field"] == "(all)"} == {
+            "accuracy",
+            "balanced_accuracy",
+        }
+
+
+def test_nothing_that_is_missing_stops_the_page(tmp_path: Path) -> None:
+    alone = page_of(tmp_path / "alone", fields=["Edema"], rare=[], encoders={"one": 1.0}, examples=0, run={})
+    for words in ("nothing to compare", "no examples.npz", "does not hold the command", "says nothing of the data set"):
+        assert words in alone
+    assert "no SPD (spd.safetensors)" in page_of(tmp_path / "no-maps", maps=False)
+
+
+def test_a_field_of_one_state_has_no_curve_and_the_page_says_so(tmp_path: Path) -> None:
+    make_run(tmp_path, rare=[])
+    text = (tmp_path / "predictions.csv").read_text().splitlines()
+    columns = [row.split(",") for row in text]
+    where = columns[0].index("state:Lesion")
+    for row in columns[1:]:
+        row[where] = "absent"
+    (tmp_path / "predictions.csv").write_text("\n".join(map(",".join, columns)) + "\n")
+    stored = json.loads((tmp_path / "results.json").read_text())
+    stored["test"]["n_present"]["Lesion"] = 0
+    stored["macro_fields"] = []
+    none = {"value": None, "low": None, "high": None, "per_seed": [None]}
+    for encoder in stored["encoders"].values():
+        encoder["fields"]["Lesion"] = dict.fromkeys(encoder["fields"]["Lesion"], none)
+        encoder["macro"] = dict.fromkeys(encoder["macro"], none)
+    stored["excluded"] = dict.fromkeys(stored["fields"], "0 present of at least 10")
+    stored["differences"] = []
+    (tmp_path / "results.json").write_text(json.dumps(stored))
+    page = write_report(tmp_path).read_text()
+    assert page.count('class="panel"') == 2 * 4
+    assert "No curve without images of both kinds: Lesion (0 present" in page
+    assert "no field has enough images of both kinds" in page
+    assert "No difference between the encoders is defined" in page
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("fields", ["a", "b", "c", "d", "e"]), ("seeds", [7]), ("test images", None), ("AUROC of Edema", None)],
+)
+def test_files_of_two_runs_are_refused(tmp_path: Path, part: str, value: object) -> None:
+    results = make_run(tmp_path).to_dict()
+    if part == "test images":
+        results["test"]["images_sha256"] = "0" * 64
+    elif part == "AUROC of Edema":
+        results["encoders"]["pretrained"]["fields"]["Edema"]["auroc"]["value"] += 0.001
+    else:
+        results[part] = value
+    Results.from_dict(json.loads(json.dumps(results))).save(tmp_path / "results.json")
+    with pytest.raises(VividError, match=f"not of one run, they differ in .*{part}"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_examples_are_found_under_the_name_of_their_data_set(tmp_path: Path) -> None:
+    make_run(tmp_path, prefix="phantom/")
+    page = write_report(tmp_path).read_text()
+    assert page.count("is not in predictions.csv") == 0
+    assert page.count("data:image/jpeg") == 2 * (1 + 4)
+    assert page.count("Cosines between groups") == 2
+    (tmp_path / "examples.npz").unlink()
+    assert "data:image/jpeg" not in write_report(tmp_path).read_text()
+
+
+def test_the_same_files_make_the_same_page(run: Path, tmp_path: Path) -> None:
+    assert write_report(run, tmp_path / "again.html").read_bytes() == (run / "report.html").read_bytes()
+
+
+def test_a_large_run_is_a_small_page_soon(tmp_path: Path) -> None:
+    fields = [f"Finding {i}" for i in range(14)]
+    skills = {"a": 2.0, "b": 1.0, "c": 0.5}
+    make_run(tmp_path, fields=fields, encoders=skills, seeds=(0, 1, 2), n=1000, rare=[], examples=6)
+    started = time.process_time()
+    page = write_report(tmp_path)
+    assert time.process_time() - started < 10
+    assert page.stat().st_size < 3e6
+
+
+def test_the_command_writes_the_page_again(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+    assert main(["report", str(tmp_path / "nothing")]) == 2
+    assert "results cannot be read" in capsys.readouterr().err
+
+
+def text(value: float | None) -> str:
+    return "" if value is None else str(value)
