@@ -72,13 +72,14 @@ def test_macro_averages_are_over_the_fields_that_all_runs_have(runs: list[Path],
 @pytest.mark.parametrize("other", ["images", "labels", "patients"])
 def test_other_images_labels_or_patients_are_never_subtracted(runs: list[Path], tmp_path: Path, other: str) -> None:
     if other == "images":
-        make_run(runs[1], encoders={"worse": 0.7}, n=202)
+        make_run(runs[1], encoders={"worse": 0.7}, prefix="elsewhere/")  # the same labels and patients
     else:
         change(runs[1] / "predictions.csv", "patient_id" if other == "patients" else "state:Support Devices")
     page = write_comparison(runs, tmp_path / "page.html").read_text()
     compared = json.loads((tmp_path / "page.json").read_text())
     assert compared["differences"] == []
-    assert other in compared["side_by_side"]
+    told = {"images": "tested on other images", "labels": "but with other labels", "patients": "but of other patients"}
+    assert told[other] in compared["side_by_side"]
     assert "they stand side by side: no difference is computed" in page
     assert "Paired difference in" not in page
     assert 'class="panel"' not in page
