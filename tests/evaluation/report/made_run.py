@@ -123,4 +123,11 @@ def _described(name: str) -> dict:
 
 
 def _probe(seed: int) -> dict:
-    return {"kind": "linear", "strength": 0.01, "tried": {"0.01": 0.5, "1": 0.6}, "seed": seed, "warnings": []}
+    return {
+        "kind": "linear",
+        "exclusive": False,
+        "strength": 0.1**1.5,
+        "tried": {"0.01": 0.5, "1": 0.6},
+        "seed": seed,
+        "warnings": [],
+    }

@@ -42,6 +42,8 @@ def test_the_first_lines_say_what_was_found(run: Path) -> None:
     assert "the interval does not hold 0; pretrained is better" in lead[1]
     assert "Lesion: 3 present of at least 10" in page
     assert results.run["command"] in page
+    for name, value in {"n parameters": "1,234,567", "exclusive": "no", "strength": "0.0316228", "mean": "0.5"}.items():
+        assert f"<dt>{name}</dt><dd>{value}" in re.sub(r"\s*\n\s*", "", page)
 
 
 def test_a_difference_that_is_not_shown_and_one_the_other_way(tmp_path: Path) -> None:

@@ -30,8 +30,10 @@ def signed(value: float | None) -> str:
 
 
 def count(value: Any) -> str:
-    """1,234."""
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    """A number or word of a description: 1,234, 0.316228, yes."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def tidy(value: float) -> str:
