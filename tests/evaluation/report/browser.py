@@ -20,7 +20,8 @@ return [...document.querySelectorAll('svg, img')].map(one => {
   const folded = one.closest('details:not([open])') !== null;
   const outer = one.getBoundingClientRect(), box = one.parentElement.getBoundingClientRect();
   const drawn = one.tagName === 'IMG' ? one.naturalWidth : (b => b.width * b.height)(one.getBBox());
-  const marks = one.tagName === 'IMG' ? 1 : one.querySelectorAll('path, use').length;
+  const parts = [...one.querySelectorAll('use')].map(use => use.getBBox());
+  const marks = one.tagName === 'IMG' || (one.querySelector('path') && parts.every(box => box.width + box.height > 0));
   return {name: one.getAttribute('aria-label') ?? one.alt, folded, drawn, marks,
           width: outer.width, wider: outer.right > box.right + 1 || outer.left < box.left - 1};
 });

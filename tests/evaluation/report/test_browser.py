@@ -109,6 +109,7 @@ def test_nothing_of_a_name_is_run(page: Page, pages: dict[str, Path]) -> None:
     ("script", "told"),
     [
         ("document.querySelector('svg.forest').replaceChildren()", "not drawn"),
+        ("document.querySelectorAll('svg.panel defs').forEach(one => one.remove())", "not drawn"),
         ("document.querySelector('img').src = 'data:image/jpeg;base64,AAAA'", "not drawn"),
         (
             "document.querySelector('svg.panel').style.cssText = 'width: 2000px; max-width: none'",
