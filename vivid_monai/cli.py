@@ -13,7 +13,7 @@ from importlib import import_module
 from vivid_monai import __version__
 from vivid_monai.errors import VividError
 
-COMMANDS = ("prepare", "phantom", "verify", "labels")
+COMMANDS = ("prepare", "phantom", "verify", "labels", "report")
 
 
 def build_parser() -> argparse.ArgumentParser:

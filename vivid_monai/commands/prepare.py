@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vivid_monai.commands import prepare_lidc
+from vivid_monai.commands import prepare_lidc, prepare_medmnist
 from vivid_monai.commands.prepare_options import EPILOG, add_shared_options, check_workers, write_manifest
 from vivid_monai.data.sources import chexpert, nih, table
 from vivid_monai.data.sources.source import Source
@@ -41,6 +41,7 @@ def register(subparsers: Any) -> None:
     add_shared_options(one, val="0.1", test="0.2", policy="skip")
 
     prepare_lidc.add(sources)
+    prepare_medmnist.add(sources)
 
 
 def _add(sources: Any, name: str, read: Callable[[argparse.Namespace], Source], what: str) -> argparse.ArgumentParser:

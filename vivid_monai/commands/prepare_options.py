@@ -18,9 +18,23 @@ row that is not, with the reason). Formats, policies and your own data in five m
 """
 
 
-def add_shared_options(parser: argparse.ArgumentParser, *, val: str, test: str, policy: str) -> None:
-    """Where to write, how to split and to check. ``val``, ``test``: the source's defaults, in words."""
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Where to write, and how far to look at the images, for a source whose splits and labels leave no choice."""
+    parser.set_defaults(salt=SplitRule().salt, val=None, test=None, contradictions=None)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--check",
+        choices=CHECKS,
+        default="files",
+        help="none: trust the table; files: the files are there; images: read every one (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="parallel readers (default: %(default)s)")
+    parser.add_argument("--jsonl", action="store_true", help="also write every row as a UMS record to records.jsonl")
+
+
+def add_shared_options(parser: argparse.ArgumentParser, *, val: str, test: str, policy: str) -> None:
+    """The above, and how to split and to treat contradictions. ``val``, ``test``: the source's defaults, in words."""
+    add_output_options(parser)
     parser.add_argument("--salt", default=SplitRule().salt, help="of the patients' hash (default: %(default)s)")
     parser.add_argument("--val", type=float, metavar="X", help=f"fraction of the patients for val (default: {val})")
     parser.add_argument("--test", type=float, metavar="X", help=f"fraction of the patients for test (default: {test})")
@@ -30,14 +44,6 @@ def add_shared_options(parser: argparse.ArgumentParser, *, val: str, test: str, 
         default=policy,
         help="rows whose labels contradict each other: keep and count, skip and list, or stop (default: %(default)s)",
     )
-    parser.add_argument(
-        "--check",
-        choices=CHECKS,
-        default="files",
-        help="none: trust the table; files: the files are there; images: read every one (default: %(default)s)",
-    )
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="parallel readers (default: %(default)s)")
-    parser.add_argument("--jsonl", action="store_true", help="also write every row as a UMS record to records.jsonl")
 
 
 def write_manifest(source: Source, args: argparse.Namespace) -> Path:

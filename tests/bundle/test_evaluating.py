@@ -1,0 +1,151 @@
+"""The evaluation workflow of the bundle, task by task."""
+
+import json
+import subprocess
+import sys
+
+import monai.bundle
+import numpy as np
+import pytest
+
+from tests.bundle.conftest import ROOT, SMALL, quiet
+from tests.evaluation.small import data_set, encoder
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.predictions import read_predictions
+from vivid_monai.evaluation.probes import load_probe
+from vivid_monai.evaluation.results import Results
+from vivid_monai.evaluation.workflow import named
+from vivid_monai.networks.spd import SPD
+from vivid_monai.networks.spd_file import save_spd
+from vivid_monai.networks.weights import save_vit
+
+FEW = {"min_present": 1, "min_absent": 1, "n_resamples": 50}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """An encoder of random weights with its SPD beside it, as a training run leaves them."""
+    folder = tmp_path_factory.mktemp("run")
+    one = encoder(5)
+    save_vit(one.vit, folder / "pretrained_vit.safetensors", preprocess=one.preprocess.to_dict())
+    save_spd(SPD(dim=one.vit.embed_dim, groups=3, queries=2), folder / "spd.safetensors")
+    return folder / "pretrained_vit.safetensors"
+
+
+@pytest.fixture
+def evaluating(tmp_path, weights):
+    """Function that runs the workflow of a task in this process; returns the folder of its results."""
+
+    def run(task, **knobs):
+        out = tmp_path / "out"
+        options = {"encoder": str(weights), "output_dir": str(out), "cache_dir": str(tmp_path / "features"), **FEW}
+        config = [str(ROOT / "configs" / "evaluate.json"), str(ROOT / "configs" / "eval" / f"{task}.json")]
+        monai.bundle.run(run_id="evaluating", config_file=config, logging_file=False, **{**options, **knobs})
+        return out
+
+    return run
+
+
+def test_phantoms_as_a_user_runs_it_twice(tmp_path, weights, phantoms):
+    config = [str(ROOT / "configs" / name) for name in ("evaluate.json", "eval/phantom.json")]
+    knobs = {"encoder": weights, "phantom_images": SMALL["phantom_images"], "phantom_size": SMALL["image_size"]}
+    knobs |= {"dataset_dir": phantoms, "bundle_root": tmp_path, **FEW}
+    options = [part for key, value in knobs.items() for part in (f"--{key}", str(value))]
+    command = [sys.executable, "-m", "monai.bundle", "run", "evaluating", "--config_file", str(config), *options]
+    outputs = []
+    for number in ("001", "002"):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=quiet(), timeout=600)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done)
+        folder = tmp_path / "runs" / "eval" / "phantom" / number
+        for name in ("results.json", "metrics.csv", "predictions.csv", "report.html", "examples.npz", "config.json"):
+            assert (folder / name).stat().st_size
+        assert f"Next: open {folder.relative_to(tmp_path)}" in done.stdout.replace(str(tmp_path) + "/", "")
+        assert "macro AUROC" in done.stdout
+    assert outputs[0].stderr.count(", now in ") == 6  # three splits of two encoders
+    assert outputs[1].stderr.count(", now in ") == 0
+    first, second = (Results.load(tmp_path / f"runs/eval/phantom/{n}/results.json") for n in ("001", "002"))
+    assert first.encoders["encoder"].fields == second.encoders["encoder"].fields
+    assert list(first.encoders) == ["encoder", "untrained"]
+    assert first.run["command"].startswith("python -m monai.bundle run evaluating --config_file")
+
+
+def test_transfer(evaluating, tmp_path):
+    chexpert = data_set(tmp_path / "chexpert", space="chexpert-14", dataset="chexpert")
+    nih = data_set(tmp_path / "nih", space="nih-14", dataset="nih", seed=1)
+    out = evaluating("nih_transfer", source_dir=str(chexpert.image_root), dataset_dir=str(nih.image_root))
+    results = Results.load(out / "results.json")
+    assert results.fields[-1] == "No Finding"
+    assert (results.run["data"]["dataset"], results.run["data"]["source"]) == ("nih", "chexpert")
+    assert "No Finding" in results.excluded  # in this data set every image has a finding
+    assert results.test["n_images"] == len(nih.select("test"))
+
+
+def test_organs_are_a_choice_between_classes(evaluating, tmp_path, weights):
+    organs = data_set(tmp_path / "organs", space="organamnist-11", dataset="organs", n=180)
+    out = evaluating("organamnist", dataset_dir=str(organs.image_root))
+    results = Results.load(out / "results.json")
+    predictions = read_predictions(out / "predictions.csv")
+    np.testing.assert_allclose(predictions.scores["encoder"].sum(-1), 1, atol=1e-6)
+    truth, predicted = predictions.states.argmax(1), predictions.scores["encoder"][0].argmax(1)
+    assert results.encoders["encoder"].classes.accuracy.value == np.mean(truth == predicted)
+    probe, fields = load_probe(out / "probes" / "encoder-0.safetensors", encoder=encoder(5).fingerprint())
+    assert probe.exclusive
+    assert fields == organs.fields
+
+
+def test_several_runs_of_one_recipe_are_its_seeds(evaluating, tmp_path, weights):
+    data = data_set(tmp_path / "data")
+    other = tmp_path / "other.safetensors"
+    save_vit(encoder(1).vit, other, preprocess=encoder().preprocess.to_dict())
+    encoders = {"ours": [str(weights), str(other)], "single": str(weights)}
+    out = evaluating("table", manifest=str(data.image_root / "manifest.parquet"), encoder=encoders, baseline="none")
+    results = Results.load(out / "results.json")
+    assert results.seeds == [0, 1]
+    ours, single = (results.encoders[name].macro["auroc"].per_seed for name in ("ours", "single"))
+    assert ours[0] == single[0] == single[1]
+    assert ours[1] != ours[0]
+    assert [(one.first, one.second) for one in results.differences] == [("ours", "single")] * 2
+
+
+def test_seeds_change_what_they_should(evaluating, tmp_path):
+    data = data_set(tmp_path / "data", n=180)
+    knobs = {"manifest": str(data.image_root / "manifest.parquet"), "seeds": [0, 1], "baseline": "none"}
+    linear = read_predictions(evaluating("table", **knobs) / "predictions.csv").scores["encoder"]
+    np.testing.assert_array_equal(linear[0], linear[1])
+    fewer = read_predictions(evaluating("table", train_fraction=0.5, **knobs) / "predictions.csv")
+    assert (fewer.scores["encoder"][0] != fewer.scores["encoder"][1]).any()
+    assert fewer.ids.tolist() == data.select("test").table["id"].to_pylist()
+
+
+def test_unreadable_test_images_are_left_out_and_listed(evaluating, tmp_path):
+    data = data_set(tmp_path / "data")
+    broken = data.image_root / data.select("test").table["image"][0].as_py()
+    broken.write_bytes(broken.read_bytes()[:40])
+    out = evaluating("table", manifest=str(data.image_root / "manifest.parquet"))
+    assert Results.load(out / "results.json").test["n_images"] == len(data.select("test")) - 1
+    assert broken.name in (out / "skipped.csv").read_text()
+    assert "could not be read" in " ".join(Results.load(out / "results.json").warnings)
+
+
+@pytest.mark.parametrize(
+    ("specs", "told"),
+    [({}, "no encoder"), ({"a": []}, "no encoder"), ({"a@1": "x"}, "cannot name"), ("", "no encoder")],
+)
+def test_encoders_need_names_and_files(specs, told):
+    with pytest.raises(VividError, match=told):
+        named(specs)
+
+
+def test_every_task_config_names_knobs_that_exist():
+    known = set(json.loads((ROOT / "configs" / "evaluate.json").read_text()))
+    tasks = sorted((ROOT / "configs" / "eval").glob("*.json"))
+    assert {path.stem for path in tasks} == {
+        *("chexpert_probe", "nih_probe", "nih_transfer", "lidc_malignancy", "organamnist", "phantom", "table")
+    }
+    for path in tasks:
+        overlay = json.loads(path.read_text())
+        assert overlay["task"] == path.stem
+        new = set(overlay) - known
+        text = path.read_text()
+        assert all(f"@{name}" in text for name in new), f"{path.name}: {new} is used by nothing"
