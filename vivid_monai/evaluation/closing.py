@@ -13,6 +13,7 @@ from vivid_monai.evaluation.encoders import Encoder, VividEncoder
 from vivid_monai.evaluation.evaluate import evaluate
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.output import finish, print_output
+from vivid_monai.evaluation.probes import LinearProbe
 from vivid_monai.evaluation.provenance import resolved_config
 from vivid_monai.evaluation.results import Results
 from vivid_monai.evaluation.task import Task
@@ -80,6 +81,7 @@ class Closing:
         }
         evaluated = evaluate(encoders, self.task, self.store, **self.options)
         head = evaluated.probes["pretrained"][0]
+        assert isinstance(head, LinearProbe)
         with torch.no_grad():
             self.network.head.weight.copy_(torch.from_numpy(head.weight))
             self.network.head.bias.copy_(torch.from_numpy(head.bias))

@@ -21,8 +21,10 @@ def warnings_of(results: Results) -> list[str]:
             told.append(
                 f"{name}: no head for {', '.join(encoder.untrained_fields)}: its training images have one state only"
             )
-        for warning in dict.fromkeys(text for probe in encoder.probes for text in probe.get("warnings", ())):
-            told.append(f"{name}: {warning}")
+        for seed, probe in zip(results.seeds, encoder.probes, strict=False):
+            for warning in probe.get("warnings", ()):
+                fields = ", ".join(results.fields[column] for column in warning["columns"])
+                told.append(f"{name}, seed {seed}: {fields} {warning['message']}")
     if results.test["n_patients"] < FEW_PATIENTS:
         told.append(f"only {results.test['n_patients']} test patients: every number here may change with the next ones")
     if results.skipped:

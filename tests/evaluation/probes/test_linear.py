@@ -119,11 +119,12 @@ def test_classes_share_one_strength():
 def test_a_strength_at_the_edge_of_the_grid_is_told():
     train, validation = findings(n=80, d=40, seed=1), findings(n=300, d=40, seed=2)
     assert fit_linear(train, validation).describe()["warnings"] == []
-    (told,) = fit_linear(train, validation, strengths=[1e-6, 1e-5]).describe()["warnings"]
-    assert "columns 0, 1, 2 got the strongest regularisation of the grid (1e-05)" in told
-    assert "nats at most" in told
-    (told,) = fit_linear(train, validation, strengths=[1e3, 1e4]).describe()["warnings"]
-    assert "weakest regularisation of the grid (1000)" in told
+    (told,) = fit_linear(train, validation, strengths=[1e-6, 1e-2]).describe()["warnings"]
+    assert told["columns"] == [0, 1, 2]
+    assert "got the strongest regularisation of the grid (0.01)" in told["message"]
+    (told,) = fit_linear(train, validation, strengths=[10, 100]).describe()["warnings"]
+    assert "weakest regularisation of the grid (10)" in told["message"]
+    assert fit_linear(train, validation, strengths=[1e3, 1e4]).describe()["warnings"] == []
 
 
 def test_uncertain_and_null_rows_change_nothing():

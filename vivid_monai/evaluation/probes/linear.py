@@ -15,6 +15,8 @@ from vivid_monai.evaluation.probes.logistic import Axes, sigmoid_loss, softmax_l
 from vivid_monai.ums.states import PRESENT
 
 STRENGTHS = tuple(float(s) for s in np.logspace(-6, 2, 17))
+WORTH_TELLING = 0.005
+"""Nats of validation loss that the last step of the grid must win before a reader is troubled with it."""
 UNSEEN = -1e4
 """Logit of a class without a training image: its probability is 0 in float64."""
 
@@ -150,15 +152,16 @@ def _numbers(row: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else round(float(value), 6) for value in row]
 
 
-def _warnings(grid: np.ndarray, losses: np.ndarray, chosen: np.ndarray, seen: np.ndarray) -> list[str]:
-    """A strength at the end of the grid says that a better one may lie beyond; the last step says how much better."""
+def _warnings(grid: np.ndarray, losses: np.ndarray, chosen: np.ndarray, seen: np.ndarray) -> list[dict[str, Any]]:
+    """A strength at the end of the grid says that a better one may lie beyond, where the last step still mattered."""
     out = []
     for edge, before, side in ((0, 1, "strongest"), (-1, -2, "weakest")) if len(grid) > 1 else ():
-        columns = np.flatnonzero(seen & (grid[chosen] == grid[edge]))
+        gain = losses[before] - losses[edge]
+        columns = np.flatnonzero(seen & (grid[chosen] == grid[edge]) & (gain > WORTH_TELLING))
         if columns.size:
-            gain = np.nanmax(np.append(losses[before, columns] - losses[edge, columns], 0))
-            out.append(
-                f"columns {', '.join(map(str, columns))} got the {side} regularisation of the grid ({grid[edge]:g}); a "
-                f"better one may lie beyond (its last step lowered the validation loss by {gain:.1g} nats at most)"
+            message = (
+                f"got the {side} regularisation of the grid ({grid[edge]:g}), and a better one may lie beyond: its last "
+                f"step lowered the validation loss by {gain[columns].max():.1g} nats"
             )
+            out.append({"columns": columns.tolist(), "message": message})
     return out
