@@ -44,7 +44,8 @@ def write_predictions(
     """Write a CSV with a row per image.
 
     Columns: ``id``; ``patient_id``; ``state:<field>``, empty where it cannot be answered; and for each encoder and
-    seed ``<encoder>@<seed>:<field>``, the probability that the field is present, to nine significant digits.
+    seed ``<encoder>@<seed>:<field>``, the probability that the field is present, in as many digits as it has: rounding
+    could make ties of two images that differ.
 
     Args:
         test: ids, patients and states of the images.
@@ -66,7 +67,7 @@ def write_predictions(
         writer.writerow(columns)
         for i, (key, patient) in enumerate(zip(test.ids, test.patients, strict=True)):
             states = [decode(int(code)) or "" for code in test.states[i]]
-            values = [f"{p:.9g}" for _, one in runs for p in one[i]]
+            values = [repr(float(p)) for _, one in runs for p in one[i]]
             writer.writerow([key, patient, *states, *values])
 
 

@@ -80,12 +80,12 @@ def official(name: str) -> Official:
         raise VividError(f"the installed medmnist knows no {missing[0]!r} of {name!r}: install medmnist>=3.0")
     kind = _KINDS[name]
     space = load_label_space(kind.label_space)
-    classes = tuple(info["label"][str(number)] for number in range(len(info["label"])))
+    classes = tuple(info["label"].get(str(number)) for number in range(len(info["label"])))
     fields = space.fields if space.none_label is None else (None, *space.fields)
     ours = tuple(space.none_label if field is None else field for field in fields)
     if classes != ours:
         raise VividError(
-            f"{name}: the medmnist package has the classes {', '.join(classes)}, but label space {space.name!r} has "
+            f"{name}: the medmnist package has the classes {', '.join(map(str, classes))}, but label space {space.name!r} has "
             f"{', '.join(map(str, ours))}: labels would get wrong names, so nothing is prepared"
         )
     return Official(

@@ -106,7 +106,7 @@ def _reading(path: Path, key: str) -> Iterator[IO[bytes]]:
                 yield stream
     except zipfile.BadZipFile as error:
         raise VividError(f"{path}: not a whole .npz file ({error}): download it again") from error
-    except (OSError, EOFError, ValueError, zlib.error, RuntimeError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, RuntimeError, MemoryError) as error:
         if isinstance(error, VividError):
             raise
         raise VividError(f"{path}: {key} cannot be used: {error}") from error
