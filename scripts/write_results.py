@@ -43,12 +43,22 @@ def store(name: str, run: Path) -> None:
     data = content["run"].get("data", {})
     content["run"]["data"] = {key: data[key] for key in ("dataset", "splits", "source") if key in data}
     for encoder in content["encoders"].values():
-        encoder["encoder"].pop("preprocess", None)
-    text = json.dumps(content, indent=1, ensure_ascii=False)
+        for probe in encoder["probes"]:
+            probe.pop("tried", None)
+    text = json.dumps(rounded(content), indent=1, ensure_ascii=False)
     if found := re.search(r'["\' =](/[\w.-]+/[\w./-]+)', text):
         raise VividError(f"{run}: its results name {found[1]}; run it again with paths inside the repository")
     with whole_file(STORE / f"{name}.json") as part:
         part.write_text(text + "\n", encoding="utf-8")
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to six significant digits: more would be noise in the history of a file."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def write_page(page: Path) -> None:

@@ -41,7 +41,12 @@ def command_line() -> str:
     start = (
         ["python", "-m", "monai.bundle"] if program.parts[-3:] == ("monai", "bundle", "__main__.py") else [program.name]
     )
-    return shlex.join([*start, *sys.argv[1:]])
+    return " ".join(map(_quoted, [*start, *sys.argv[1:]]))
+
+
+def _quoted(word: str) -> str:
+    """A word for the shell: in double quotes where it holds single ones, as lists of configs do."""
+    return f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
 
 
 def versions() -> dict[str, str]:

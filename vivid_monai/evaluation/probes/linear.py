@@ -160,8 +160,8 @@ def _warnings(grid: np.ndarray, losses: np.ndarray, chosen: np.ndarray, seen: np
         columns = np.flatnonzero(seen & (grid[chosen] == grid[edge]) & (gain > WORTH_TELLING))
         if columns.size:
             message = (
-                f"got the {side} regularisation of the grid ({grid[edge]:g}), and a better one may lie beyond: its last "
-                f"step lowered the validation loss by {gain[columns].max():.1g} nats"
+                f"got the {side} regularisation of the grid ({grid[edge]:g}), and a better one may lie beyond: "
+                f"its last step lowered the validation loss by {gain[columns].max():.1g} nats"
             )
             out.append({"columns": columns.tolist(), "message": message})
     return out
