@@ -20,9 +20,7 @@ def add(sources: Any) -> None:
     parser.set_defaults(func=run)
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the official .npz")
-    parser.add_argument(
-        "--size", type=int, choices=SIZES, default=224, help="pixels (default: %(default)s)"
-    )
+    parser.add_argument("--size", type=int, choices=SIZES, default=224, help="pixels (default: %(default)s)")
     parser.add_argument("--download", action="store_true", help="fetch the file where it is missing")
     parser.add_argument(
         "--unofficial-file", type=Path, metavar="NPZ", help="a file of the same layout instead; the card will say so"

@@ -85,8 +85,8 @@ def official(name: str) -> Official:
     ours = tuple(space.none_label if field is None else field for field in fields)
     if classes != ours:
         raise VividError(
-            f"{name}: the medmnist package has the classes {', '.join(map(str, classes))}, but label space {space.name!r} has "
-            f"{', '.join(map(str, ours))}: labels would get wrong names, so nothing is prepared"
+            f"{name}: the medmnist package has the classes {', '.join(map(str, classes))}, but label space "
+            f"{space.name!r} has {', '.join(map(str, ours))}: labels would get wrong names, so nothing is prepared"
         )
     return Official(
         name=name,
