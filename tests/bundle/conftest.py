@@ -18,6 +18,7 @@ SMALL = {
     "save_every": 1,
     "min_present": 1,
     "min_absent": 1,
+    "n_examples": 2,
 }
 
 

@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 import monai.bundle
+import nibabel
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.bundle.conftest import ROOT, SMALL, quiet
 from tests.evaluation.small import data_set, encoder
+from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
+from vivid_monai.evaluation.examples import Examples
 from vivid_monai.evaluation.predictions import read_predictions
 from vivid_monai.evaluation.probes import load_probe
 from vivid_monai.evaluation.results import Results
@@ -92,6 +96,36 @@ def test_organs_are_a_choice_between_classes(evaluating, tmp_path, weights):
     probe, fields = load_probe(out / "probes" / "encoder-0.safetensors", encoder=encoder(5).fingerprint())
     assert probe.exclusive
     assert fields == organs.fields
+
+
+def crops(folder):
+    """CT crops of three slices as `vivid prepare lidc` leaves them: malignant ones are dense."""
+    rng = np.random.default_rng(0)
+    (folder / "crops").mkdir(parents=True)
+    rows = []
+    for i in range(60):
+        state = i % 2 if i % 5 else 2
+        volume = rng.normal(-700 + 500 * (state == 1), 100, (20, 20, 3)).astype(np.int16)
+        nibabel.Nifti1Image(volume, np.eye(4)).to_filename(folder / "crops" / f"{i}.nii")
+        row = {"id": f"n{i}", "image": f"crops/{i}.nii", "slice": 1, "slices": 3, "patient_id": f"p{i}"}
+        row |= {"split": ("train", "train", "val", "test", "test", "test")[i % 6], "dataset": "lidc", "modality": "CT"}
+        row |= {"anatomy": "chest", "labeller": "readers", "source": "human", "finding.Malignancy": state}
+        rows.append(row)
+    manifest = Manifest(pa.Table.from_pylist(rows), label_space="lidc-malignancy", image_root=folder)
+    return manifest.save(folder / "manifest.parquet")
+
+
+@pytest.mark.parametrize(("slices", "dim"), [(1, 128), (3, 384)])
+def test_nodules_are_seen_through_the_window_in_one_slice_or_three(evaluating, tmp_path, slices, dim):
+    manifest = crops(tmp_path / "lidc")
+    out = evaluating("lidc_malignancy", manifest=str(manifest), slices=slices)
+    results = Results.load(out / "results.json")
+    told = results.encoders["encoder"].encoder
+    assert (told["dim"], told["preprocess"]["slices"], told["preprocess"]["window"]) == (dim, slices, [-600, 1500])
+    assert results.test["n_uncertain"] == {"Malignancy": 6}
+    assert results.encoders["encoder"].fields["Malignancy"]["auroc"].value > 0.9
+    examples = Examples.load(out / "examples.npz")
+    assert examples.images.max() < 255, "the middle of the window is not white"
 
 
 def test_several_runs_of_one_recipe_are_its_seeds(evaluating, tmp_path, weights):

@@ -7,11 +7,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
 
 from tests.bundle.conftest import ROOT, SMALL, bundle_command, quiet
+from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.data.manifest import Manifest
+from vivid_monai.data.preprocess import Preprocess
+from vivid_monai.evaluation.predictions import read_predictions
+from vivid_monai.evaluation.results import Results
+from vivid_monai.networks.spd_file import load_spd
 from vivid_monai.networks.weights import load_vit
 
 
@@ -19,7 +26,7 @@ def last_words(done: subprocess.CompletedProcess) -> str:
     return (done.stdout + done.stderr)[-3000:]
 
 
-def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp_path):
+def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp_path, phantoms):
     done = bundle()
     assert done.returncode == 0, last_words(done)
     run = tmp_path / "run"
@@ -37,11 +44,22 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
     for name, tensor in vit.state_dict().items():
         assert torch.equal(tensor, weights[f"encoder.{name}"])
 
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert set(metrics["encoders"]) == {"pretrained", "untrained"}
-    with (run / "predictions.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == metrics["n_images"]
+    results = Results.load(run / "results.json")
+    assert list(results.encoders) == ["pretrained", "untrained"]
+    assert results.run["command"].startswith("python -m monai.bundle run training --config_file ")
+    predictions = read_predictions(run / "predictions.csv")
+    assert len(predictions.ids) == results.test["n_images"]
+    report = (run / "report.html").read_text()
+    assert f"{results.encoders['pretrained'].macro['auroc'].value:.3f}" in report
+    assert load_spd(run / "spd.safetensors").dim == vit.embed_dim
+    # The head of the shipped network says what the table of predictions says.
+    items = ImageDataset(
+        Manifest.load(phantoms / "manifest.parquet").select("test").items(results.fields),
+        Preprocess.from_dict(metadata["preprocess"]).transform(),
+    )
+    with torch.no_grad():
+        shipped = torch.sigmoid(network.eval()(torch.stack([item["image"] for item in items])))
+    np.testing.assert_allclose(shipped.numpy(), predictions.scores["pretrained"][0], atol=1e-4)
     image = torch.randn(2, 1, 32, 32)
     assert network.eval()(image).shape == (2, 12)
     assert network.head.weight.abs().sum() > 0
@@ -53,7 +71,7 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
     assert list((run / "tensorboard").iterdir())
     assert not any("model.layers" in name for path in (run / "checkpoints").iterdir()
                    for name in torch.load(path, weights_only=True)["network"])  # fmt: skip
-    assert "macro average" in done.stdout
+    assert "macro AUROC" in done.stdout
     assert "Next:" in done.stdout
 
 
@@ -87,7 +105,7 @@ def test_two_processes_train_and_close_once(bundle, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     done = bundle("teacher/none.json", "multi_gpu_train.json", launcher=launcher)
     assert done.returncode == 0, last_words(done)
-    assert done.stdout.count("held-out AUROC") == 1
+    assert done.stdout.count("test AUROC") == 1
     assert (tmp_path / "run" / "pretrained_vit.safetensors").exists()
 
 

@@ -100,7 +100,7 @@ def evaluate(
         scored[name] = Scored(
             validation=np.stack(validation),
             test=scores[name],
-            encoder=members[0].describe() | {"members": [member.fingerprint() for member in members]},
+            encoder=_describe(members, task),
             probes=[one.describe() for one in fitted],
             untrained=tuple(sorted({column for one in fitted for column in one.untrained})),
         )
@@ -119,6 +119,14 @@ def evaluate(
         n_resamples=n_resamples,
     )
     return Evaluated(results, scores, probes, first, seconds)
+
+
+def _describe(members: Sequence[Encoder], task: Task) -> dict[str, Any]:
+    """What the encoder is on this task; of several runs of one recipe, the sources and fingerprints of all."""
+    seen = [task.view(member).describe() for member in members]
+    if len(seen) == 1:
+        return seen[0]
+    return seen[0] | {key: [one[key] for one in seen] for key in ("source", "fingerprint")}
 
 
 def _check_same_images(name: str, first: Features, test: Features) -> None:

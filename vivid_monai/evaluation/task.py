@@ -67,13 +67,17 @@ class Task:
         """Whether exactly one field is present in every image: a choice between classes, not a list of findings."""
         return self.space.exclusive and len(self.fields) == len(self.space.fields)
 
+    def view(self, encoder: Encoder) -> Encoder:
+        """The encoder as it sees this task's images: through its window, as many slices at a time."""
+        return for_task(encoder, window=self.window, slices=self.slices)
+
     def parts(self, encoder: Encoder, store: FeatureStore, *, title: str = "") -> tuple[Features, Features, Features]:
         """Features of the training, validation and test images, with the states of the task's fields.
 
         Raises:
             VividError: as the store; a patient or an image on two sides.
         """
-        seen = for_task(encoder, window=self.window, slices=self.slices)
+        seen = self.view(encoder)
         train, val = (self._features(seen, store, self.learned_on, split, title) for split in ("train", "val"))
         test = self._features(seen, store, self.manifest, "test", title)
         check_leakage(train, val, test)
