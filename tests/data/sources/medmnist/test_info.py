@@ -1,6 +1,7 @@
 """What the package says of the files, and that its classes are ours."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,13 @@ def test_each_size_has_the_name_the_url_and_the_md5_of_the_package(name, size, s
     assert known.file_name(size) in known.url(size)
     assert known.md5(size) == info["MD5" + suffix]
     assert known.counts == info["n_samples"]
+
+
+def test_the_table_of_files_in_the_docs_is_the_packages():
+    page = (Path(__file__).parents[4] / "docs" / "medmnist.md").read_text(encoding="utf-8")
+    known = official("organamnist")
+    for size in SIZES:
+        assert f"[{known.file_name(size)}]({known.url(size)}) | {known.md5(size)} |" in page
 
 
 def test_sizes_are_those_of_the_package():
