@@ -118,7 +118,7 @@ def measure(
         encoders=encoders,
         differences=_differences(measured, kept),
         warnings=[],
-        skipped=[tuple(one) for one in test.skipped],
+        skipped=list(test.skipped),
         intervals={
             "level": LEVEL,
             "method": METHOD,

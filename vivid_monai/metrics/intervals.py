@@ -52,7 +52,7 @@ class Patients:
         for row in self._weights[1:]:
             row[:] = np.bincount(rng.integers(0, self.n, self.n), minlength=self.n)
 
-    def resample(self, statistics: Sequence[Statistic], cases: Sequence[int]) -> "Resampled":
+    def resample(self, statistics: Sequence[Statistic], cases: ArrayLike) -> "Resampled":
         """Every statistic on the patients as they are and on every resample.
 
         Args:

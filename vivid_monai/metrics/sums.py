@@ -108,5 +108,5 @@ def _dot(weights: NDArray[np.integer], sums: NDArray[np.float64]) -> NDArray[np.
     return weights.astype(np.float64) @ sums
 
 
-def _ratio(top: NDArray, bottom: NDArray, defined: NDArray | bool) -> NDArray[np.float64]:
+def _ratio(top: NDArray, bottom: NDArray, defined: NDArray | np.bool) -> NDArray[np.float64]:
     return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=defined)
