@@ -99,6 +99,12 @@ def test_where_the_bootstrap_knows_nothing_there_is_no_interval(value, draws, ca
     assert np.isnan(got).all()
 
 
+def test_a_difference_ends_where_it_must():
+    draws = np.random.default_rng(0).normal(0.2, 0.5, (100, 1))
+    low, high = Resampled(np.array([0.2]), draws, np.array([2.0])).interval(bounded=False)[0]
+    assert (low, high) == (-1, 1)
+
+
 def test_a_resample_at_the_bound_leaves_a_finite_interval():
     draws = np.r_[np.full(50, 0.95), np.full(50, 1.0)][:, None]
     low, high = Resampled(np.array([0.97]), draws, np.array([12.0])).interval()[0]

@@ -112,7 +112,7 @@ class Resampled:
 
         Args:
             level: coverage that is aimed at.
-            bounded: the metric lies between 0 and 1; False for differences.
+            bounded: the metric lies between 0 and 1; False for differences, which lie between −1 and 1.
         """
         return np.array(
             [
@@ -131,7 +131,7 @@ def _interval(
     quantile = t.ppf((1 + level) / 2, cases - 1)
     if not bounded:
         error = draws.std(ddof=1)
-        return value - quantile * error, value + quantile * error
+        return max(value - quantile * error, -1.0), min(value + quantile * error, 1.0)
     if not 0 < value < 1:
         return np.nan, np.nan
     # A resample may reach 0 or 1, where the logit has no value: it counts as half as far from there as any other is.
