@@ -15,6 +15,8 @@ from sklearn.metrics import (
 
 from tests.evaluation.scored import FIELDS, classes, findings, measured
 from vivid_monai.errors import VividError
+from vivid_monai.evaluation.metrics import measure
+from vivid_monai.metrics import sums
 from vivid_monai.metrics.intervals import paired_auroc
 
 
@@ -31,10 +33,14 @@ def test_every_metric_of_every_field_equals_sklearn_on_what_is_answered():
             assert got["ap"].value == pytest.approx(average_precision_score(truth, score), abs=1e-12)
             assert got["brier"].value == pytest.approx(brier_score_loss(truth, score), abs=1e-12)
             assert got["f1"].value == pytest.approx(f1_score(truth, score >= threshold), abs=1e-12)
+            ece = sums.ece(score, truth, np.arange(len(truth)))(np.ones((1, len(truth)), int))[0]
+            assert got["ece"].value == pytest.approx(ece, abs=1e-12)
             for estimate in got.values():
                 assert 0 <= estimate.low < estimate.value < estimate.high <= 1
-        macro = np.mean([results.encoders[name].fields[field]["ap"].value for field in FIELDS])
-        assert results.encoders[name].macro["ap"].value == pytest.approx(macro, abs=1e-12)
+        for metric, macro in results.encoders[name].macro.items():
+            mean = np.mean([results.encoders[name].fields[field][metric].value for field in FIELDS])
+            assert macro.value == pytest.approx(mean, abs=1e-12)
+            assert macro.low < macro.value < macro.high
 
 
 def test_counts_tell_what_each_number_rests_on():
@@ -68,6 +74,41 @@ def test_difference_is_paired_over_patients():
     assert (got.first, got.second) == ("good", "poor")
     assert (got.estimate.value, got.estimate.low, got.estimate.high) == pytest.approx((value, low, high))
     assert not got.estimate.holds_zero
+
+
+def test_an_encoder_against_itself_differs_by_nothing_in_any_metric():
+    scored, test = classes()
+    scored["same"] = scored["good"]
+    differences = measured(scored, test, fields=["a", "b", "c"], exclusive=True).differences
+    assert [one.metric for one in differences] == ["auroc", "ap", "accuracy"]
+    assert all((one.estimate.value, one.estimate.low, one.estimate.high) == (0, 0, 0) for one in differences)
+
+
+def test_neither_the_order_of_images_nor_a_second_time_changes_anything():
+    scored, test = findings()
+    order = np.random.default_rng(1).permutation(len(test.ids))
+    moved = {name: replace(one, test=one.test[:, order]) for name, one in scored.items()}
+    there = replace(test, states=test.states[order], patients=test.patients[order], ids=test.ids[order])
+    options = {"task": "made", "fields": FIELDS, "exclusive": False, "validation_states": test.states, "seeds": [0]}
+    first, again, other = (
+        measure(s, test=t, n_resamples=50, **options) for s, t in ((scored, test), (scored, test), (moved, there))
+    )
+    assert first == again
+    for name, one in first.encoders.items():
+        for field, metrics in one.fields.items():
+            for metric, got in metrics.items():
+                same = other.encoders[name].fields[field][metric]
+                assert (same.value, same.low, same.high) == pytest.approx((got.value, got.low, got.high), abs=1e-9)
+
+
+def test_one_answered_patient_makes_no_interval():
+    scored, test = findings()
+    states = test.states.copy()
+    states[test.patients != test.patients[0], 0] = -1
+    states[test.patients == test.patients[0], 0] = 1
+    got = measured(scored, replace(test, states=states)).encoders["good"].fields["Edema"]
+    assert got["brier"].value is not None
+    assert all(estimate.low is None and estimate.high is None for estimate in got.values())
 
 
 def test_seeds_are_told_and_are_no_error_bar():
@@ -119,6 +160,56 @@ def test_an_auroc_surely_under_chance_is_warned_of_and_a_doubtful_one_is_not():
     assert not any("good" in warning or "poor" in warning for warning in warnings)
 
 
+def test_what_has_no_interval_or_no_threshold_is_warned_of():
+    scored, test = findings()
+    certain = np.where(test.states == 1, 0.9, 0.1)[None]
+    scored["perfect"] = replace(scored["good"], test=certain)
+    validation_states = test.states.copy()
+    validation_states[:, 1] = 0
+    results = measure(
+        scored,
+        task="made",
+        fields=FIELDS,
+        exclusive=False,
+        validation_states=validation_states,
+        test=test,
+        seeds=[0],
+        n_resamples=20,
+    )
+    assert results.encoders["good"].fields["Mass, left"]["f1"].value is None
+    assert results.encoders["good"].macro["f1"].value is None
+    assert "good: no F1 for Mass, left: its validation images have one state only, which gives no threshold" in (
+        results.warnings
+    )
+    assert results.encoders["perfect"].fields["Edema"]["auroc"].value == 1
+    assert any("perfect: no interval for the AUROC of Edema, Mass, left" in one for one in results.warnings)
+    assert not any("good: no interval" in one for one in results.warnings)
+
+
+def test_few_patients_and_fewer_fields_than_asked_are_warned_of():
+    scored, test = findings(n_patients=40)
+    states = test.states.copy()
+    states[:, 0] = 0
+    warnings = measured(scored, replace(test, states=states)).warnings
+    assert any(one.startswith("only 40 test patients") for one in warnings)
+    assert "macro averages over 2 of the 3 fields asked for" in warnings
+    assert measured(*findings()).warnings == []
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_probabilities_that_do_not_fit_are_refused(part):
+    scored, test = findings()
+    for wrong, told in (
+        (scored["poor"].test[:, :-1], "299"),
+        (scored["poor"].test[[0, 0]], "for 1 seeds"),
+        (scored["poor"].test + 0.5, "is no probability"),
+        (scored["poor"].test - 0.5, "is no probability"),
+        (scored["poor"].test * np.nan, "not finite"),
+    ):
+        with pytest.raises(VividError, match=told):
+            measured({**scored, "poor": replace(scored["poor"], **{part: wrong})}, test)
+
+
 def test_classes_are_measured_as_classes():
     scored, test = classes()
     results = measured(scored, test, fields=["a", "b", "c"], exclusive=True)
@@ -134,7 +225,8 @@ def test_classes_are_measured_as_classes():
 
 def test_classes_need_exactly_one_to_be_present():
     scored, test = classes()
-    states = test.states.copy()
-    states[5] = 0
-    with pytest.raises(VividError, match="exactly one present class"):
-        measured(scored, replace(test, states=states), fields=["a", "b", "c"], exclusive=True)
+    for row in ([0, 0, 0], [1, 1, 0], [0, 1, 2], [0, 1, -1]):
+        states = test.states.copy()
+        states[5] = row
+        with pytest.raises(VividError, match="i5 does not have exactly one present class"):
+            measured(scored, replace(test, states=states), fields=["a", "b", "c"], exclusive=True)

@@ -46,6 +46,7 @@ def test_holds_no_image_and_no_patient(tmp_path):
         ("[]", "no results of this version"),
         ('{"format": "vivid-evaluation", "version": 2}', "version 2"),
         ('{"format": "vivid-evaluation", "version": 1}', "not complete"),
+        ('{"format": "vivid-evaluation", "version": 1, "encoders": {"a": "text"}}', "not complete"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, content, told):

@@ -71,6 +71,14 @@ def test_a_calibrated_answer_has_no_calibration_error_and_a_sure_wrong_one_has_t
     assert sums.calibration_bins(np.array([0, 0.999, 1.0])).tolist() == [0, 14, 14]
 
 
+def test_what_is_not_answered_may_be_anything(case):
+    probabilities, states, patients, weights, counted = case
+    spoiled = np.where(counted, probabilities, np.nan)
+    for statistic in (sums.brier, sums.ece, lambda *parts: sums.f1(*parts, 0.37)):
+        expected = statistic(probabilities, states, patients)(weights)
+        np.testing.assert_array_equal(statistic(spoiled, states, patients)(weights), expected)
+
+
 def test_accuracies_equal_sklearn():
     rng = np.random.default_rng(1)
     truth, predicted, patients = rng.integers(0, 5, 150), rng.integers(0, 5, 150), rng.integers(0, 40, 150)

@@ -30,6 +30,13 @@ def test_equal_f1_takes_the_fewest_alarms():
     assert best_f1_thresholds(scores, states) == [0.7]
 
 
+def test_scores_that_differ_in_their_last_digit_are_told_apart():
+    for low in (0.5, 0.25, 0.7):
+        scores = np.array([low, np.nextafter(low, 1)])
+        (threshold,) = best_f1_thresholds(scores[:, None], np.array([[0], [1]]))
+        assert (scores >= threshold).tolist() == [False, True]
+
+
 def test_a_field_with_one_class_has_none():
     got = best_f1_thresholds(np.full((3, 2), 0.5), np.array([[1, -1], [1, 0], [2, 1]]))
     assert np.isnan(got[0])

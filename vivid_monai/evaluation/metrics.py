@@ -18,7 +18,7 @@ from vivid_monai.metrics.intervals import METHOD, Patients, Resampled
 from vivid_monai.metrics.masked import check_scores, counts
 from vivid_monai.metrics.threshold import best_f1_thresholds
 from vivid_monai.metrics.weighted import RankedField
-from vivid_monai.ums.states import NULL, PRESENT, UNCERTAIN
+from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
 
 LEVEL = 0.95
 
@@ -82,7 +82,8 @@ def measure(
         n_resamples, seed: of the bootstrap over patients.
 
     Raises:
-        VividError: no field has enough test images; probabilities that are missing or do not fit the states.
+        VividError: no field has enough test images; probabilities that are missing, do not fit the states or lie
+            outside [0, 1]; ``exclusive`` and a test image without exactly one present class.
     """
     n_present, n_absent = counts(test.states)
     names = list(fields)
@@ -94,6 +95,16 @@ def measure(
             "on); lower --min_present and --min_absent, or prepare a larger test fraction"
         )
     kept = [column for column, name in enumerate(names) if name not in excluded]
+    for name, one in scored.items():
+        _check(f"{name}, validation", one.validation, validation_states, len(seeds))
+        _check(f"{name}, test", one.test, test.states, len(seeds))
+    if exclusive:
+        one = ((test.states == PRESENT).sum(1) == 1) & ((test.states == ABSENT).sum(1) == len(names) - 1)
+        if not one.all():
+            raise VividError(
+                f"classes exclude each other, but the test image {test.ids[np.argmin(one)]} does not have exactly one "
+                "present class and all others absent"
+            )
     patients = Patients(test.patients, n_resamples=n_resamples, seed=seed)
     measured = {
         name: _measure(one, validation_states, test.states, patients, exclusive) for name, one in scored.items()
@@ -148,15 +159,24 @@ def _excluded(
     return reasons
 
 
+def _check(what: str, runs: NDArray, states: NDArray, n_seeds: int) -> None:
+    if np.shape(runs) != (n_seeds, *np.shape(states)):
+        raise VividError(f"{what}: probabilities {np.shape(runs)} for {n_seeds} seeds and states {np.shape(states)}")
+    for run in runs:
+        values, codes = check_scores(run, states)
+        counted = values[(codes == PRESENT) | (codes == ABSENT)]
+        if (wrong := counted[(counted < 0) | (counted > 1 + 1e-9)]).size:
+            raise VividError(f"{what}: {wrong[0]} is no probability: it does not lie in [0, 1]")
+
+
 def _measure(
     one: Scored, validation_states: NDArray, states: NDArray, patients: Patients, exclusive: bool
 ) -> _Measured:
     cases = patients.cases(states)
-    everyone = [patients.n] * states.shape[1]
+    answered = patients.answered(states)
     seeds: dict[str, list[Resampled]] = {metric: [] for metric in METRICS}
     thresholds = []
     for validation, test in zip(one.validation, one.test, strict=True):
-        check_scores(test, states)
         threshold = best_f1_thresholds(validation, validation_states)
         thresholds.append(threshold)
         columns = [(test[:, f], states[:, f], patients.ids) for f in range(states.shape[1])]
@@ -165,15 +185,13 @@ def _measure(
         seeds["ap"].append(patients.resample([r.average_precision for r in ranked], cases))
         f1 = [sums.f1(*column, at) for column, at in zip(columns, threshold, strict=True)]
         seeds["f1"].append(patients.resample(f1, cases))
-        seeds["brier"].append(patients.resample([sums.brier(*column) for column in columns], everyone))
-        seeds["ece"].append(patients.resample([sums.ece(*column) for column in columns], everyone))
+        seeds["brier"].append(patients.resample([sums.brier(*column) for column in columns], answered))
+        seeds["ece"].append(patients.resample([sums.ece(*column) for column in columns], answered))
     averaged = {metric: Resampled.average(runs) for metric, runs in seeds.items()}
     if not exclusive:
         return _Measured(averaged, seeds, thresholds)
 
-    truth = states.argmax(1) if (states == PRESENT).sum(1).min() == 1 else None
-    if truth is None:
-        raise VividError("classes exclude each other, but a test image does not have exactly one present class")
+    truth = (states == PRESENT).argmax(1)
     by_class: dict[str, list[Resampled]] = {"accuracy": [], "balanced_accuracy": []}
     confusion = []
     for test in one.test:

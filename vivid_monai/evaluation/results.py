@@ -122,7 +122,7 @@ class Results:
             ]
             parts["skipped"] = [tuple(one) for one in parts["skipped"]]
             return cls(**parts)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VividError(f"these results are not complete ({error!r}); run the evaluation again") from error
 
     def save(self, path: str | PathLike[str]) -> None:

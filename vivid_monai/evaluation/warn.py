@@ -6,8 +6,9 @@ FEW_PATIENTS = 50
 
 
 def warnings_of(results: Results) -> list[str]:
-    """One sentence for each thing that is wrong or doubtful: an AUROC surely under chance, heads that could not be
-    fitted, few patients, fields left out of the macro averages, images that could not be read."""
+    """One sentence for each thing that is wrong or doubtful: an AUROC surely under chance or without an interval, heads
+    that could not be fitted, fields without a threshold, few patients, fields left out of the macro averages, images
+    that could not be read."""
     told = []
     for name, encoder in results.encoders.items():
         for field, metrics in encoder.fields.items():
@@ -17,6 +18,18 @@ def warnings_of(results: Results) -> list[str]:
                     f"{name}: AUROC of {field} is under chance, {auroc.value:.3f} ({auroc.low:.3f} to "
                     f"{auroc.high:.3f}): look for swapped labels, or for training images unlike the test images"
                 )
+        sure = [field for field in results.macro_fields if encoder.fields[field]["auroc"].low is None]
+        if sure:
+            told.append(
+                f"{name}: no interval for the AUROC of {', '.join(sure)}: perfectly separated, or one state in fewer "
+                "than two patients; resampling cannot tell what more patients would show"
+            )
+        no_threshold = [field for field, thresholds in encoder.thresholds.items() if None in thresholds]
+        if no_threshold:
+            told.append(
+                f"{name}: no F1 for {', '.join(no_threshold)}: its validation images have one state only, which gives "
+                "no threshold"
+            )
         if encoder.untrained_fields:
             told.append(
                 f"{name}: no head for {', '.join(encoder.untrained_fields)}: its training images have one state only"
@@ -27,6 +40,8 @@ def warnings_of(results: Results) -> list[str]:
                 told.append(f"{name}, seed {seed}: {fields} {warning['message']}")
     if results.test["n_patients"] < FEW_PATIENTS:
         told.append(f"only {results.test['n_patients']} test patients: every number here may change with the next ones")
+    if results.excluded:
+        told.append(f"macro averages over {len(results.macro_fields)} of the {len(results.fields)} fields asked for")
     if results.skipped:
         told.append(f"{len(results.skipped)} test images could not be read and are left out, listed in skipped.csv")
     return told

@@ -24,6 +24,8 @@ from vivid_monai.metrics.weighted import RankedField
 from vivid_monai.ums.states import ABSENT, PRESENT
 
 METHOD = "bootstrap over patients, t interval of its standard error on the logit scale"
+_ROUNDING = 1e-12
+"""A metric that is nearer than this to 0 or 1 is there; sums of floats do not always get there."""
 
 
 class Patients:
@@ -57,7 +59,8 @@ class Patients:
 
         Args:
             statistics: one for each field.
-            cases: patients of the rarer state, for each field (:meth:`cases`).
+            cases: patients whom the metric's error rests on, for each field: those of the rarer state (:meth:`cases`)
+                where both are needed, else those who are answered (:meth:`answered`).
         """
         bar = tqdm(statistics, desc="bootstrap", unit="field", delay=2, leave=False)
         values = np.stack([statistic(self._weights) for statistic in bar], axis=1)
@@ -66,6 +69,10 @@ class Patients:
     def cases(self, states: NDArray[np.int64]) -> NDArray[np.int64]:
         """Patients of the rarer of present and absent, (F,), for states (N, F)."""
         return np.array([min(len(np.unique(self.ids[c == code])) for code in (ABSENT, PRESENT)) for c in states.T])
+
+    def answered(self, states: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Patients with an image that is present or absent, (F,), for states (N, F)."""
+        return np.array([len(np.unique(self.ids[(c == ABSENT) | (c == PRESENT)])) for c in states.T])
 
 
 @dataclass(frozen=True)
@@ -106,9 +113,9 @@ class Resampled:
     def interval(self, level: float = 0.95, *, bounded: bool = True) -> NDArray[np.float64]:
         """Lower and upper end, (F, 2).
 
-        NaN where there is no value, where fewer than two patients have the rarer state, and where no resample differs
-        from the value though it lies at a bound of the scale, as with perfect separation: the bootstrap then knows
-        nothing of what more patients would show.
+        NaN where there is no value, where fewer than two patients have the rarer state, and where the value lies at a
+        bound of the scale, as with perfect separation: no resample differs from it, and the bootstrap knows nothing of
+        what more patients would show.
 
         Args:
             level: coverage that is aimed at.
@@ -132,11 +139,11 @@ def _interval(
     if not bounded:
         error = draws.std(ddof=1)
         return max(value - quantile * error, -1.0), min(value + quantile * error, 1.0)
-    if not 0 < value < 1:
+    if not _ROUNDING < value < 1 - _ROUNDING:
         return np.nan, np.nan
     # A resample may reach 0 or 1, where the logit has no value: it counts as half as far from there as any other is.
     gaps = np.concatenate([draws, 1 - draws, [value, 1 - value]])
-    edge = gaps[gaps > 0].min() / 2
+    edge = gaps[gaps > _ROUNDING].min() / 2
     error = logit(np.clip(draws, edge, 1 - edge)).std(ddof=1)
     centre = logit(value)
     return float(expit(centre - quantile * error)), float(expit(centre + quantile * error))

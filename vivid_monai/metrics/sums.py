@@ -22,8 +22,8 @@ def f1(probabilities: NDArray, states: NDArray, groups: NDArray, threshold: floa
 
     NaN without an image of either class, or without a threshold (NaN).
     """
-    truth, called = states == PRESENT, probabilities >= threshold
-    counted = truth | (states == ABSENT)
+    truth, counted, probabilities = _answered(probabilities, states)
+    called = probabilities >= threshold
     hit, calls = truth & called, called & counted
     sums = _per_patient([hit, calls, truth, counted & ~truth], groups)
 
@@ -37,8 +37,7 @@ def f1(probabilities: NDArray, states: NDArray, groups: NDArray, threshold: floa
 
 def brier(probabilities: NDArray, states: NDArray, groups: NDArray) -> Statistic:
     """Mean squared distance of the probability from 1 (present) or 0 (absent); (N,) each (Brier 1950)."""
-    truth = states == PRESENT
-    counted = truth | (states == ABSENT)
+    truth, counted, probabilities = _answered(probabilities, states)
     sums = _per_patient([counted * (probabilities - truth) ** 2, counted], groups)
 
     def statistic(weights: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -53,8 +52,7 @@ def ece(probabilities: NDArray, states: NDArray, groups: NDArray) -> Statistic:
 
     Bins of equal width, closed at their lower end; the last one holds 1 too (Naeini et al., AAAI 2015).
     """
-    truth = states == PRESENT
-    counted = truth | (states == ABSENT)
+    truth, counted, probabilities = _answered(probabilities, states)
     bins = calibration_bins(probabilities)
     inside = (bins[:, None] == np.arange(BINS)) & counted[:, None]
     gap = _per_patient([*(inside * (truth - probabilities)[:, None]).T], groups)
@@ -96,6 +94,14 @@ def balanced_accuracy(predicted: NDArray, truth: NDArray, groups: NDArray) -> St
 def calibration_bins(probabilities: NDArray) -> NDArray[np.int64]:
     """The bin of each probability, 0 to ``BINS`` − 1."""
     return np.minimum((np.asarray(probabilities) * BINS).astype(np.int64), BINS - 1)
+
+
+def _answered(probabilities: NDArray, states: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """What is present, what counts, and the probabilities with 0 for what does not count: it may be anything, even
+    NaN, and must not spoil the sums."""
+    truth = states == PRESENT
+    counted = truth | (states == ABSENT)
+    return truth, counted, np.where(counted, probabilities, 0.0)
 
 
 def _per_patient(columns: list[NDArray], groups: NDArray) -> NDArray[np.float64]:

@@ -32,4 +32,6 @@ def _best(truth: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
     f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
     place = int(np.flatnonzero(f1 >= f1.max() - 1e-12)[-1])
     below = thresholds[place - 1] if place else 0.0
-    return float((below + thresholds[place]) / 2)
+    middle = (below + thresholds[place]) / 2
+    # Between two scores that differ in their last digit there is nothing: the middle is rounded to one of them.
+    return float(middle if middle > below else thresholds[place])
