@@ -164,7 +164,13 @@ def test_unreadable_test_images_are_left_out_and_listed(evaluating, tmp_path):
 
 @pytest.mark.parametrize(
     ("specs", "told"),
-    [({}, "no encoder"), ({"a": []}, "no encoder"), ({"a@1": "x"}, "cannot name"), ("", "no encoder")],
+    [
+        ({}, "no encoder"),
+        ({"a": []}, "no encoder"),
+        ({"a@1": "x"}, "cannot name"),
+        ({"untrained": "x"}, "is taken"),
+        ("", "no encoder"),
+    ],
 )
 def test_encoders_need_names_and_files(specs, told):
     with pytest.raises(VividError, match=told):

@@ -9,9 +9,7 @@ import torch
 from PIL import Image
 
 from vivid_monai.data.dataset import ImageDataset
-from vivid_monai.data.loader import image_loader, ordered_loader, split_loaders
-from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.phantom import prepare
+from vivid_monai.data.loader import image_loader, ordered_loader
 from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.data.questions import FieldSampler
 from vivid_monai.data.transforms import train_transform
@@ -123,15 +121,3 @@ def test_evaluation_without_any_image_is_an_error(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(VividError, match="impossible"):
         ordered_loader(make(tmp_path), **{"batch_size": 2, **wrong})
-
-
-def test_each_split_has_a_loader_of_its_own_images(tmp_path: Path) -> None:
-    manifest = Manifest.load(prepare(tmp_path / "phantoms", n=120, seed=0, size=32))
-    loaders = split_loaders(manifest, ["Edema", "Fracture"], Preprocess(size=32).transform(), 8)
-    assert list(loaders) == ["train", "val", "test"]
-    for split, loader in loaders.items():
-        part = manifest.select(split)
-        batches = list(loader)
-        assert [key for batch in batches for key in batch["id"]] == [item["id"] for item in part.items()]
-        states = torch.cat([batch["states"] for batch in batches]).numpy()
-        np.testing.assert_array_equal(states, part.states(["Edema", "Fracture"]))

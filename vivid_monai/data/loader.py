@@ -4,14 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from monai.transforms import Compose
 from torch.utils.data import BatchSampler, DataLoader
 
 from vivid_monai.data.dataset import ImageDataset
-from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.sampler import ResumableBatchSampler
 from vivid_monai.data.skipped import Skipped
-from vivid_monai.data.splits import SPLITS
 from vivid_monai.errors import VividError
 
 
@@ -123,28 +120,3 @@ def ordered_loader(
     mine = range(rank * len(dataset) // world_size, (rank + 1) * len(dataset) // world_size)
     order = BatchSampler(mine, batch_size, drop_last=False)
     return OrderedLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=pin_memory)
-
-
-def split_loaders(
-    manifest: Manifest,
-    fields: Sequence[str],
-    transform: Compose,
-    batch_size: int,
-    *,
-    cache: bool = False,
-    num_workers: int = 0,
-) -> dict[str, ImageLoader]:
-    """An ordered loader for each of the splits train, val and test.
-
-    Args:
-        manifest: where images and states come from.
-        fields: columns of the states.
-        transform: preprocessing without anything random, :meth:`Preprocess.transform`.
-        batch_size, num_workers: as of :func:`ordered_loader`.
-        cache: as of :class:`ImageDataset`.
-
-    Raises:
-        VividError: an empty split; as :class:`ImageDataset` and :func:`ordered_loader`.
-    """
-    datasets = {split: ImageDataset(manifest.select(split).items(fields), transform, cache=cache) for split in SPLITS}
-    return {split: ordered_loader(data, batch_size, num_workers=num_workers) for split, data in datasets.items()}

@@ -104,6 +104,8 @@ def named(encoder: Specs) -> dict[str, list[str]]:
     specs = {name: [one] if isinstance(one, str) else list(one) for name, one in by_name.items()}
     if not specs or not all(one and all(one) for one in specs.values()):
         raise VividError("there is no encoder: give --encoder PATH, or a name and a path for each of several")
+    if taken := {"untrained", "baseline"} & specs.keys():
+        raise VividError(f"the name {taken.pop()!r} is taken by what --baseline adds: call this encoder otherwise")
     if wrong := [name for name in specs if not name.strip() or set("@:/") & set(name)]:
         raise VividError(f"{wrong[0]!r} cannot name an encoder: leave out @, : and /")
     return specs
