@@ -99,38 +99,35 @@ def other_metrics(patients: Patients, scores, states, auroc: float, prevalence: 
 def print_auroc(trials: int, n_resamples: int) -> None:
     """One field, the mean of five, and the difference of two encoders."""
     rng = np.random.default_rng(0)
-    print("| AUROC | patients | prevalence | trials | held | percentile |\n|---|---|---|---|---|---|")
+    head("AUROC", "patients", "prevalence .1", "prevalence .3", "prevalence .5")
     for n_patients in (60, 100, 300):
         for auroc in (0.6, 0.75, 0.9, 0.95):
-            for prevalence in (0.1, 0.3, 0.5):
-                told = f"{auroc} | {n_patients} | {prevalence}"
-                line(told, [one_field(n_patients, auroc, prevalence, rng, n_resamples) for _ in bar(trials)])
+            held = [[one_field(n_patients, auroc, p, rng, n_resamples) for _ in bar(trials)] for p in (0.1, 0.3, 0.5)]
+            row(auroc, n_patients, *map(cell, held))
+    head("AUROC of each", "patients", "macro of five", "difference of two encoders")
     for n_patients in (60, 100, 300):
         for auroc in (0.6, 0.75, 0.9, 0.95):
             both = [macro_and_difference(n_patients, auroc, rng, n_resamples) for _ in bar(trials // 2)]
-            line(f"macro of five, {auroc} | {n_patients} | 0.1–0.5", [one for one, _ in both])
-            line(f"difference, {auroc} | {n_patients} | 0.1–0.5", [one for _, one in both])
+            row(auroc, n_patients, *(cell(list(one)) for one in zip(*both, strict=True)))
 
 
 def print_other(trials: int, n_resamples: int) -> None:
     """The other metrics; the truth is the metric of 200,000 patients."""
     rng = np.random.default_rng(1)
-    print("| metric, AUROC | patients | prevalence | trials | held | percentile |\n|---|---|---|---|---|---|")
-    for auroc, prevalence in ((0.75, 0.1), (0.75, 0.3), (0.9, 0.1), (0.9, 0.3)):
+    for first, (auroc, prevalence) in enumerate(((0.75, 0.1), (0.75, 0.3), (0.9, 0.1), (0.9, 0.3))):
         scores, states, groups = made(200_000, auroc, prevalence, rng)
         everyone = Patients(groups, n_resamples=2, seed=0)
-        truths = {
-            name: one.value[0] for name, one in other_metrics(everyone, scores, states, auroc, prevalence).items()
-        }
+        truths = {key: one.value[0] for key, one in other_metrics(everyone, scores, states, auroc, prevalence).items()}
+        if not first:
+            head("AUROC", "prevalence", "patients", *truths)
         for n_patients in (100, 300):
-            held: dict[str, list] = {name: [] for name in truths}
+            held: dict[str, list] = {key: [] for key in truths}
             for _ in bar(trials):
                 scores, states, groups = made(n_patients, auroc, prevalence, rng)
                 patients = Patients(groups, n_resamples=n_resamples, seed=int(rng.integers(1 << 30)))
-                for name, one in other_metrics(patients, scores, states, auroc, prevalence).items():
-                    held[name].append(holds(one, truths[name]))
-            for name, one in held.items():
-                line(f"{name}, {auroc} | {n_patients} | {prevalence}", one)
+                for key, one in other_metrics(patients, scores, states, auroc, prevalence).items():
+                    held[key].append(holds(one, truths[key]))
+            row(auroc, prevalence, n_patients, *map(cell, held.values()))
 
 
 def main() -> None:
@@ -149,11 +146,23 @@ def bar(n: int) -> tqdm:
     return tqdm(range(n), leave=False)
 
 
-def line(told: str, held: list) -> None:
-    """A row of the table; test sets without an interval are left out."""
-    counted = np.array([one for one in held if one is not None])
-    ours, percentile = 100 * counted.mean(0)
-    print(f"| {told} | {len(counted)} | {ours:.1f} % | {percentile:.1f} % |", flush=True)
+def cell(held: list) -> str:
+    """Share of the test sets whose interval holds the truth, in percent; in brackets that of the percentile interval.
+    Test sets without an interval are left out and counted."""
+    counted = [one for one in held if one is not None]
+    ours, percentile = 100 * np.mean(counted or [(np.nan, np.nan)], axis=0)
+    without = len(held) - len(counted)
+    return f"{ours:.1f} ({percentile:.1f})" + (f"; {without} without" if without else "")
+
+
+def head(*names: str) -> None:
+    print()
+    row(*names)
+    row(*["---"] * len(names))
+
+
+def row(*cells: object) -> None:
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 if __name__ == "__main__":
