@@ -89,6 +89,7 @@ def test_macro_is_over_the_fields_a_resample_defines():
     assert np.isnan(Resampled(np.ones(2), draws, np.ones(2)).macro([]).value).all()
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("value", "draws", "cases"),
     [
@@ -97,9 +98,18 @@ def test_macro_is_over_the_fields_a_resample_defines():
         (0.0, [0, 0, 0], 20),
         (np.nan, [0.5, 0.6, 0.7], 20),
         (0.7, [0.6, 0.7, 0.8], 1),
+        (0.7, [0.6, 0.7, 0.8], 1.5),
         (0.7, [0.6, np.nan, np.nan], 9),
     ],
-    ids=["perfect", "perfect but for rounding", "perfectly wrong", "not defined", "one case", "one draw"],
+    ids=[
+        "perfect",
+        "perfect but for rounding",
+        "perfectly wrong",
+        "not defined",
+        "one case",
+        "few cases in the mean",
+        "one draw",
+    ],
 )
 def test_where_the_bootstrap_knows_nothing_there_is_no_interval(value, draws, cases):
     got = Resampled(np.array([value]), np.array(draws, float)[:, None], np.array([cases])).interval()
