@@ -18,6 +18,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.evaluation.metrics import measure
 from vivid_monai.metrics import sums
 from vivid_monai.metrics.intervals import paired_auroc
+from vivid_monai.metrics.masked import masked_auroc
 
 
 def test_every_metric_of_every_field_equals_sklearn_on_what_is_answered():
@@ -115,7 +116,8 @@ def test_seeds_are_told_and_are_no_error_bar():
     scored, test = findings(seeds=(0, 1, 2))
     results = measured(scored, test, seeds=[0, 1, 2])
     estimate = results.encoders["good"].macro["auroc"]
-    assert len(estimate.per_seed) == 3
+    for seed, got in enumerate(estimate.per_seed):
+        assert got == pytest.approx(np.mean(masked_auroc(scored["good"].test[seed], test.states)))
     assert estimate.value == pytest.approx(np.mean(estimate.per_seed))
     repeated = {name: replace(one, test=one.test[[0, 0, 0]]) for name, one in scored.items()}
     single = {name: replace(one, test=one.test[:1], validation=one.validation[:1]) for name, one in scored.items()}
@@ -135,6 +137,8 @@ def test_a_field_with_few_cases_stays_out_of_the_macro_with_its_reason():
     kept = [results.encoders["good"].fields[field]["auroc"].value for field in FIELDS[1:]]
     assert results.encoders["good"].macro["auroc"].value == pytest.approx(np.mean(kept))
     assert measured(scored, replace(test, states=states), min_present=4).excluded == {}
+    turned = np.where(np.isin(states, (0, 1)), 1 - states, states)
+    assert measured(scored, replace(test, states=turned)).excluded == {"Edema": "4 absent of at least 10"}
 
 
 def test_a_field_without_a_head_stays_out_for_all_encoders():
@@ -194,6 +198,13 @@ def test_few_patients_and_fewer_fields_than_asked_are_warned_of():
     assert any(one.startswith("only 40 test patients") for one in warnings)
     assert "macro averages over 2 of the 3 fields asked for" in warnings
     assert measured(*findings()).warnings == []
+
+
+def test_what_a_probe_says_about_its_fit_is_passed_on_by_name():
+    scored, test = findings(seeds=(4, 7))
+    probes = [{"kind": "linear"}, {"kind": "linear", "warnings": [{"columns": [0, 2], "message": "is at the edge"}]}]
+    scored["poor"] = replace(scored["poor"], probes=probes)
+    assert measured(scored, test, seeds=[4, 7]).warnings == ["poor, seed 7: Edema, Nodule: small is at the edge"]
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])

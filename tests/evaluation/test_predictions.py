@@ -23,6 +23,15 @@ def test_comes_back_as_it_was(tmp_path):
         np.testing.assert_allclose(masked_auroc(got.scores[name][1], got.states), masked_auroc(values[1], test.states))
 
 
+def test_fields_may_hold_whatever_the_columns_are_told_apart_by(tmp_path):
+    scored, test = findings(seeds=(0, 5))
+    fields = ['Nodule: left@3, "old"', "state:x", "@"]
+    write_predictions(tmp_path / "p.csv", test, fields, {"a": scored["good"].test}, seeds=[0, 5])
+    got = read_predictions(tmp_path / "p.csv")
+    assert (got.fields, got.seeds, list(got.scores)) == (fields, [0, 5], ["a"])
+    np.testing.assert_array_equal(got.scores["a"], scored["good"].test)
+
+
 def test_a_broken_table_is_named(tmp_path):
     (tmp_path / "p.csv").write_text("id,patient_id,state:A,x@0:A\n1,2,present,often\n")
     with pytest.raises(VividError, match=r"p\.csv: no table of predictions"):

@@ -32,6 +32,14 @@ def test_numbers_that_are_not_defined_are_null(tmp_path):
     }
 
 
+def test_a_number_that_json_does_not_have_is_never_written(tmp_path):
+    scored, test = findings()
+    scored["good"].probes[0]["loss"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        measured(scored, test).save(tmp_path / "results.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_holds_no_image_and_no_patient(tmp_path):
     scored, test = findings()
     measured(scored, test).save(tmp_path / "results.json")
