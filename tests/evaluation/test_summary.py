@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from tests.evaluation.scored import classes, findings, measured
+from vivid_monai.evaluation.results import Estimate
 from vivid_monai.evaluation.summary import summary_table
 
 
@@ -16,6 +17,12 @@ def test_shows_every_number_with_its_interval_and_counts():
             auroc = results.encoders[name].fields[field]["auroc"]
             assert f"{auroc.value:.3f} ({auroc.low:.3f}-{auroc.high:.3f})" in line
         assert str(results.test["n_present"][field]) in line.split()
+    for start, metric in (("macro AUROC", "auroc"), ("macro Brier", "brier")):
+        line = next(line for line in text.splitlines() if line.startswith(start))
+        for name in ("good", "poor"):
+            macro = results.encoders[name].macro[metric]
+            assert f"{macro.value:.3f} ({macro.low:.3f}-{macro.high:.3f})" in line
+    assert max(len(line) for line in text.splitlines()) <= 100
     difference = results.differences[0].estimate
     assert f"good - poor, macro AUROC: {difference.value:+.3f} ({difference.low:+.3f} to" in text
     assert f"300 test images of {results.test['n_patients']} patients" in text
@@ -35,6 +42,20 @@ def test_tells_what_is_left_out_and_what_to_be_wary_of():
 def test_classes_have_their_accuracy():
     scored, test = classes()
     results = measured(scored, test, fields=["a", "b", "c"], exclusive=True)
-    accuracy = results.encoders["good"].classes.accuracy
-    line = next(line for line in summary_table(results).splitlines() if line.startswith("accuracy"))
-    assert f"{accuracy.value:.3f} ({accuracy.low:.3f}" in line
+    for start in ("accuracy", "balanced accuracy"):
+        got = getattr(results.encoders["good"].classes, start.replace(" ", "_"))
+        line = next(line for line in summary_table(results).splitlines() if line.startswith(start))
+        assert f"{got.value:.3f} ({got.low:.3f}-{got.high:.3f})" in line
+
+
+def test_a_number_without_an_interval_or_a_value_is_shown_as_such():
+    scored, test = findings()
+    results = measured(scored, test)
+    fields = results.encoders["good"].fields
+    fields["Edema"]["auroc"], fields["Mass, left"]["auroc"] = Estimate(1.0), Estimate(None)
+    results.differences[0] = replace(results.differences[0], estimate=Estimate(None))
+    results.differences[1] = replace(results.differences[1], estimate=Estimate(0.25))
+    lines = summary_table(results).splitlines()
+    assert next(line for line in lines if line.startswith("Edema")).split()[3] == "1.000"
+    assert next(line for line in lines if line.startswith("Mass")).split()[4] == "-"
+    assert [line for line in lines if line.startswith("good - poor")] == ["good - poor, macro AP: +0.250"]
