@@ -1,8 +1,13 @@
 """What users see when something is wrong: one line that says what and what to do, no traceback."""
 
+import csv
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
+from vivid_monai.data.manifest import Manifest
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import save_vit
 
@@ -36,18 +41,28 @@ def test_one_clear_line(bundle, tmp_path, overlays, knobs, words):
 
 
 def test_unreadable_images_are_left_out_counted_and_listed(bundle, tmp_path, phantoms):
-    import shutil
-
     mine = tmp_path / "mine"
     shutil.copytree(phantoms, mine)
-    for broken in sorted((mine / "images").rglob("*.png"))[::10]:
-        broken.write_bytes(broken.read_bytes()[:200])
+    broken = sorted((mine / "images").rglob("*.png"))[::10]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:200])
+    splits = {
+        str(mine / row["image"]): row["split"] for row in Manifest.load(mine / "manifest.parquet").table.to_pylist()
+    }
+    assert {splits[str(path)] for path in broken} == {"train", "val", "test"}
     done = bundle("teacher/none.json", dataset_dir=mine)
     assert done.returncode == 0, done.stderr[-3000:]
-    listed = (tmp_path / "run" / "skipped.csv").read_text().splitlines()
-    assert len(listed) > 1
-    assert "images could not be read and were left out" in done.stderr
-    assert "unreadable images left out" in done.stdout
+    taught, evaluated = (listed(tmp_path / "run" / name) for name in ("skipped_in_training.csv", "skipped.csv"))
+    assert taught
+    assert {splits[path] for path in taught} == {"train"}
+    assert evaluated == {str(path) for path in broken}
+    assert f"{len(taught)} images could not be read and were left out" in done.stderr
+    assert f"{len(broken)} images could not be read and are left out" in done.stdout
+
+
+def listed(path: Path) -> set[str]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["path"] for row in csv.DictReader(file)}
 
 
 def test_another_networks_checkpoint_is_refused(bundle, tmp_path):

@@ -152,14 +152,24 @@ def test_seeds_change_what_they_should(evaluating, tmp_path):
     assert fewer.ids.tolist() == data.select("test").table["id"].to_pylist()
 
 
-def test_unreadable_test_images_are_left_out_and_listed(evaluating, tmp_path):
+def test_unreadable_images_of_every_split_are_left_out_and_listed(evaluating, tmp_path):
     data = data_set(tmp_path / "data")
-    broken = data.image_root / data.select("test").table["image"][0].as_py()
-    broken.write_bytes(broken.read_bytes()[:40])
-    out = evaluating("table", manifest=str(data.image_root / "manifest.parquet"))
-    assert Results.load(out / "results.json").test["n_images"] == len(data.select("test")) - 1
-    assert broken.name in (out / "skipped.csv").read_text()
-    assert "could not be read" in " ".join(Results.load(out / "results.json").warnings)
+    broken = [data.image_root / data.select(split).table["image"][0].as_py() for split in ("train", "val", "test")]
+    whole = [path.read_bytes() for path in broken]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:40])
+    knobs = {"manifest": str(data.image_root / "manifest.parquet")}
+    out = evaluating("table", **knobs)
+    results = Results.load(out / "results.json")
+    assert results.test["n_images"] == len(data.select("test")) - 1
+    assert {path for path, _ in results.skipped} == {str(path) for path in broken}
+    assert all(str(path) in (out / "skipped.csv").read_text() for path in broken)
+    assert "3 images could not be read" in " ".join(results.warnings)
+    for path, content in zip(broken, whole, strict=True):
+        path.write_bytes(content)
+    assert evaluating("table", **knobs) == out
+    assert not Results.load(out / "results.json").skipped
+    assert not (out / "skipped.csv").exists()
 
 
 @pytest.mark.parametrize(

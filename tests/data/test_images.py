@@ -45,7 +45,7 @@ def test_a_path_may_be_a_string(tmp_path: Path) -> None:
     [
         (b"", "empty"),
         (b"Patient,Finding\n1,Edema\n" * 50, "neither PNG"),
-        (b"\x89PNG\r\n\x1a\n", "unreadable PNG"),
+        (b"\x89PNG\r\n\x1a\n", "unreadable PNG: the header is damaged or cut off"),
         (b"\xff\xd8\xff" + b"\0" * 400, "unreadable JPEG"),
         (b"\0" * 128 + b"DICM" + b"\xff" * 400, "unreadable DICOM"),
         (b"\0" * 128 + b"DICM", "unreadable DICOM"),

@@ -31,11 +31,11 @@ def test_shows_every_number_with_its_interval_and_counts():
 def test_tells_what_is_left_out_and_what_to_be_wary_of():
     scored, test = findings(seeds=(0, 1))
     scored["good"] = replace(scored["good"], untrained=(2,), test=1 - scored["good"].test)
-    text = summary_table(measured(scored, replace(test, skipped=(("a.png", "broken"),)), seeds=[0, 1]))
+    text = summary_table(measured(scored, test, seeds=[0, 1], skipped=[("a.png", "broken")]))
     assert "Nodule: small *" in text
     assert "* not in the macro averages: Nodule: small (no head for good" in text
     assert "WARNING: good: AUROC of Edema is under chance" in text
-    assert "WARNING: 1 test images could not be read" in text
+    assert "WARNING: 1 images could not be read" in text
     assert "macro AUROC of each seed: good 0." in text
 
 

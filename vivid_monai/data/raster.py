@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 """Images of more pixels are refused as decompression bombs (a large mammogram has 30 million)."""
@@ -27,10 +27,10 @@ def read_png(path: Path) -> np.ndarray:
     if len(data) > 25 and data[24] == 16 and data[25] != 0:  # IHDR: bit depth, colour type
         raise ValueError("16-bit colour or alpha is not supported; save it as 16-bit grey")
     _refuse_lenient_pillow()
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+    with _open(io.BytesIO(data), "PNG") as image:
         _check_size(image)
         image.verify()
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+    with _open(io.BytesIO(data), "PNG") as image:
         return _grey(image)
 
 
@@ -40,9 +40,16 @@ def read_jpeg(path: Path) -> np.ndarray:
     The EXIF orientation is applied: H and W are those of the image as a viewer shows it.
     """
     _refuse_lenient_pillow()
-    with Image.open(path, formats=["JPEG"]) as image:
+    with _open(path, "JPEG") as image:
         _check_size(image)
         return _grey(image)
+
+
+def _open(source: io.BytesIO | Path, form: str) -> Image.Image:
+    try:
+        return Image.open(source, formats=[form])
+    except UnidentifiedImageError as error:  # its own words hold the address of the buffer, another one each time
+        raise ValueError("the header is damaged or cut off") from error
 
 
 def _refuse_lenient_pillow() -> None:

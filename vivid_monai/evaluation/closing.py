@@ -26,6 +26,7 @@ from vivid_monai.networks.weights import load_vit, save_vit
 INITIAL = "initial_vit.safetensors"
 PRETRAINED = "pretrained_vit.safetensors"
 SPD_FILE = "spd.safetensors"
+SKIPPED = "skipped_in_training.csv"
 
 
 class Closing:
@@ -101,6 +102,7 @@ class Closing:
                 PRETRAINED: f"the encoder, with its preprocessing; without any LLM; also in {self.model_dir}",
                 "model.pt": f"encoder and head; also in {self.model_dir}",
                 SPD_FILE: "the query groups that the encoder was read through, for attention maps",
+                SKIPPED: "images that could not be read while the encoder was pretrained",
                 "curves.csv, curves.png": "loss, validation AUROC and NLL over the steps",
             },
         )

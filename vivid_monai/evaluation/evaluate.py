@@ -66,6 +66,7 @@ def evaluate(
             task, store, probe and metrics raise.
     """
     scored, scores, probes, seconds = {}, {}, {}, {}
+    skipped: dict[str, str] = {}
     first: Features | None = None
     states = np.empty((0, 0))
     for name, members in encoders.items():
@@ -80,6 +81,7 @@ def evaluate(
                 spent["features"] += time.perf_counter() - started
                 first = first or test
                 _check_same_images(name, first, test)
+                skipped = dict((*train.skipped, *val.skipped, *test.skipped)) | skipped
                 states = val.states
             started = time.perf_counter()
             one = fit_probe(
@@ -114,6 +116,7 @@ def evaluate(
         validation_states=states,
         test=first,
         seeds=list(seeds),
+        skipped=list(skipped.items()),
         min_present=min_present,
         min_absent=min_absent,
         n_resamples=n_resamples,

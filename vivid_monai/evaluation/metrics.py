@@ -66,6 +66,7 @@ def measure(
     min_absent: int = 10,
     n_resamples: int = 1000,
     seed: int = 0,
+    skipped: Sequence[tuple[str, str]] = (),
 ) -> Results:
     """Measure encoders on the same test images.
 
@@ -75,11 +76,12 @@ def measure(
         fields: names of the columns, F.
         exclusive: exactly one field is present in every image.
         validation_states: (M, F), of the images behind ``Scored.validation``.
-        test: states, patients and ids of the test images, and what was skipped.
+        test: states, patients and ids of the test images.
         seeds: of the probes, S.
         min_present, min_absent: what a field needs of each on the test images to enter the macro averages. A field
             whose head could not be fitted for some encoder stays out too.
         n_resamples, seed: of the bootstrap over patients.
+        skipped: images of any split that could not be read, ``(path, reason)``.
 
     Raises:
         VividError: no field has enough test images; probabilities that are missing, do not fit the states or lie
@@ -129,7 +131,7 @@ def measure(
         encoders=encoders,
         differences=_differences(measured, kept),
         warnings=[],
-        skipped=list(test.skipped),
+        skipped=list(skipped),
         intervals={
             "level": LEVEL,
             "method": METHOD,

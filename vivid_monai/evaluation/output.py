@@ -26,7 +26,7 @@ FILES = {
     "metrics.csv": "the same numbers as a table",
     "predictions.csv": "states and probabilities of every test image",
     "probes/": "the fitted probes, to apply elsewhere",
-    "skipped.csv": "images that could not be read",
+    "skipped.csv": "training, validation and test images that could not be read",
     "config.json": "the resolved config",
 }
 
@@ -70,9 +70,10 @@ def finish(
         assert isinstance(seen, VividEncoder)
         examples = collect_examples(seen, items, spd=None if spd is None else load_spd(spd), n=n_examples)
         examples.save(folder / "examples.npz")
-    if evaluated.test.skipped:
+    (folder / "skipped.csv").unlink(missing_ok=True)  # of an earlier run into the same folder
+    if results.skipped:
         report = SkipReport()
-        report.add(Skipped(*one) for one in evaluated.test.skipped)
+        report.add(Skipped(*one) for one in results.skipped)
         report.write(folder / "skipped.csv")
     config = folder / "config.json"
     if not config.exists():

@@ -79,7 +79,7 @@ class Results:
         task: its name. kind: "findings", or "classes" where fields exclude each other.
         test: n_images, n_patients, n_present, n_absent, n_uncertain, n_unanswerable (by field), images_sha256.
         macro_fields: fields in the macro averages; excluded: the others, with the reason.
-        skipped: images that could not be read, (path, reason).
+        skipped: training, validation and test images that could not be read, (path, reason).
         intervals: level, method, resamples, over, seed.
         run: command, versions, created, seconds, data: filled in by who runs the evaluation.
     """

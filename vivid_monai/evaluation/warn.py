@@ -43,5 +43,5 @@ def warnings_of(results: Results) -> list[str]:
     if results.excluded:
         told.append(f"macro averages over {len(results.macro_fields)} of the {len(results.fields)} fields asked for")
     if results.skipped:
-        told.append(f"{len(results.skipped)} test images could not be read and are left out, listed in skipped.csv")
+        told.append(f"{len(results.skipped)} images could not be read and are left out, listed in skipped.csv")
     return told
