@@ -14,7 +14,7 @@ EXPLAINED = {
     "f1": "At the threshold chosen on the validation images; 1 is perfect.",
     "brier": "Mean squared error of the probabilities; 0 is perfect, less is better.",
     "ece": "Mean distance of the probabilities from the share that is present, over 15 bins; "
-    "0 is perfect, less is better.",
+    "0 is perfect, less is better. Chance alone raises it, so that its interval is not one for the true error.",
 }
 MINUS = "−"
 
