@@ -16,7 +16,8 @@ ALLOWED = {
     "networks": {"errors", "files", "ums", "metrics", "assets"},
     "engines": {"errors", "files", "ums", "metrics", "data", "networks"},
     "evaluation": {"errors", "files", "ums", "metrics", "data", "networks"},
-    "commands": {"errors", "files", "ums", "metrics", "data", "networks", "engines", "evaluation"},
+    "deploy": {"errors", "files", "ums", "metrics", "data", "networks", "evaluation"},
+    "commands": {"errors", "files", "ums", "metrics", "data", "networks", "engines", "evaluation", "deploy"},
     "cli": {"errors", "commands"},
 }
 

@@ -1,0 +1,1 @@
+"""A finished ViT leaves home: calibration, what is not assessed, formats, bundle, predictions."""
