@@ -13,7 +13,7 @@ from importlib import import_module
 from vivid_monai import __version__
 from vivid_monai.errors import VividError
 
-COMMANDS = ("prepare", "phantom", "verify", "labels", "report")
+COMMANDS = ("prepare", "phantom", "verify", "labels", "report", "bundle")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -38,6 +38,9 @@ class Manifest:
         sources: the files it was read from, with their hashes.
         card: the data card.
 
+    Attributes:
+        path: the file it was read from; None: from none.
+
     Raises:
         VividError: no rows, a column missing or of the wrong kind, states or splits that do not exist, an id twice.
         SplitError: a patient in more than one split.
@@ -53,6 +56,7 @@ class Manifest:
         sources: Sequence[dict[str, Any]] = (),
         card: dict[str, Any] | None = None,
     ) -> None:
+        self.path: Path | None = None
         self._stored_space = stored_label_space(label_space)
         self.label_space: LabelSpace = open_label_space(self._stored_space)
         self.image_root = Path(image_root)
@@ -117,7 +121,7 @@ class Manifest:
             )
         root = path.parent / meta["image_root"] if image_root is None else Path(image_root)
         try:
-            return cls(
+            manifest = cls(
                 table,
                 label_space=meta["label_space"],
                 image_root=root,
@@ -127,6 +131,8 @@ class Manifest:
             )
         except VividError as error:
             raise type(error)(f"{path}: {error}") from error
+        manifest.path = path
+        return manifest
 
     def save(self, path: Path | str) -> Path:
         """Write the Parquet file whole or not at all. An image root inside its folder is stored relative to it."""

@@ -9,6 +9,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from vivid_monai.errors import VividError
+from vivid_monai.metrics.intervals import Patients, auroc_resamples
 from vivid_monai.ums.states import ABSENT, PRESENT
 
 ENOUGH = 10
@@ -45,6 +46,7 @@ class Calibration:
 def calibrate(
     logits: NDArray,
     states: NDArray,
+    patients: NDArray,
     fields: Sequence[str],
     *,
     sensitivity: float = 0.9,
@@ -60,12 +62,16 @@ def calibrate(
     Both rates are properties of the finding, not of its prevalence, which at another hospital is another. Where one
     threshold does both, there is nothing uncertain between them.
 
+    A field is answered only where its AUROC on these images is above one half with its whole 95 % interval: a state
+    made of noise looks like any other.
+
     Args:
         logits: (N, F).
         states: (N, F), codes of :mod:`vivid_monai.ums.states`.
+        patients: (N,), whose image it is.
         fields: names of the columns.
         sensitivity, specificity: in (0.5, 1).
-        enough: present and absent images that a field needs to be answered.
+        enough: present and absent images that a field needs to be answered as well.
         untrained: columns whose head could not be fitted.
 
     Raises:
@@ -78,6 +84,7 @@ def calibrate(
         raise VividError("validation logits are not finite: the weights are damaged")
     if not (0.5 < sensitivity < 1 and 0.5 < specificity < 1):
         raise VividError(f"sensitivity {sensitivity} and specificity {specificity} must lie between 0.5 and 1")
+    chance = _chance(logits, states, patients)
     fitted = []
     for column, field in enumerate(fields):
         counted = (states[:, column] == PRESENT) | (states[:, column] == ABSENT)
@@ -91,15 +98,27 @@ def calibrate(
                 f"{counts['n_present']} present and {counts['n_absent']} absent validation images, of each of which "
                 f"{enough} are needed"
             )
+        elif chance[column]:
+            reason = f"on the validation images it is not told from chance ({chance[column]})"
         else:
             slope, intercept = _platt(logit, truth)
-            if slope <= 0:
-                slope, intercept, reason = 1.0, 0.0, "on the validation images it is not told from chance"
         low = high = None
         if not reason:
             low, high = _thresholds(expit(slope * logit + intercept), truth, sensitivity, specificity)
         fitted.append(Calibration(field, slope, intercept, low, high, **counts, unanswered=reason))
     return fitted
+
+
+def _chance(logits: NDArray, states: NDArray, patients: NDArray) -> list[str]:
+    """The AUROC of each field, in words, where its interval does not lie above one half; "" where it does."""
+    measured = auroc_resamples(Patients(patients), logits, states)
+    told = []
+    for value, (low, high) in zip(measured.value, measured.interval(), strict=True):
+        if np.isnan(low):  # perfect separation has no interval
+            told.append("" if value == 1 else f"AUROC {value:.2f}")
+        else:
+            told.append("" if low > 0.5 else f"AUROC {value:.2f}, {low:.2f} to {high:.2f}")
+    return told
 
 
 def _platt(logit: NDArray, truth: NDArray[np.bool_]) -> tuple[float, float]:

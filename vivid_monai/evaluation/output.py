@@ -1,6 +1,7 @@
 """The folder of a result: every number, every test image's probabilities, the probes, and the page that shows them."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,7 @@ def _data(task: Task) -> dict[str, Any]:
         "source": source,
         "splits": manifest.splits,
         "image_root": str(manifest.image_root),
+        "manifest": None if manifest.path is None else os.path.abspath(manifest.path),
         "card": manifest.card,
     }
 

@@ -1,0 +1,85 @@
+"""Write a bundle: configs, docs, module, weights; then hold it against the run that it comes from."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import distribution
+from pathlib import Path
+
+import torch
+
+from vivid_monai.deploy.answers import Answers
+from vivid_monai.deploy.bundle.configs import bundle_configs
+from vivid_monai.deploy.bundle.metadata import bundle_metadata
+from vivid_monai.deploy.bundle.module import module_files
+from vivid_monai.deploy.bundle.readme import write_docs
+from vivid_monai.deploy.finished import Finished
+from vivid_monai.deploy.network import to_network
+from vivid_monai.deploy.performance import measure_answers
+from vivid_monai.errors import VividError
+from vivid_monai.files import whole_file
+
+LARGE = 25 * 2**20
+"""Bytes from which on the zoo wants a file to be listed in large_files.yml instead of in git."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What people say of a bundle, not numbers."""
+
+    title: str = "Chest X-ray findings by a VIVID-Med Vision Transformer"
+    version: str = "0.1.0"
+    changelog: Mapping[str, str] = field(default_factory=dict)
+    authors: str = "VIVID-Med developers"
+    copyright: str = "Copyright 2026 VIVID-Med developers, Apache-2.0"
+    data_license: str = ""
+
+
+def build_bundle(finished: Finished, folder: Path, *, wording: Wording | None = None) -> Path:
+    """Write the bundle into a folder, which gives it its name; files that are there are replaced.
+
+    Raises:
+        VividError: a name without "_classification" (MONAI Label tells the kind of a bundle by it), a folder that
+            cannot be written.
+    """
+    wording, name = wording or Wording(), folder.name
+    if not name.endswith("_classification"):
+        raise VividError(
+            f"{folder}: the name of the bundle must end in _classification, for MONAI Label to know its kind"
+        )
+    metadata = bundle_metadata(
+        finished,
+        name=name,
+        title=wording.title,
+        version_=wording.version,
+        changelog={wording.version: "first release", **wording.changelog},
+        authors=wording.authors,
+        copyright_=wording.copyright,
+    )
+    network = to_network(finished.classifier)
+    for file, text in module_files().items():
+        _write(folder / "scripts" / file, text)
+    for file, config in {**bundle_configs(finished.classifier, finished.preprocess), "metadata.json": metadata}.items():
+        _write(folder / "configs" / file, json.dumps(config, indent=4, ensure_ascii=False) + "\n")
+    _write(folder / "LICENSE", distribution("vivid-monai").read_text("licenses/LICENSE") or "")
+    with whole_file(folder / "models" / "model.pt") as part:
+        torch.save(network.state_dict(), part)
+    answers = Answers(metadata["answers"])
+    tested = measure_answers(
+        answers,
+        finished.probabilities(finished.test),
+        finished.probabilities(finished.test, calibrated=False),
+        finished.test.states,
+    )
+    write_docs(folder, finished, metadata, tested, data_license=wording.data_license)
+    large = [path for path in (folder / "models").iterdir() if path.stat().st_size > LARGE]
+    if not large:
+        (folder / "large_files.yml").unlink(missing_ok=True)
+    shutil.rmtree(folder / "scripts" / "__pycache__", ignore_errors=True)
+    return folder
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
