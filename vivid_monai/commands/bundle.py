@@ -41,6 +41,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--data-license", type=Path, metavar="FILE", help="conditions of the data, for data_license.txt"
     )
+    parser.add_argument(
+        "--weights-url", default="", metavar="URL", help="where weights of over 25 MB will lie, for large_files.yml"
+    )
     parser.set_defaults(func=run)
 
 
@@ -59,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         authors=args.authors,
         copyright=args.copyright,
         data_license=args.data_license.read_text(encoding="utf-8") if args.data_license else "",
+        weights_url=args.weights_url,
     )
     folder = build_bundle(finished, args.out, wording=wording)
     unanswered = [one.field for one in finished.calibrations if one.unanswered]

@@ -1,10 +1,11 @@
 """Write a bundle: configs, docs, module, weights; then hold it against the run that it comes from."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import distribution
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ class Wording:
     authors: str = "VIVID-Med developers"
     copyright: str = "Copyright 2026 VIVID-Med developers, Apache-2.0"
     data_license: str = ""
+    weights_url: str = ""
 
 
 def build_bundle(finished: Finished, folder: Path, *, wording: Wording | None = None) -> Path:
@@ -62,7 +64,7 @@ def build_bundle(finished: Finished, folder: Path, *, wording: Wording | None = 
         _write(folder / "scripts" / file, text)
     for file, config in {**bundle_configs(finished.classifier, finished.preprocess), "metadata.json": metadata}.items():
         _write(folder / "configs" / file, json.dumps(config, indent=4, ensure_ascii=False) + "\n")
-    _write(folder / "LICENSE", distribution("vivid-monai").read_text("licenses/LICENSE") or "")
+    _write(folder / "LICENSE", _license())
     with whole_file(folder / "models" / "model.pt") as part:
         torch.save(network.state_dict(), part)
     answers = Answers(metadata["answers"])
@@ -73,11 +75,27 @@ def build_bundle(finished: Finished, folder: Path, *, wording: Wording | None = 
         finished.test.states,
     )
     write_docs(folder, finished, metadata, tested, data_license=wording.data_license)
-    large = [path for path in (folder / "models").iterdir() if path.stat().st_size > LARGE]
-    if not large:
-        (folder / "large_files.yml").unlink(missing_ok=True)
+    _list_large_files(folder, wording.weights_url)
     shutil.rmtree(folder / "scripts" / "__pycache__", ignore_errors=True)
     return folder
+
+
+def _license() -> str:
+    """The licence of this package, which comes with its installation."""
+    for one in distributions(name="vivid-monai"):  # a source tree that is not installed may stand before the other
+        if text := one.read_text("licenses/LICENSE"):
+            return text
+    raise VividError("the licence of vivid-monai is not installed with it; install the package again with pip")
+
+
+def _list_large_files(folder: Path, url: str) -> None:
+    """The zoo keeps files of over 25 MB elsewhere: where, and with which hash."""
+    weights, listed = folder / "models" / "model.pt", folder / "large_files.yml"
+    listed.unlink(missing_ok=True)
+    if weights.stat().st_size > LARGE:
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        entry = {"path": "models/model.pt", "url": url, "hash_val": digest, "hash_type": "sha256"}
+        _write(listed, json.dumps({"large_files": [entry]}, indent=2) + "\n")  # JSON is YAML
 
 
 def _write(path: Path, text: str) -> None:
