@@ -13,7 +13,7 @@ from importlib import import_module
 from vivid_monai import __version__
 from vivid_monai.errors import VividError
 
-COMMANDS = ("prepare", "phantom", "verify", "labels", "report", "bundle")
+COMMANDS = ("prepare", "phantom", "verify", "labels", "report", "bundle", "predict")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """Write a bundle: configs, docs, module, weights; then hold it against the run that it comes from."""
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ def build_bundle(finished: Finished, folder: Path, *, wording: Wording | None = 
         raise VividError(
             f"{folder}: the name of the bundle must end in _classification, for MONAI Label to know its kind"
         )
+    weights = io.BytesIO()
+    torch.save(to_network(finished.classifier).state_dict(), weights)
     metadata = bundle_metadata(
         finished,
         name=name,
@@ -58,15 +61,15 @@ def build_bundle(finished: Finished, folder: Path, *, wording: Wording | None = 
         changelog={wording.version: "first release", **wording.changelog},
         authors=wording.authors,
         copyright_=wording.copyright,
+        weights_sha256=hashlib.sha256(weights.getbuffer()).hexdigest(),
     )
-    network = to_network(finished.classifier)
     for file, text in module_files().items():
         _write(folder / "scripts" / file, text)
     for file, config in {**bundle_configs(finished.classifier, finished.preprocess), "metadata.json": metadata}.items():
         _write(folder / "configs" / file, json.dumps(config, indent=4, ensure_ascii=False) + "\n")
     _write(folder / "LICENSE", _license())
     with whole_file(folder / "models" / "model.pt") as part:
-        torch.save(network.state_dict(), part)
+        part.write_bytes(weights.getbuffer())
     answers = Answers(metadata["answers"])
     tested = measure_answers(
         answers,

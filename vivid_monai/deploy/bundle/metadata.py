@@ -31,12 +31,14 @@ def bundle_metadata(
     changelog: Mapping[str, str],
     authors: str,
     copyright_: str,
+    weights_sha256: str,
 ) -> dict[str, Any]:
     """The content of metadata.json.
 
     Args:
         name: of the bundle's folder. title: for people.
         version_: of the bundle; a key of the changelog.
+        weights_sha256: of models/model.pt.
     """
     fields, preprocess = finished.fields, finished.preprocess
     channels = max(preprocess.channels, preprocess.slices)
@@ -107,6 +109,8 @@ def bundle_metadata(
             "encoder": finished.fingerprint,
             "vit": finished.classifier.encoder.config,
             "pool": finished.classifier.pool,
+            "views": _views(finished),
+            "weights_sha256": weights_sha256,
             "preprocess": preprocess.to_dict(),
         },
     }
@@ -123,6 +127,11 @@ def _rules(finished: Finished) -> dict[str, Any]:
         "no_finding_compatible": list(space.no_finding_compatible),
         "fields": fields,
     }
+
+
+def _views(finished: Finished) -> list[str]:
+    """View positions of the training images."""
+    return sorted({view for view in finished.manifest.select("train").table["view"].to_pylist() if view})
 
 
 def _value_range(finished: Finished) -> list[float]:

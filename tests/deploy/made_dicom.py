@@ -1,0 +1,28 @@
+"""Small radiographs in DICOM."""
+
+import numpy as np
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+
+def dicom(path, *, inverted: bool = False, seed: int = 0, **tags) -> str:
+    """A 12-bit radiograph of 50 x 70 pixels. ``inverted``: the same image, stored as MONOCHROME1."""
+    y, x = np.mgrid[:50, :70]
+    stored = ((np.sin(x / 9 + seed) + np.cos(y / 7) + 2) * 900).astype(np.uint16)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["made", str(seed)])
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    ds.Modality, ds.PatientName, ds.PatientID = "DX", "Doe^Jane", "4711"
+    ds.Rows, ds.Columns, ds.SamplesPerPixel = 50, 70, 1
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    ds.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
+    # Values 400 to 2,800 are shown; of the inverted ones those that stood for them (linear: PS3.3 C.11.2.1.2.1).
+    ds.WindowCenter, ds.WindowWidth = ("2496" if inverted else "1600"), "2400"
+    ds.PixelData = (4095 - stored if inverted else stored).tobytes()
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    ds.save_as(path, enforce_file_format=True)
+    return str(path)

@@ -1,0 +1,199 @@
+"""Predictions: the scores of the training repository, whatever the files; nothing lost, nothing done twice."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.bundle.conftest import quiet
+from tests.deploy.made_dicom import dicom
+from vivid_monai.cli import main
+from vivid_monai.deploy.inputs import find_inputs
+from vivid_monai.deploy.model import BundleModel
+from vivid_monai.deploy.predict import predict
+from vivid_monai.errors import VividError
+from vivid_monai.ums.record import Record
+from vivid_monai.ums.verify import verify
+
+
+@pytest.fixture(scope="session")
+def model(bundle_folder):
+    """The bundle's model."""
+    return BundleModel.load(bundle_folder)
+
+
+@pytest.fixture
+def images(tmp_path, finished) -> Path:
+    """A folder of mixed files: test images of the run, DICOM, a lateral, a blank, a text, a cut PNG."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in finished.manifest.select("test").table["image"].to_pylist()[:6]:
+        shutil.copy(finished.manifest.image_root / name, folder / Path(name).name)
+    dicom(folder / "m1.dcm", inverted=True)
+    dicom(folder / "m2.dcm")
+    dicom(folder / "x-lateral.dcm", ViewPosition="LL")
+    Image.new("L", (40, 40), 128).save(folder / "x-blank.png")
+    (folder / "x-notes.txt").write_text("no image")
+    (folder / "x-cut.png").write_bytes((folder / "m2.dcm").read_bytes()[:50])
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_mixed_files_are_answered_or_listed(model, images, finished, tmp_path):
+    done = predict(model, find_inputs([images]), tmp_path / "out", batch_size=3)
+    assert done.counts() == {"answered": 8, "not assessed": 2, "unreadable": 2}
+    table = {Path(row["image"]).name: row for row in rows(tmp_path / "out" / "predictions.csv")}
+    assert list(table) == sorted(path.name for path in images.iterdir())
+    expected = finished.probabilities(finished.test)[:6]
+    answered = [one.field for one in finished.calibrations if not one.unanswered]
+    names = [name for name in table if name[0].isdigit()]
+    for name, probabilities in zip(names, expected, strict=True):
+        got = [float(table[name][field]) for field in answered]
+        wanted = [p for p, field in zip(probabilities, finished.fields, strict=True) if field in answered]
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6)
+    reasons = {Path(row["image"]).name: row["reason"] for row in rows(tmp_path / "out" / "not_assessed.csv")}
+    assert "lateral" in reasons["x-lateral.dcm"]
+    assert "blank" in reasons["x-blank.png"]
+    unreadable = {Path(row["image"]).name for row in rows(tmp_path / "out" / "unreadable.csv")}
+    assert unreadable == {"x-notes.txt", "x-cut.png"}
+    assert not any(table["x-blank.png"][field] for field in finished.fields)
+
+
+def test_both_photometric_interpretations_get_one_answer(model, images, tmp_path):
+    predict(model, find_inputs([images / "m1.dcm", images / "m2.dcm"]), tmp_path / "out")
+    one, other = (list(row.values())[1:] for row in rows(tmp_path / "out" / "predictions.csv"))
+    assert one == other
+    assert one[0] == "answered"
+
+
+def test_every_record_verifies_and_names_no_patient(model, images, tmp_path):
+    predict(model, find_inputs([images]), tmp_path / "out")
+    lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        record = Record.from_json(line)
+        assert verify(record) == []
+        assert record.provenance.source == "model"
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    assert b"Doe" not in written
+    assert b"4711" not in written
+
+
+def test_goes_on_where_it_was(model, images, tmp_path, monkeypatch):
+    inputs, out = find_inputs([images]), tmp_path / "out"
+    seen = []
+    call = BundleModel.__call__
+
+    def counted(self, batch):
+        seen.append(len(batch))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return call(self, batch)
+
+    monkeypatch.setattr(BundleModel, "__call__", counted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(model, inputs, out, batch_size=2)
+    assert len(rows(out / "predictions.csv")) == 4
+    with (out / "journal.jsonl").open("a") as file:
+        file.write('{"image": {"path": "cut o')  # as a kill leaves it
+    done = predict(model, inputs, out, batch_size=2)
+    assert (done.resumed, len(done.entries)) == (4, 12)
+    whole = predict(model, inputs, tmp_path / "whole", batch_size=2)
+    assert done.entries == whole.entries
+    for name in ("predictions.csv", "records.jsonl", "unreadable.csv", "not_assessed.csv"):
+        assert (out / name).read_text() == (tmp_path / "whole" / name).read_text()
+    before = len(seen)
+    assert predict(model, inputs, out).resumed == 12
+    assert len(seen) == before
+
+
+def test_a_changed_file_is_answered_again(model, images, tmp_path):
+    target = images / "x-cut.png"
+    assert predict(model, find_inputs([target]), tmp_path / "out").counts() == {"unreadable": 1}
+    shutil.copy(images / "m2.dcm", target)
+    done = predict(model, find_inputs([target]), tmp_path / "out")
+    assert (done.counts(), done.resumed) == ({"answered": 1}, 0)
+    assert not (tmp_path / "out" / "unreadable.csv").exists()
+
+
+def test_answers_of_two_models_are_not_mixed(model, images, tmp_path):
+    predict(model, find_inputs([images / "m1.dcm"]), tmp_path / "out")
+    path = tmp_path / "out" / "journal.jsonl"
+    lines = path.read_text().splitlines()
+    other = json.loads(lines[0]) | {"weights": "0" * 64}
+    path.write_text("\n".join([json.dumps(other), *lines[1:]]) + "\n")
+    with pytest.raises(VividError, match="answers of another model"):
+        predict(model, find_inputs([images]), tmp_path / "out")
+    path.write_text(lines[0] + "\nbroken\n" + lines[1] + "\n")
+    with pytest.raises(VividError, match=r"journal\.jsonl:2: is damaged"):
+        predict(model, find_inputs([images]), tmp_path / "out")
+
+
+def test_killed_in_the_middle_nothing_is_done_twice(bundle_folder, images, tmp_path):
+    for i in range(300):
+        dicom(images / f"z{i:03d}.dcm", seed=i)
+    command = [sys.executable, "-m", "vivid_monai.cli", "predict", str(images), "--bundle", str(bundle_folder)]
+    command += ["--out", str(tmp_path / "out"), "--batch-size", "4"]
+    journal = tmp_path / "out" / "journal.jsonl"
+    process = subprocess.Popen(command, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_text().count("\n") > 20):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = journal.read_text().count("\n") - 1
+    finished = subprocess.run(command, env=quiet(), capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert f"312 files: 308 answered, 2 not assessed, 2 unreadable; {done} of them before" in finished.stdout
+    entries = [json.loads(line)["image"]["path"] for line in journal.read_text().splitlines()[1:]]
+    assert len(entries) == len(set(entries)) == 312
+
+
+def test_the_command_tells_what_it_did(bundle_folder, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["predict", str(images), "--bundle", str(bundle_folder), "--out", str(out), "--workers", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "12 files: 8 answered, 2 not assessed, 2 unreadable" in told
+    assert "not_assessed.csv" in told
+    assert main(["predict", str(images / "x-notes.txt"), "--bundle", str(bundle_folder), "--out", str(out)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda folder: (folder / "models" / "model.pt").unlink(), "cannot be read"),
+        (lambda folder: (folder / "models" / "model.pt").write_bytes(b"PK\x03\x04"), "is not the file that"),
+        (lambda folder: (folder / "configs" / "metadata.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "configs" / "metadata.json").write_text("{}"), "none of `vivid bundle`"),
+        (lambda folder: _without(folder, "preprocess"), "is not a bundle of"),
+        (lambda folder: _without(folder, "views"), "is not a bundle of"),
+    ],
+)
+def test_a_damaged_bundle_is_one_clear_line(bundle_folder, tmp_path, capsys, change, told):
+    folder = shutil.copytree(bundle_folder, tmp_path / bundle_folder.name)
+    change(folder)
+    assert main(["predict", str(tmp_path), "--bundle", str(folder), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert told in error
+    assert "\n" not in error
+
+
+def _without(folder: Path, key: str) -> None:
+    path = folder / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    del metadata["vivid"][key]
+    path.write_text(json.dumps(metadata))

@@ -1,0 +1,91 @@
+"""The classifier of a bundle, read back from its folder: pixels in, calibrated probabilities out."""
+
+import hashlib
+import io
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vivid_monai.data.preprocess import Preprocess
+from vivid_monai.deploy.answers import Answers
+from vivid_monai.deploy.network import from_network
+from vivid_monai.errors import VividError
+from vivid_monai.networks.classifier import ViTClassifier
+
+
+@dataclass(frozen=True)
+class BundleModel:
+    """What a bundle answers with. No config of the bundle is evaluated and no code of it is run.
+
+    Attributes:
+        name, version: of the bundle.
+        fingerprint: SHA-256 of its weights.
+        views: view positions that it was trained on; empty where they are not known.
+    """
+
+    name: str
+    version: str
+    fingerprint: str
+    classifier: ViTClassifier
+    preprocess: Preprocess
+    answers: Answers
+    views: tuple[str, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read configs/metadata.json and models/model.pt.
+
+        Raises:
+            VividError: not a bundle of ours, weights that are missing, damaged, or not those of its metadata.
+        """
+        metadata = _metadata(folder)
+        path = folder / "models" / "model.pt"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise VividError(f"{path}: the weights of the bundle cannot be read: {error.strerror or error}") from error
+        try:
+            own = metadata["vivid"]
+            fingerprint = hashlib.sha256(content).hexdigest()
+            if fingerprint != own["weights_sha256"]:
+                raise VividError(
+                    f"{path}: is not the file that configs/metadata.json beside it was written with (damaged or trained "
+                    "further): build the bundle again, or run configs/inference.json, which takes any weights"
+                )
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return cls(
+                name=folder.resolve().name,
+                version=str(metadata["version"]),
+                fingerprint=fingerprint,
+                classifier=from_network(state, config=own["vit"], pool=own["pool"]),
+                preprocess=Preprocess.from_dict(own["preprocess"]),
+                answers=Answers(metadata["answers"]),
+                views=tuple(own["views"]),
+            )
+        except (KeyError, TypeError, AttributeError, pickle.UnpicklingError, RuntimeError) as error:
+            raise VividError(f"{folder}: is not a bundle of `vivid bundle`: {type(error).__name__}: {error}") from error
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Images (B, C, H, W), preprocessed → probabilities (B, F) and features (B, D)."""
+        features = self.classifier.features(images)
+        probabilities = torch.sigmoid(self.classifier.head(features).double())
+        return probabilities.numpy(), features.numpy()
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    path = folder / "configs" / "metadata.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VividError(f"{path}: cannot be read: {error}; give the folder of a bundle of `vivid bundle`") from error
+    if not isinstance(content, dict) or not {"vivid", "answers", "version"} <= content.keys():
+        raise VividError(f"{folder}: is a MONAI bundle, but none of `vivid bundle`")
+    return content
