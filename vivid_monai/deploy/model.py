@@ -56,8 +56,8 @@ class BundleModel:
             fingerprint = hashlib.sha256(content).hexdigest()
             if fingerprint != own["weights_sha256"]:
                 raise VividError(
-                    f"{path}: is not the file that configs/metadata.json beside it was written with (damaged or trained "
-                    "further): build the bundle again, or run configs/inference.json, which takes any weights"
+                    f"{path}: is not the file that configs/metadata.json was written with, but damaged or "
+                    "trained further: build the bundle again, or run configs/inference.json, which takes any weights"
                 )
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return cls(
