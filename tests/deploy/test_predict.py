@@ -179,6 +179,7 @@ def test_the_command_tells_what_it_did(bundle_folder, images, tmp_path, capsys):
         (lambda folder: (folder / "models" / "model.pt").write_bytes(b"PK\x03\x04"), "is not the file that"),
         (lambda folder: (folder / "configs" / "metadata.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "configs" / "metadata.json").write_text("{}"), "none of `vivid bundle`"),
+        (lambda folder: _edited(folder), "has changed since the bundle was built"),
         (lambda folder: _without(folder, "preprocess"), "is not a bundle of"),
         (lambda folder: _without(folder, "views"), "is not a bundle of"),
     ],
@@ -192,8 +193,16 @@ def test_a_damaged_bundle_is_one_clear_line(bundle_folder, tmp_path, capsys, cha
     assert "\n" not in error
 
 
+def _edited(folder: Path) -> None:
+    path = folder / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    next(one for one in metadata["answers"]["fields"] if one["present_from"])["present_from"] = 0.999
+    path.write_text(json.dumps(metadata))
+
+
 def _without(folder: Path, key: str) -> None:
     path = folder / "configs" / "metadata.json"
     metadata = json.loads(path.read_text())
     del metadata["vivid"][key]
+    metadata["vivid"]["metadata_sha256"] = None
     path.write_text(json.dumps(metadata))

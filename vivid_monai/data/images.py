@@ -94,7 +94,8 @@ def read_image(
     try:
         pixels = form.read(path, **options)
     except Exception as error:  # decoders raise whatever they like on damaged files; the cause stays chained
-        raise ImageError(f"{path}: unreadable {form.name}: {error or type(error).__name__}") from error
+        told = " ".join(str(error).split()) or type(error).__name__  # some tell it in several lines
+        raise ImageError(f"{path}: unreadable {form.name}: {told}") from error
     if pixels.ndim != (2 if slices == 1 else 3) or pixels.size == 0:
         raise ImageError(f"{path}: not a two-dimensional image with pixels (shape {pixels.shape})")
     if not np.isfinite(pixels).all():

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -88,4 +89,16 @@ def _metadata(folder: Path) -> dict[str, Any]:
         raise VividError(f"{path}: cannot be read: {error}; give the folder of a bundle of `vivid bundle`") from error
     if not isinstance(content, dict) or not {"vivid", "answers", "version"} <= content.keys():
         raise VividError(f"{folder}: is a MONAI bundle, but none of `vivid bundle`")
+    own = content["vivid"]
+    if not isinstance(own, dict) or own.get("metadata_sha256", "") not in (None, metadata_sha256(content)):
+        raise VividError(
+            f"{path}: has changed since the bundle was built; build it again or, if the change was meant, set "
+            "metadata_sha256 in its part vivid to null"
+        )
     return content
+
+
+def metadata_sha256(metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of what a metadata.json says, whatever its layout; its own key metadata_sha256 does not count."""
+    own = {name: value for name, value in metadata["vivid"].items() if name != "metadata_sha256"}
+    return hashlib.sha256(json.dumps({**metadata, "vivid": own}, sort_keys=True).encode()).hexdigest()

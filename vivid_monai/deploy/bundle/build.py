@@ -17,6 +17,7 @@ from vivid_monai.deploy.bundle.metadata import bundle_metadata
 from vivid_monai.deploy.bundle.module import module_files
 from vivid_monai.deploy.bundle.readme import write_docs
 from vivid_monai.deploy.finished import Finished
+from vivid_monai.deploy.model import metadata_sha256
 from vivid_monai.deploy.network import to_network
 from vivid_monai.deploy.performance import measure_answers
 from vivid_monai.errors import VividError
@@ -63,6 +64,7 @@ def build_bundle(finished: Finished, folder: Path, *, wording: Wording | None = 
         copyright_=wording.copyright,
         weights_sha256=hashlib.sha256(weights.getbuffer()).hexdigest(),
     )
+    metadata["vivid"]["metadata_sha256"] = metadata_sha256(metadata)
     for file, text in module_files().items():
         _write(folder / "scripts" / file, text)
     for file, config in {**bundle_configs(finished.classifier, finished.preprocess), "metadata.json": metadata}.items():
