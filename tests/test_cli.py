@@ -35,3 +35,13 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=os.environ)
     assert "Traceback" not in done.stderr
     assert "Broken pipe" not in done.stderr
+
+
+def test_help_does_not_wait_for_monai():
+    code = (
+        "import sys; from vivid_monai.cli import build_parser; build_parser().format_help(); print(sorted(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "vivid_monai.cli" in loaded
+    assert "'torch'" not in loaded
+    assert "vivid_monai.commands" not in loaded

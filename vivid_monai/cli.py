@@ -13,20 +13,32 @@ from importlib import import_module
 from vivid_monai import __version__
 from vivid_monai.errors import VividError
 
-COMMANDS = ("prepare", "phantom", "verify", "labels", "report", "bundle", "predict")
+COMMANDS = {
+    "prepare": "make a manifest from a data set",
+    "phantom": "write chest phantoms, with manifest and reports",
+    "verify": "check UMS records",
+    "labels": "list or show label spaces",
+    "report": "write the page of an evaluation, or compare several",
+    "bundle": "make a Model Zoo bundle from a finished training run",
+    "predict": "findings of image files, by a bundle",
+}
+"""Each command, a module of :mod:`vivid_monai.commands`, in a few words."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``vivid`` with every subcommand registered."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of ``vivid``. Of its subcommands only `command` is imported: MONAI alone takes seconds."""
     parser = argparse.ArgumentParser(
         prog="vivid",
-        description="VIVID-Med: prepare medical images and labels for pretraining, and look at what came out.",
+        description="VIVID-Med: prepare images and labels for pretraining, look at what came out, put it to use.",
         epilog="Training is a bundle workflow: python -m monai.bundle run training --config_file configs/train.json",
     )
     parser.add_argument("--version", action="version", version=f"vivid-monai {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        import_module(f"vivid_monai.commands.{name}").register(subparsers)
+    for name, summary in COMMANDS.items():
+        if name == command:
+            import_module(f"vivid_monai.commands.{name}").register(subparsers, summary=summary)
+        else:
+            subparsers.add_parser(name, help=summary)
     return parser
 
 
@@ -36,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Errors meant for the user (:class:`vivid_monai.errors.VividError`) and those of the operating system (a missing
     file, a full disk) are one line on stderr, never a traceback.
     """
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(next((word for word in words if not word.startswith("-")), None)).parse_args(words)
     try:
         return int(args.func(args) or 0)
     except BrokenPipeError:  # the reader of the output has seen enough, as in: vivid verify … | head

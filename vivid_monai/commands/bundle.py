@@ -9,11 +9,11 @@ from vivid_monai.deploy.finished import load_finished
 from vivid_monai.evaluation.features import FeatureStore
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: Any, *, summary: str = "") -> None:
     """Add the subcommand to the parser of ``vivid``."""
     parser = subparsers.add_parser(
         "bundle",
-        help="make a Model Zoo bundle from a finished training run",
+        help=summary,
         description="Calibrate the classifier of a finished run on its validation images, choose the thresholds of its "
         "answers, and write a self-contained MONAI bundle that needs no package but MONAI.",
     )

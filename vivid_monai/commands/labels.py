@@ -7,11 +7,11 @@ from typing import Any
 from vivid_monai.ums.label_space import LabelSpace, available_label_spaces, load_label_space
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: Any, *, summary: str = "") -> None:
     """Add the subcommand to the parser of ``vivid``."""
     parser = subparsers.add_parser(
         "labels",
-        help="list or show label spaces",
+        help=summary,
         description="List the label spaces of the package, or show one: its fields in order, other names, parents, "
         "sides, and the fields of other label spaces that mean the same.",
     )

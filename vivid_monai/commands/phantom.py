@@ -6,11 +6,11 @@ from pathlib import Path
 from vivid_monai.data.phantom import prepare
 
 
-def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", *, summary: str = "") -> None:
     """Add the command to the parser of `vivid`."""
     parser = subparsers.add_parser(
         "phantom",
-        help="write chest phantoms, with manifest and reports",
+        help=summary,
         description="Write radiograph-like images of chests that never were, with labels (label space chexpert-12), "
         "boxes, reports and a manifest split by patient. The same settings always give the same folder.",
     )

@@ -10,11 +10,11 @@ from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.predict import FILES, predict
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: Any, *, summary: str = "") -> None:
     """Add the subcommand to the parser of ``vivid``."""
     parser = subparsers.add_parser(
         "predict",
-        help="findings of image files, by a bundle",
+        help=summary,
         description="Answer DICOM, PNG and JPEG files, and all files in folders, with the findings of a bundle. An "
         "image unlike those that the model was trained on is not assessed; a file that cannot be read is listed. "
         "Interrupted, the same command goes on where it was.",

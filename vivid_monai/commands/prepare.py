@@ -12,11 +12,11 @@ from vivid_monai.data.sources import chexpert, nih, table
 from vivid_monai.data.sources.source import Source
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: Any, *, summary: str = "") -> None:
     """Add the subcommand and its sources to the parser of ``vivid``."""
     parser = subparsers.add_parser(
         "prepare",
-        help="make a manifest from a data set",
+        help=summary,
         description="Read a data set as distributed, or your own table, into one validated manifest split by patient.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

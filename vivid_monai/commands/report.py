@@ -9,11 +9,11 @@ from vivid_monai.evaluation.report import write_comparison, write_report
 COMPARISON = Path("comparison.html")
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: Any, *, summary: str = "") -> None:
     """Add the subcommand to the parser of ``vivid``."""
     parser = subparsers.add_parser(
         "report",
-        help="write the page of an evaluation, or compare several",
+        help=summary,
         description="With one run: write its page and metrics.csv again from its files. With several: write one page "
         "that compares them, the first one being the reference, with .csv and .json of the same numbers beside it. "
         "Runs on the same test images are compared in pairs; others stand side by side, without differences.",

@@ -21,11 +21,11 @@ Entry = tuple[int, str, Any]
 """Line in the file from 1, prefix for pointers, and the record's JSON, or the VividError that stands for it."""
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: Any, *, summary: str = "") -> None:
     """Add the subcommand to the parser of ``vivid``."""
     parser = subparsers.add_parser(
         "verify",
-        help="check UMS records",
+        help=summary,
         description='Check UMS records and print every violation as: file:line "pointer" code message.',
         epilog="Exit status: 0 all valid, 1 violations, 2 something could not be read. Codes: docs/ums.md.",
     )
