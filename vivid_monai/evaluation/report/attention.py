@@ -55,6 +55,12 @@ def draw_examples(examples: Examples) -> list[Example]:
 
 
 def _overlay(group: int, attention: NDArray[np.float32], image: Image.Image) -> Overlay:
+    peak = float(attention.max()) * attention.size
+    return Overlay(group, _uri(blend(image, attention)), float(attention.sum()), peak)
+
+
+def blend(image: Image.Image, attention: NDArray[np.float32]) -> Image.Image:
+    """An RGB image with a map (h, w) of its patches over it, the clearer the higher, up to the map's maximum."""
     highest = float(attention.max())
     relative = attention / highest if highest > 0 else attention
     smooth = Image.fromarray(relative.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
@@ -62,8 +68,7 @@ def _overlay(group: int, attention: NDArray[np.float32], image: Image.Image) -> 
     colour = matplotlib.colormaps["inferno"](values, bytes=True)[..., :3]
     opacity = _STRONGEST * np.sqrt(values)[..., None]
     mixed = (1 - opacity) * np.asarray(image) + opacity * colour
-    peak = highest * attention.size
-    return Overlay(group, _uri(Image.fromarray(mixed.round().astype(np.uint8))), float(attention.sum()), peak)
+    return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def _uri(image: Image.Image) -> str:
