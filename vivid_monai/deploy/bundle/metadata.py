@@ -12,6 +12,7 @@ from vivid_monai.deploy.finished import Finished
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 NEEDED = (
     "einops",
+    "fire",
     "nibabel",
     "pillow",
     "pydicom",
@@ -83,8 +84,8 @@ def bundle_metadata(
         "required_packages_version": {package: version(package) for package in NEEDED},
         "name": title,
         "task": "Findings of a chest X-ray: present, absent or uncertain, with calibrated probabilities",
-        "description": "A plain Vision Transformer with a linear head, pretrained by VIVID-Med under a frozen language "
-        f"model on {dataset}. Reads DICOM, PNG and JPEG; says what it does not answer.",
+        "description": f"A plain Vision Transformer with a linear head, pretrained by VIVID-Med on {dataset}. Reads "
+        "DICOM, PNG and JPEG; says what it does not answer.",
         "authors": authors,
         "copyright": copyright_,
         "data_source": dataset,
