@@ -15,6 +15,7 @@ def dicom(path, *, inverted: bool = False, seed: int = 0, **tags) -> str:
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["made", str(seed)])
     ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = (generate_uid(entropy_srcs=[one, str(seed)]) for one in ("st", "se"))
     ds.Modality, ds.PatientName, ds.PatientID = "DX", "Doe^Jane", "4711"
     ds.Rows, ds.Columns, ds.SamplesPerPixel = 50, 70, 1
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0

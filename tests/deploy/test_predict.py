@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -89,6 +90,39 @@ def test_every_record_verifies_and_names_no_patient(model, images, tmp_path):
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
     assert b"Doe" not in written
     assert b"4711" not in written
+
+
+def test_overlays_and_reports_on_request(model, images, tmp_path):
+    pytest.importorskip("highdicom")
+    out = tmp_path / "out"
+    done = predict(model, find_inputs([images]), out, overlays=True, reports=True, batch_size=5)
+    table = {Path(row["image"]).name: row for row in rows(out / "predictions.csv")}
+    for entry in done.entries:
+        row = table[Path(entry.image.path).name]
+        assert bool(row["overlay"]) == (row["status"] == "answered")
+        assert bool(row["report"]) == (entry.image.path.endswith(".dcm"))
+        for file in filter(None, (row["overlay"], row["report"])):
+            assert (out / file).is_file()
+        if row["overlay"] and row["report"]:
+            assert Path(row["overlay"]).stem == Path(row["report"]).stem
+    assert len(list((out / "overlays").iterdir())) == 8
+    lateral = (out / table["x-lateral.dcm"]["report"]).read_bytes()
+    assert b"lateral" in lateral
+    answered = pydicom.dcmread(out / table["m1.dcm"]["report"])
+    source = pydicom.dcmread(images / "m1.dcm")
+    assert (answered.PatientID, answered.StudyInstanceUID) == ("4711", source.StudyInstanceUID)
+    with pytest.raises(VividError, match="other settings"):
+        predict(model, find_inputs([images]), out)
+
+
+def test_an_image_that_no_report_can_refer_to_is_still_answered(model, images, tmp_path):
+    pytest.importorskip("highdicom")
+    path = dicom(tmp_path / "a.dcm", StudyInstanceUID="")
+    (entry,) = predict(model, find_inputs([Path(path)]), tmp_path / "out", reports=True).entries
+    assert entry.status == "answered"
+    assert "no report" in entry.reason
+    assert "4711" not in entry.reason
+    assert rows(tmp_path / "out" / "predictions.csv")[0]["reason"] == entry.reason
 
 
 def test_goes_on_where_it_was(model, images, tmp_path, monkeypatch):

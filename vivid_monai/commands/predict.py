@@ -7,7 +7,8 @@ from typing import Any
 from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.journal import ANSWERED
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.predict import FILES, predict
+from vivid_monai.deploy.outputs import FILES
+from vivid_monai.deploy.predict import predict
 
 
 def register(subparsers: Any, *, summary: str = "") -> None:
@@ -28,6 +29,10 @@ def register(subparsers: Any, *, summary: str = "") -> None:
         metavar="DIR",
         help="where the answers go (default: %(default)s)",
     )
+    parser.add_argument("--overlays", action="store_true", help="draw where the ViT looked")
+    parser.add_argument(
+        "--reports", action="store_true", help="write a DICOM SR for each DICOM image (needs vivid-monai[dicom-sr])"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="images to a forward pass (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
     parser.set_defaults(func=run)
@@ -37,7 +42,15 @@ def run(args: argparse.Namespace) -> int:
     """Answer, print a summary and return the exit status: 0, or 1 where nothing could be answered."""
     model = BundleModel.load(args.bundle)
     inputs = find_inputs(args.paths)
-    done = predict(model, inputs, args.out, batch_size=args.batch_size, num_workers=args.workers)
+    done = predict(
+        model,
+        inputs,
+        args.out,
+        overlays=args.overlays,
+        reports=args.reports,
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+    )
     counts = done.counts()
     told = ", ".join(f"{counts[status]:,} {status}" for status in ("answered", "not assessed", "unreadable"))
     print(f"\n{len(inputs):,} files: {told}" + (f"; {done.resumed:,} of them before" if done.resumed else ""))

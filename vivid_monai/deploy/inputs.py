@@ -53,6 +53,12 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
+def is_dicom(path: str) -> bool:
+    """Whether a file is DICOM, by its content."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 def objection(path: str, views: Collection[str]) -> str | None:
     """Why a DICOM file is not to be answered, by its tags; None where they say nothing against it.
 

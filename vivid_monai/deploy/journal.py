@@ -18,14 +18,18 @@ class Entry:
     """What became of one image.
 
     Attributes:
-        status: "answered", "not assessed" or "unreadable"; reason: why not answered.
+        status: "answered", "not assessed" or "unreadable".
+        reason: why it is not answered, or has no report although one was asked for.
         probabilities: of the fields in order, where answered.
+        overlay, report: files in the folder of the run, "" where there is none.
     """
 
     image: Input
     status: str
     reason: str = ""
     probabilities: list[float] = field(default_factory=list)
+    overlay: str = ""
+    report: str = ""
 
 
 class Journal:
@@ -85,4 +89,4 @@ class Journal:
 
 
 def _entry(data: dict[str, Any]) -> Entry:
-    return Entry(Input(**data["image"]), data["status"], data["reason"], data["probabilities"])
+    return Entry(**{**data, "image": Input(**data["image"])})

@@ -1,9 +1,8 @@
 """Many images in, one folder of answers out: nothing is answered twice, and nothing stops the run but its end."""
 
-import csv
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,19 @@ from tqdm import tqdm
 
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.skipped import Skipped
-from vivid_monai.deploy.inputs import Input, objection
+from vivid_monai.deploy.inputs import Input, is_dicom, objection
 from vivid_monai.deploy.journal import ANSWERED, NOT_ASSESSED, UNREADABLE, Entry, Journal
 from vivid_monai.deploy.model import BundleModel
+from vivid_monai.deploy.outputs import record_of, write_outputs
+from vivid_monai.deploy.overlay import attention_maps, save_overlay
+from vivid_monai.deploy.sr import Algorithm, write_sr
 from vivid_monai.errors import VividError
-from vivid_monai.files import whole_file
-from vivid_monai.ums.record import Record
-from vivid_monai.ums.verify import verify
-
-FILES = {
-    "predictions.csv": "a row per image: its status and, per finding, probability and state",
-    "records.jsonl": "the answered images as UMS records",
-    "not_assessed.csv": "images unlike what the model was trained on, with the reason",
-    "unreadable.csv": "files that could not be read, with the reason",
-}
+from vivid_monai.evaluation.encoders.base import library
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What came of a run: entries in the order of the inputs."""
+    """What came of a run: entries in the order of the inputs; how many of them were there before."""
 
     entries: list[Entry]
     resumed: int
@@ -42,50 +35,104 @@ class Predictions:
 
 
 def predict(
-    model: BundleModel, inputs: Sequence[Input], folder: Path, *, batch_size: int = 8, num_workers: int = 0
+    model: BundleModel,
+    inputs: Sequence[Input],
+    folder: Path,
+    *,
+    overlays: bool = False,
+    reports: bool = False,
+    batch_size: int = 8,
+    num_workers: int = 0,
 ) -> Predictions:
-    """Answer every image, or say why not, and write :data:`FILES` into the folder.
+    """Answer every image, or say why not, and write the files of :mod:`~vivid_monai.deploy.outputs` into the folder.
 
     Run again with the same folder, it goes on with what is not done yet. Interrupted, it writes what it has.
 
+    Args:
+        overlays: draw where the ViT looked at each answered image.
+        reports: write a DICOM SR for each DICOM image that could be read.
+
     Raises:
-        VividError: the folder holds answers of another model, or cannot be written.
+        VividError: the folder holds answers of another model or other settings, or cannot be written; reports are asked
+            for and highdicom is not installed.
     """
+    if reports:
+        library("highdicom", '"vivid-monai[dicom-sr]"')  # now, and not once for every image
     folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(folder, {"model": model.name, "version": model.version, "weights": model.fingerprint})
-    done = [one for one in inputs if one in journal.entries]
+    settings = {"model": model.name, "version": model.version, "weights": model.fingerprint}
+    journal = Journal(folder, {**settings, "overlays": overlays, "reports": reports})
     waiting = [one for one in inputs if one not in journal.entries]
+    run = _Run(model, folder, overlays, reports, batch_size, num_workers)
     try:
-        with tqdm(total=len(inputs), initial=len(done), desc="images", unit="image", disable=None) as bar:
-            for entry in _answer(model, waiting, batch_size=batch_size, num_workers=num_workers):
+        with tqdm(total=len(inputs), initial=len(inputs) - len(waiting), desc="images", unit="image") as bar:
+            for entry in run.answer(waiting, first=len(journal.entries)):
                 journal.add(entry)
                 bar.update()
     finally:
         journal.close()
         entries = [journal.entries[one] for one in inputs if one in journal.entries]
-        _write(model, entries, folder)
-    return Predictions(entries, len(done))
+        write_outputs(model.answers, entries, folder)
+    return Predictions(entries, len(inputs) - len(waiting))
 
 
-def _answer(model: BundleModel, inputs: Sequence[Input], *, batch_size: int, num_workers: int):
-    if not inputs:
-        return
-    rows = [{"image": one.path, "states": [], "id": str(i), "patient_id": ""} for i, one in enumerate(inputs)]
-    dataset = _Checked(rows, model)
-    loader: Any = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-    position = 0
-    for batch in loader:
-        readable = [one["image"] for one in batch if isinstance(one, dict)]
-        answers = iter(model(torch.stack(readable))[0]) if readable else iter(())
-        for one in batch:
-            image = inputs[position]
-            position += 1
-            if isinstance(one, Skipped):
-                yield Entry(image, UNREADABLE, one.reason)
-            elif isinstance(one, str):
-                yield Entry(image, NOT_ASSESSED, one)
-            else:
-                yield Entry(image, ANSWERED, "", [round(float(value), 6) for value in next(answers)])
+@dataclass(frozen=True)
+class _Run:
+    model: BundleModel
+    folder: Path
+    overlays: bool
+    reports: bool
+    batch_size: int
+    num_workers: int
+
+    def answer(self, inputs: Sequence[Input], *, first: int) -> Iterator[Entry]:
+        """Entries in the order of the inputs; files of theirs are numbered from `first` on."""
+        if not inputs:
+            return
+        rows = [{"image": one.path, "states": [], "id": str(i), "patient_id": ""} for i, one in enumerate(inputs)]
+        loader: Any = DataLoader(
+            _Checked(rows, self.model), batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=list
+        )
+        waiting = iter(inputs)
+        number = first
+        for batch in loader:
+            images = {number + i: one["image"] for i, one in enumerate(batch) if isinstance(one, dict)}
+            answered = self._answered(images)
+            for one in batch:
+                entry = Entry(next(waiting), ANSWERED)
+                if isinstance(one, Skipped):
+                    entry = replace(entry, status=UNREADABLE, reason=one.reason)
+                elif isinstance(one, str):
+                    entry = replace(entry, status=NOT_ASSESSED, reason=one)
+                else:
+                    entry = replace(entry, **next(answered))
+                yield self._reported(entry, number)
+                number += 1
+
+    def _answered(self, images: dict[int, torch.Tensor]) -> Iterator[dict[str, Any]]:
+        if not images:
+            return
+        batch = torch.stack(list(images.values()))
+        probabilities, _ = self.model(batch)
+        maps = attention_maps(self.model.classifier, batch) if self.overlays else None
+        for i, (number, row) in enumerate(zip(images, probabilities, strict=True)):
+            overlay = ""
+            if maps is not None:
+                overlay = f"overlays/{number:06d}.png"
+                save_overlay(batch[i], maps[i], self.model.preprocess, self.folder / overlay)
+            yield {"probabilities": [round(float(value), 6) for value in row], "overlay": overlay}
+
+    def _reported(self, entry: Entry, number: int) -> Entry:
+        if not self.reports or entry.status == UNREADABLE or not is_dicom(entry.image.path):
+            return entry
+        report = f"reports/{number:06d}.dcm"
+        algorithm = Algorithm(self.model.name, self.model.version, self.model.fingerprint)
+        reason = entry.reason if entry.status == NOT_ASSESSED else None
+        try:
+            record = record_of(self.model.answers, entry)
+            write_sr(record, Path(entry.image.path), self.folder / report, algorithm=algorithm, not_assessed=reason)
+        except VividError as error:
+            return replace(entry, reason=f"{entry.reason}; no report: {error}".removeprefix("; "))
+        return replace(entry, report=report)
 
 
 class _Checked(ImageDataset):
@@ -106,32 +153,3 @@ class _Checked(ImageDataset):
 def blank(image: torch.Tensor) -> str | None:
     """Why an image without content is not answered; None where it has some."""
     return "blank: every pixel is the same" if float(image.std()) < 1e-3 else None
-
-
-def _write(model: BundleModel, entries: Sequence[Entry], folder: Path) -> None:
-    answers, fields = model.answers, model.answers.fields
-    records = []
-    with whole_file(folder / "predictions.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["image", "status", *(name for field in fields for name in (field, f"{field}: state"))])
-        for entry in entries:
-            cells: list[Any] = [""] * (2 * len(fields))
-            if entry.status == ANSWERED:
-                record = Record.from_dict(answers.record(entry.image.path, entry.probabilities))
-                if wrong := verify(record, None):
-                    raise VividError(f"{entry.image.path}: the answer contradicts itself: {wrong[0].message}")
-                records.append(record)
-                findings = [record.findings[field] for field in fields]
-                scores = ["" if one.score is None else one.score for one in findings]
-                cells = [
-                    cell for pair in zip(scores, (one.state or "" for one in findings), strict=True) for cell in pair
-                ]
-            rows.writerow([entry.image.path, entry.status, *cells])
-    with whole_file(folder / "records.jsonl") as part:
-        part.write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
-    for name, status in (("not_assessed.csv", NOT_ASSESSED), ("unreadable.csv", UNREADABLE)):
-        listed = [(one.image.path, one.reason) for one in entries if one.status == status]
-        (folder / name).unlink(missing_ok=True)
-        if listed:
-            with whole_file(folder / name) as part, part.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows([("image", "reason"), *listed])
