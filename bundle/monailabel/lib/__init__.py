@@ -1,0 +1,1 @@
+"""A bundle of VIVID-Med in MONAI Label: findings instead of masks."""
