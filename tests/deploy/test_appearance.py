@@ -1,0 +1,145 @@
+"""What is not like the training images to the eye is refused, whatever the network makes of it."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from tests.evaluation.small import data_set, encoder
+from vivid_monai.data.phantom import generate
+from vivid_monai.data.preprocess import Preprocess
+from vivid_monai.deploy.appearance import SIDE, appearance
+from vivid_monai.deploy.assessment import Assessment
+from vivid_monai.deploy.with_appearance import WithAppearance
+from vivid_monai.evaluation.encoders import VividEncoder
+from vivid_monai.evaluation.features import FeatureStore
+from vivid_monai.networks.vit import ViT
+
+SIZE = 32
+
+
+def untrained(size: int = SIZE) -> WithAppearance:
+    """A network that knows nothing: what is refused is refused by appearance."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = ViT(img_size=size, patch_size=16, preset="micro")
+    return WithAppearance(VividEncoder(vit, Preprocess(size=size)))
+
+
+def rows(images: np.ndarray, size: int = SIZE) -> np.ndarray:
+    """Images (N, H, W) in [0, 1] → rows of an assessment."""
+    with torch.inference_mode():
+        return untrained(size)((torch.from_numpy(images).float()[:, None] - 0.5) / 0.25).numpy()
+
+
+def test_appearance_is_a_thumbnail_with_its_mean_and_contrast():
+    images = torch.rand(5, 1, 64, 48)
+    got = appearance(images)
+    assert (got.shape, got.dtype) == ((5, SIDE**2 + 2), torch.float32)
+    thumbnail = images.reshape(5, SIDE, 8, SIDE, 6).mean((2, 4)).flatten(1)
+    torch.testing.assert_close(got[:, -2], thumbnail.mean(1))
+    torch.testing.assert_close(got[:, -1].exp(), thumbnail.std(1, correction=0))
+    torch.testing.assert_close(got[:, :-2] * got[:, -1:].exp() + got[:, -2:-1], thumbnail)
+
+
+def test_brightness_and_contrast_do_not_change_the_thumbnail():
+    images = torch.rand(3, 1, 32, 32)
+    plain, other = appearance(images), appearance(0.5 * images + 0.2)
+    torch.testing.assert_close(other[:, :-2], plain[:, :-2])
+    torch.testing.assert_close(other[:, -2], 0.5 * plain[:, -2] + 0.2)
+    torch.testing.assert_close(other[:, -1], plain[:, -1] + np.log(0.5))
+
+
+def test_several_channels_are_seen_as_their_mean_and_an_empty_image_has_no_contrast():
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(appearance(images), appearance(images.mean(1, keepdim=True)))
+    empty = appearance(torch.full((1, 1, 32, 32), 0.7).double())
+    assert torch.isfinite(empty).all()
+    assert (empty[0, :-2].abs() < 1e-3).all()
+    assert empty[0, -1] == pytest.approx(np.log(1e-3))
+
+
+def test_rows_are_the_features_and_then_the_appearance(tmp_path):
+    plain, manifest = encoder(3), data_set(tmp_path, n=30)
+    one = WithAppearance(plain)
+    assert one.dim == plain.dim + SIDE**2 + 2
+    assert one.fingerprint() != plain.fingerprint()
+    images = torch.rand(4, 1, 16, 16)
+    torch.testing.assert_close(one(images), torch.cat((plain(images), appearance(images)), 1))
+    store = FeatureStore(tmp_path / "cache")
+    stored, own = (store.features(which, manifest, "val", manifest.fields).x for which in (one, plain))
+    assert (stored[:, : plain.dim] == own).all()
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    """Frontal phantoms (N, H, W), their views, and lateral ones."""
+    all_ = [generate(0, i, size=SIZE) for i in range(420)]
+    frontal = [one for one in all_ if one.record.view != "lateral"]
+    lateral = np.stack([one.image for one in all_ if one.record.view == "lateral"]) / 255
+    return np.stack([one.image for one in frontal]) / 255, np.array([one.record.view for one in frontal]), lateral
+
+
+@pytest.fixture(scope="module")
+def fitted(phantoms) -> Assessment:
+    described = rows(phantoms[0][:240])
+    return Assessment.fit(described[:180], described[180:])
+
+
+def test_new_frontal_phantoms_are_answered_in_both_views(phantoms, fitted):
+    images, views, _ = phantoms
+    for view in ("PA", "AP"):
+        new = images[240:][views[240:] == view]
+        assert len(new) > 20
+        assert fitted.accepts(rows(new)).mean() >= 0.95
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: np.zeros_like(x),
+        lambda x: np.ones_like(x),
+        lambda x: np.full_like(x, 0.5),
+        lambda x: np.random.default_rng(0).random(x.shape),
+        lambda x: 1 - x,
+        lambda x: x[:, ::-1].copy(),
+        lambda x: x.transpose(0, 2, 1).copy(),
+    ],
+    ids=("black", "white", "grey", "noise", "inverted", "upside down", "on its side"),
+)
+def test_what_is_no_frontal_phantom_is_refused(phantoms, fitted, change):
+    assert fitted.accepts(rows(change(phantoms[0][240:]))).mean() <= 0.02
+
+
+def test_lateral_views_are_refused_where_none_were_trained_and_answered_where_some_were(phantoms, fitted):
+    images, _, lateral = phantoms
+    assert len(lateral) > 40
+    assert fitted.accepts(rows(lateral)).mean() <= 0.02
+    both = Assessment.fit(rows(np.concatenate([images[:180], lateral[:40]])), rows(images[180:240]))
+    assert both.accepts(rows(lateral[40:])).mean() >= 0.8
+
+
+@pytest.mark.real_data
+def test_real_radiographs_are_answered_and_other_things_are_not(real_data):
+    paths = sorted((real_data / "nih" / "images_001" / "images").glob("*.png"))
+    thumbnails = np.stack([_square(path) for path in paths])
+    patients = np.array([path.name.split("_")[0] for path in paths])
+    number = np.unique(patients, return_inverse=True)[1]
+    train, val, test = number < 300, (number >= 300) & (number < 360), number >= 360
+    described = rows(thumbnails, 64)
+    one = Assessment.fit(described[train], described[val], patients=(patients[train], patients[val]))
+    assert one.accepts(described[test]).mean() >= 0.95
+    assert one.accepts(rows(1 - thumbnails[test], 64)).mean() <= 0.1
+    assert one.accepts(rows(thumbnails[test][:, ::-1].copy(), 64)).mean() <= 0.4
+    slices = [_square(path) for path in sorted((real_data / "ct" / "dicom_series").iterdir())]
+    assert not one.accepts(rows(np.stack(slices), 64)).any()
+    with (real_data / "covid" / "metadata.csv").open(encoding="utf-8", errors="replace") as file:
+        views = {row["filename"]: row["view"] for row in csv.DictReader(file)}
+    covid = real_data / "covid" / "images"
+    laterals = [_square(path) for path in sorted(covid.iterdir()) if views.get(path.name) == "L"]
+    assert np.median(one.distance(rows(np.stack(laterals), 64))) > np.quantile(one.distance(described[test]), 0.95)
+
+
+def _square(path) -> np.ndarray:
+    return Preprocess(size=64).transform()({"image": path})["image"].numpy()[0] * 0.25 + 0.5
