@@ -6,10 +6,10 @@ from typing import Any
 
 from dicomweb_client.session_utils import create_session_from_user_pass
 from lib.agreement import Agreement, UncertaintyOfImages
-from lib.answers import load_answers
 from lib.infer import FindingsInfer
 from lib.pacs import PacsStore
 from lib.rules import Rules
+from lib.scripts import load_answers
 from lib.store import FolderStore
 from lib.training import Training
 from lib.uncertainty import LeastSure, Uncertainty

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from fastapi import HTTPException
-from lib.infer import FindingsInfer
-from lib.uncertainty import Uncertainty
-from lib.weights import Weights
 from monai.metrics import compute_roc_auc
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
+
+from lib.infer import FindingsInfer
+from lib.uncertainty import Uncertainty
+from lib.weights import Weights
 
 Findings = Mapping[str, Mapping[str, Any]]
 
@@ -42,7 +43,7 @@ class Agreement(ScoringMethod):
         self.infer, self.fields, self.weights = infer, fields, weights
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        served, pairs, unreadable, trained_on = self.weights.served(), [], {}, 0
+        served, pairs, not_answered, trained_on = self.weights.served(), [], {}, 0
         learned = self._learned_from()
         for case in datastore.datalist():
             if case["image"] in learned:
@@ -51,14 +52,14 @@ class Agreement(ScoringMethod):
             try:
                 model = self.infer.findings(case["image"])
             except HTTPException as error:
-                unreadable[Path(case["image"]).name] = str(error.detail)
+                not_answered[Path(case["image"]).name] = str(error.detail)
                 continue
             pairs.append((model, json.loads(Path(case["label"]).read_text(encoding="utf-8"))["findings"]))
         return {
             "weights": served.name,
             "images": len(pairs),
             "left_out_as_trained_on": trained_on,
-            "unreadable": unreadable,
+            "not_answered": not_answered,
             "macro_auroc": macro_auroc(self.fields, pairs),
             "fields": {field: self._field(field, pairs) for field in self.fields},
         }
@@ -87,5 +88,5 @@ class UncertaintyOfImages(ScoringMethod):
         self.uncertainty = uncertainty
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        values, unreadable = self.uncertainty.of_images(datastore.list_images(), datastore)
-        return {"weights": self.uncertainty.infer.weights.served().name, "images": values, "unreadable": unreadable}
+        values, not_answered = self.uncertainty.of_images(datastore.list_images(), datastore)
+        return {"weights": self.uncertainty.infer.weights.served().name, "images": values, "not_answered": not_answered}

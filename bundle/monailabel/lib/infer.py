@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastapi import HTTPException
-from lib.weights import BUNDLE, Weights
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleInferTask
+from torch import Tensor, nn
+
+from lib.scripts import scripts_of
+from lib.weights import BUNDLE, Served, Weights
 
 CALIBRATION = "thresholds and calibration are those of the bundle's own weights"
+UNLIKE = "unlike the images that the model was trained on"
 
 
 class FindingsInfer(BundleInferTask):
@@ -22,17 +27,16 @@ class FindingsInfer(BundleInferTask):
     """
 
     def __init__(self, bundle: Path, conf: dict[str, str], answers: Any, weights: Weights) -> None:
-        self.answers, self.weights = answers, weights
-        self.served = weights.served()
-        super().__init__(str(bundle), conf, type=InferType.CLASSIFICATION, add_post_restore=False, load_strict=True)
-        self._config.pop("model_filename")  # a default by which MONAI Label would always take models/model.pt
+        self.bundle, self.answers, self.weights = bundle, answers, weights
+        self._loaded: tuple[Served, str, nn.Module] | None = None
+        super().__init__(str(bundle), conf, type=InferType.CLASSIFICATION, add_post_restore=False)
+        self._config.pop("model_filename")  # offers a choice of files that this app does not give
 
     def info(self) -> dict[str, Any]:
         return {**super().info(), "weights": self.weights.served().name, "calibration": CALIBRATION}
 
     def get_path(self, validate: bool = True) -> str:
-        self.served = self.weights.served()
-        return str(self.served.path)
+        return str(self.weights.served().path)
 
     def post_transforms(self, data: Any = None) -> list[Any]:
         """Those of the bundle, but the one that writes files."""
@@ -53,21 +57,57 @@ class FindingsInfer(BundleInferTask):
             raise
 
     def findings(self, path: str) -> dict[str, dict[str, Any]]:
-        """Field → {"probability": …, "state": …} of an image file."""
-        return self({"image": path})[1]["findings"]
+        """Field → {"probability": …, "state": …} of an image file.
+
+        Raises:
+            HTTPException: 422, the image cannot be read or is not assessed.
+        """
+        answer = self({"image": path})[1]
+        if answer["status"] != "answered":
+            raise HTTPException(422, f"{answer['status']}: {answer['reason']}")
+        return answer["findings"]
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[None, dict[str, Any]]:
-        probabilities = data[self.output_label_key].tolist()
+        n_fields, name = len(self.answers.fields), self._loaded[0].name
+        values = data[self.output_label_key].tolist()
+        probabilities, unlikeness = values[:n_fields], values[n_fields:]
+        common = {"weights": name, "calibration": CALIBRATION}
+        if any(one > 0.5 for one in unlikeness):  # the bundle's own rule (scripts/assessed.py)
+            return None, {"status": "not assessed", "reason": UNLIKE, "findings": {}, "record": None, **common}
         record = self.answers.record(Path(data["image_path"]).name, probabilities)
-        if self.served.name != BUNDLE:
-            record["provenance"]["labeller_version"] += f"+{self.served.name}"
+        if name != BUNDLE:
+            record["provenance"]["labeller_version"] += f"+{name}"
         findings = {
             field: {"probability": round(probability, 6), "state": record["findings"][field]["state"]}
             for field, probability in zip(self.answers.fields, probabilities, strict=True)
         }
-        return None, {
-            "findings": findings,
-            "record": record,
-            "weights": self.served.name,
-            "calibration": CALIBRATION,
-        }
+        return None, {"status": "answered", "findings": findings, "record": record, **common}
+
+    def _get_network(self, device: str, data: Any) -> nn.Module:
+        served = self.weights.served()
+        if self._loaded is None or self._loaded[:2] != (served, device):
+            whole, _ = self._load(self.weights.original)
+            if served != self.weights.original:
+                whole = _Retrained(whole, self._load(served)[1], len(self.answers.fields))
+            self._loaded = (served, device, whole.to(device).eval())
+        return self._loaded[2]
+
+    def _load(self, weights: Served) -> tuple[nn.Module, nn.Module]:
+        """The bundle's ``network``, and the classifier in it, ``network_def``, with these weights."""
+        config = self._load_bundle_config(self.bundle_path, self.bundle_config_path)
+        with scripts_of(self.bundle):
+            whole, classifier = (config.get_parsed_content(name) for name in ("network", "network_def"))
+        state = torch.load(weights.path, map_location="cpu", weights_only=True)
+        classifier.load_state_dict(state.get("model", state))
+        return whole, classifier
+
+
+class _Retrained(nn.Module):
+    """Logits of trained weights; whether an image is assessed, the bundle's own weights tell, which it was set for."""
+
+    def __init__(self, original: nn.Module, trained: nn.Module, n_fields: int) -> None:
+        super().__init__()
+        self.original, self.trained, self.n_fields = original, trained, n_fields
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat((self.trained(images), self.original(images)[:, self.n_fields :]), dim=1)

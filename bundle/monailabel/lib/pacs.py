@@ -9,6 +9,7 @@ from typing import Any
 import requests
 from dicomweb_client import DICOMwebClient
 from fastapi import HTTPException
+
 from lib.rules import Rules
 from lib.store import FolderStore
 
@@ -73,7 +74,8 @@ class PacsStore(FolderStore):
             raise HTTPException(404, f"there is no image {image_id!r} in {self.name()}")
         study, series, instance = (found[0][tag]["Value"][0] for tag in ("0020000D", "0020000E", "00080018"))
         try:
-            dataset = self.client.retrieve_instance(study, series, instance, media_types=("application/dicom",))
+            # As it is stored: without "*" a PACS may decode JPEG by itself, to other pixels.
+            dataset = self.client.retrieve_instance(study, series, instance, media_types=(("application/dicom", "*"),))
         except requests.RequestException as error:
             raise self._unreachable(error) from error
         with tempfile.TemporaryDirectory() as folder:

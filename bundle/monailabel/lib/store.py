@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
-from lib.rules import Rules
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
+
+from lib.rules import Rules
 
 FINAL = DefaultLabelTag.FINAL.value
 IMAGES = tuple(f"*.{ending}" for name in ("png", "jpg", "jpeg", "dcm") for ending in (name, name.upper()))

@@ -5,17 +5,19 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pydicom
 from fastapi import HTTPException
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.train import TrainTask
+
 from lib.agreement import macro_auroc
 from lib.infer import CALIBRATION, FindingsInfer
 from lib.weights import Weights
-from monailabel.interfaces.datastore import Datastore
-from monailabel.interfaces.tasks.train import TrainTask
 
 LABELS = {"present": 1, "absent": 0}
 """Of the states that are trained on. Uncertain, null and unsaid are -1, which the bundle's loss leaves out."""
@@ -34,7 +36,7 @@ class Case:
         return [LABELS.get(self.findings.get(field, {}).get("state"), -1) for field in fields]
 
     def is_validation(self, share: float) -> bool:
-        """Decided by the group alone, so that no image ever moves from validation to training, or a patient is in both."""
+        """Decided by the group alone: no patient is in both, and no image moves to training when others come."""
         return int(hashlib.sha256(self.group.encode()).hexdigest()[:12], 16) / 16**12 < share
 
 
@@ -104,9 +106,9 @@ class Training(TrainTask):
         if not any({0, 1} <= set(column) for column in columns):
             raise HTTPException(
                 422,
-                f"not trained: of {len(training) + len(validation)} images with findings, {len(validation)} are held out "
-                "for validation, and no field is present in one of them and absent in another; store more findings, or "
-                "hold out more of them (val_split)",
+                f"not trained: of {len(training) + len(validation)} images with findings, {len(validation)} are held "
+                "out for validation, and no field is present in one of them and absent in another; store more "
+                "findings, or hold out more of them (val_split)",
             )
 
     def _train(
@@ -141,7 +143,11 @@ class Training(TrainTask):
         }
 
     def _auroc(self, cases: Sequence[Case]) -> float | None:
-        return macro_auroc(self.fields, [(self.infer.findings(one.image), one.findings) for one in cases])
+        pairs = []
+        for one in cases:
+            with suppress(HTTPException):  # not assessed: nothing is answered that could be right or wrong
+                pairs.append((self.infer.findings(one.image), one.findings))
+        return macro_auroc(self.fields, pairs)
 
 
 def _group(path: Path) -> str:

@@ -5,9 +5,10 @@ import os
 from typing import Any
 
 from fastapi import HTTPException
-from lib.infer import FindingsInfer
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
+
+from lib.infer import FindingsInfer
 
 
 def mean_entropy(findings: dict[str, dict[str, Any]]) -> float:
@@ -33,21 +34,21 @@ class Uncertainty:
         self._known: dict[tuple[str, str, int], float] = {}
 
     def __call__(self, path: str) -> float:
-        """Raises HTTPException (422) where the image cannot be read."""
+        """Raises HTTPException (422) where the image cannot be read or is not assessed."""
         key = (self.infer.weights.served().name, path, os.stat(path).st_mtime_ns)
         if key not in self._known:
             self._known[key] = mean_entropy(self.infer.findings(path))
         return self._known[key]
 
     def of_images(self, images: list[str], datastore: Datastore) -> tuple[dict[str, float], dict[str, str]]:
-        """Image → uncertainty, and image → why it could not be read."""
-        values, unreadable = {}, {}
+        """Image → uncertainty, and image → why it is not answered."""
+        values, not_answered = {}, {}
         for image in sorted(images):
             try:
                 values[image] = round(self(datastore.get_image_uri(image)), 6)
             except HTTPException as error:
-                unreadable[image] = str(error.detail)
-        return values, unreadable
+                not_answered[image] = str(error.detail)
+        return values, not_answered
 
 
 class LeastSure(Strategy):
@@ -58,8 +59,8 @@ class LeastSure(Strategy):
         self.uncertainty = uncertainty
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        values, unreadable = self.uncertainty.of_images(datastore.get_unlabeled_images(), datastore)
+        values, not_answered = self.uncertainty.of_images(datastore.get_unlabeled_images(), datastore)
         if not values:
             return None
         image = max(values, key=values.__getitem__)
-        return {"id": image, "uncertainty": values[image], "of_images": len(values), "unreadable": unreadable}
+        return {"id": image, "uncertainty": values[image], "of_images": len(values), "not_answered": not_answered}
