@@ -65,11 +65,13 @@ def test_every_damaged_image_is_answered_or_listed_in_one_line(model, tmp_path, 
         assert secret.encode() not in written
 
 
-@pytest.mark.parametrize("name", ["configs/metadata.json", "models/model.pt"])
-def test_a_damaged_bundle_is_refused_or_is_the_same(model, bundle_folder, tmp_path, name):
+@pytest.mark.parametrize("name", ["configs/metadata.json", "models/model.pt", "models/assessment.safetensors"])
+def test_a_damaged_bundle_is_refused_or_is_the_same(model, bundle_folder, finished, tmp_path, name):
     folder = shutil.copytree(bundle_folder, tmp_path / bundle_folder.name)
-    image = find_inputs([Path(dicom(tmp_path / "a.dcm"))])
+    place = int(np.flatnonzero(finished.assessment.accepts(finished.test.x))[0])
+    image = find_inputs([Path(finished.manifest.select("test").items()[place]["image"])])
     expected = predict(model, image, tmp_path / "out").entries[0]
+    assert expected.status == "answered"
     told = []
     for i, damaged in enumerate(mutations((bundle_folder / name).read_bytes(), N, seed=2)):
         (folder / name).write_bytes(damaged)

@@ -13,7 +13,9 @@ from scipy.special import expit
 
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.preprocess import Preprocess
+from vivid_monai.deploy.assessment import Assessment
 from vivid_monai.deploy.calibration import Calibration, calibrate
+from vivid_monai.deploy.with_appearance import WithAppearance
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
 from vivid_monai.evaluation.features import Features, FeatureStore
@@ -33,7 +35,8 @@ class Finished:
     Attributes:
         classifier: its head gives calibrated logits: σ of them are the probabilities.
         calibrations: per field, fitted on the validation images; already folded into the head.
-        train, validation, test: features and states of the run's images.
+        train, validation, test: states of the run's images, and their features followed by their appearance.
+        assessment: what of such images is answered.
         results: of the run's own evaluation on its test images.
     """
 
@@ -45,13 +48,14 @@ class Finished:
     train: Features
     validation: Features
     test: Features
+    assessment: Assessment
     results: Results
     fingerprint: str
 
     def probabilities(self, part: Features, *, calibrated: bool = True) -> NDArray[np.float64]:
         """Probabilities (N, F) of one of the parts: calibrated, or as the head was fitted."""
         weight, bias = (one.detach().numpy().astype(np.float64) for one in self.classifier.head.parameters())
-        logits = part.x @ weight.T + bias
+        logits = part.x[:, : weight.shape[1]] @ weight.T + bias
         if not calibrated:
             logits -= [one.intercept for one in self.calibrations]
             logits /= [one.slope for one in self.calibrations]
@@ -76,7 +80,7 @@ def load_finished(
 
     Raises:
         VividError: not the folder of a finished run, classes that exclude each other, the data set not there or not
-            the one that the run was tested on.
+            the one that the run was tested on, too few patients to tell what is unlike them.
     """
     config, results = _config(run), Results.load(run / "results.json")
     if results.kind != "findings" or ENCODER not in results.encoders:
@@ -87,13 +91,13 @@ def load_finished(
     path = manifest or Path(results.run.get("data", {}).get("manifest") or "unknown")
     if not path.is_file():
         raise VividError(f"{path}: the run's data set is not there; say where it is (--manifest)")
-    table = Manifest.load(path)
-    train, val, test = (store.features(encoder, table, split, fields) for split in ("train", "val", "test"))
+    table, seen = Manifest.load(path), WithAppearance(encoder)
+    train, val, test = (store.features(seen, table, split, fields, title=split) for split in ("train", "val", "test"))
     check_leakage(train, val, test)
     if images_digest(test.ids) != results.test["images_sha256"]:
         raise VividError(f"{path}: its test images are not those of the run; give the run's own data set (--manifest)")
     calibrations = calibrate(
-        probe.logits(val.x),
+        probe.logits(val.x[:, : encoder.dim]),
         val.states,
         val.patients,
         fields,
@@ -110,6 +114,7 @@ def load_finished(
         train=train,
         validation=val,
         test=test,
+        assessment=Assessment.fit(train.x, val.x, patients=(train.patients, val.patients)),
         results=results,
         fingerprint=encoder.fingerprint(),
     )

@@ -16,9 +16,13 @@ from torch import Tensor
 
 from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.answers import Answers
+from vivid_monai.deploy.appearance import appearance
+from vivid_monai.deploy.assessment import Assessment
 from vivid_monai.deploy.network import from_network
 from vivid_monai.errors import VividError
 from vivid_monai.networks.classifier import ViTClassifier
+
+WEIGHTS, ASSESSMENT = "models/model.pt", "models/assessment.safetensors"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class BundleModel:
     Attributes:
         name, version: of the bundle.
         fingerprint: SHA-256 of its weights.
+        assessment: tells of an image whether it is answered.
         views: view positions that it was trained on; empty where they are not known.
     """
 
@@ -37,48 +42,54 @@ class BundleModel:
     classifier: ViTClassifier
     preprocess: Preprocess
     answers: Answers
+    assessment: Assessment
     views: tuple[str, ...]
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read configs/metadata.json and models/model.pt.
+        """Read configs/metadata.json and the files in models/ that it names.
 
         Raises:
-            VividError: not a bundle of ours, weights that are missing, damaged, or not those of its metadata.
+            VividError: not a bundle of ours, files that are missing, damaged, or not those of its metadata.
         """
         metadata = _metadata(folder)
-        path = folder / "models" / "model.pt"
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise VividError(f"{path}: the weights of the bundle cannot be read: {error.strerror or error}") from error
         try:
             own = metadata["vivid"]
-            fingerprint = hashlib.sha256(content).hexdigest()
-            if fingerprint != own["weights_sha256"]:
-                raise VividError(
-                    f"{path}: is not the file that configs/metadata.json was written with, but damaged or "
-                    "trained further: build the bundle again, or run configs/inference.json, which takes any weights"
-                )
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            content = {name: _content(folder / name, own["sha256"][name]) for name in (WEIGHTS, ASSESSMENT)}
+            state = torch.load(io.BytesIO(content[WEIGHTS]), map_location="cpu", weights_only=True)
             return cls(
                 name=folder.resolve().name,
                 version=str(metadata["version"]),
-                fingerprint=fingerprint,
+                fingerprint=own["sha256"][WEIGHTS],
                 classifier=from_network(state, config=own["vit"], pool=own["pool"]),
                 preprocess=Preprocess.from_dict(own["preprocess"]),
                 answers=Answers(metadata["answers"]),
+                assessment=Assessment.load(folder / ASSESSMENT),
                 views=tuple(own["views"]),
             )
         except (KeyError, TypeError, AttributeError, pickle.UnpicklingError, RuntimeError) as error:
             raise VividError(f"{folder}: is not a bundle of `vivid bundle`: {type(error).__name__}: {error}") from error
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Images (B, C, H, W), preprocessed → probabilities (B, F) and features (B, D)."""
+    def __call__(self, images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Images (B, C, H, W), preprocessed → probabilities (B, F), and distances (B,) from the training images."""
         features = self.classifier.features(images)
         probabilities = torch.sigmoid(self.classifier.head(features).double())
-        return probabilities.numpy(), features.numpy()
+        rows = torch.cat((features, appearance(images)), dim=1)
+        return probabilities.numpy(), self.assessment.distance(rows.numpy())
+
+
+def _content(path: Path, digest: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise VividError(f"{path}: this file of the bundle cannot be read: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise VividError(
+            f"{path}: is not the file that configs/metadata.json was written with, but damaged or trained further: "
+            "build the bundle again, or run configs/inference.json, which takes any weights"
+        )
+    return content
 
 
 def _metadata(folder: Path) -> dict[str, Any]:

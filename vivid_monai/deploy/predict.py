@@ -21,6 +21,8 @@ from vivid_monai.deploy.sr import Algorithm, write_sr
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import library
 
+UNLIKE = "unlike the images that the model was trained on"
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -96,7 +98,7 @@ class _Run:
         number = first
         for batch in loader:
             images = {number + i: one["image"] for i, one in enumerate(batch) if isinstance(one, dict)}
-            answered = self._answered(images)
+            answered = self._judged(images)
             for one in batch:
                 entry = Entry(next(waiting), ANSWERED)
                 if isinstance(one, Skipped):
@@ -108,13 +110,17 @@ class _Run:
                 yield self._reported(entry, number)
                 number += 1
 
-    def _answered(self, images: dict[int, torch.Tensor]) -> Iterator[dict[str, Any]]:
+    def _judged(self, images: dict[int, torch.Tensor]) -> Iterator[dict[str, Any]]:
         if not images:
             return
         batch = torch.stack(list(images.values()))
-        probabilities, _ = self.model(batch)
+        probabilities, distances = self.model(batch)
+        limit = self.model.assessment.limit
         maps = attention_maps(self.model.classifier, batch) if self.overlays else None
         for i, (number, row) in enumerate(zip(images, probabilities, strict=True)):
+            if distances[i] > limit:
+                yield {"status": NOT_ASSESSED, "reason": f"{UNLIKE}: distance {distances[i]:.1f}, limit {limit:.1f}"}
+                continue
             overlay = ""
             if maps is not None:
                 overlay = f"overlays/{number:06d}.png"
@@ -147,9 +153,4 @@ class _Checked(ImageDataset):
         item = super().__getitem__(index)
         if isinstance(item, Skipped):
             return item
-        return objection(path, self.views) or blank(item["image"]) or item
-
-
-def blank(image: torch.Tensor) -> str | None:
-    """Why an image without content is not answered; None where it has some."""
-    return "blank: every pixel is the same" if float(image.std()) < 1e-3 else None
+        return objection(path, self.views) or item

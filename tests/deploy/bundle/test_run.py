@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.bundle.conftest import quiet
 from tests.deploy.bundle.alone import datalist, run_bundle
@@ -31,12 +32,19 @@ def test_inference_answers_as_the_training_repository_does(folder, finished, tmp
     images.mkdir()
     for name in test.table["image"].to_pylist():
         shutil.copy(finished.manifest.image_root / name, images)
+    photo = np.random.default_rng(0).integers(0, 255, (30, 40), dtype=np.uint8)
+    Image.fromarray(photo).save(images / "zz-noise.png")
     run_bundle(folder, "inference.json", dataset_dir=images, output_dir=tmp_path / "out")
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
-    assert len(records) == len(rows) == len(test)
+    accepted = finished.assessment.accepts(finished.test.x)
+    assert accepted.mean() > 0.9
+    said = {True: "answered", False: "not assessed"}
+    assert [row["status"] for row in rows] == [*(said[bool(one)] for one in accepted), "not assessed"]
+    assert len(records) == accepted.sum()
     answers = Answers.of_bundle(folder / "configs" / "metadata.json")
-    expected = finished.probabilities(finished.test)
+    expected = finished.probabilities(finished.test)[accepted]
+    rows = [row for row in rows if row["status"] == "answered"]
     answered = [one.field for one in finished.calibrations if not one.unanswered]
     assert answered
     for record, row, probabilities in zip(records, rows, expected, strict=True):

@@ -17,7 +17,7 @@ from vivid_monai.deploy.bundle.metadata import bundle_metadata
 from vivid_monai.deploy.bundle.module import module_files
 from vivid_monai.deploy.bundle.readme import write_docs
 from vivid_monai.deploy.finished import Finished
-from vivid_monai.deploy.model import metadata_sha256
+from vivid_monai.deploy.model import ASSESSMENT, WEIGHTS, metadata_sha256
 from vivid_monai.deploy.network import to_network
 from vivid_monai.deploy.performance import measure_answers
 from vivid_monai.errors import VividError
@@ -54,6 +54,7 @@ def build_bundle(finished: Finished, folder: Path, *, wording: Wording | None = 
         )
     weights = io.BytesIO()
     torch.save(to_network(finished.classifier).state_dict(), weights)
+    finished.assessment.save(folder / ASSESSMENT)
     metadata = bundle_metadata(
         finished,
         name=name,
@@ -62,7 +63,10 @@ def build_bundle(finished: Finished, folder: Path, *, wording: Wording | None = 
         changelog={wording.version: "first release", **wording.changelog},
         authors=wording.authors,
         copyright_=wording.copyright,
-        weights_sha256=hashlib.sha256(weights.getbuffer()).hexdigest(),
+        sha256={
+            WEIGHTS: hashlib.sha256(weights.getbuffer()).hexdigest(),
+            ASSESSMENT: hashlib.sha256((folder / ASSESSMENT).read_bytes()).hexdigest(),
+        },
     )
     metadata["vivid"]["metadata_sha256"] = metadata_sha256(metadata)
     for file, text in module_files().items():
@@ -70,7 +74,7 @@ def build_bundle(finished: Finished, folder: Path, *, wording: Wording | None = 
     for file, config in {**bundle_configs(finished.classifier, finished.preprocess), "metadata.json": metadata}.items():
         _write(folder / "configs" / file, json.dumps(config, indent=4, ensure_ascii=False) + "\n")
     _write(folder / "LICENSE", _license())
-    with whole_file(folder / "models" / "model.pt") as part:
+    with whole_file(folder / WEIGHTS) as part:
         part.write_bytes(weights.getbuffer())
     answers = Answers(metadata["answers"])
     tested = measure_answers(
@@ -95,11 +99,11 @@ def _license() -> str:
 
 def _list_large_files(folder: Path, url: str) -> None:
     """The zoo keeps files of over 25 MB elsewhere: where, and with which hash."""
-    weights, listed = folder / "models" / "model.pt", folder / "large_files.yml"
+    weights, listed = folder / WEIGHTS, folder / "large_files.yml"
     listed.unlink(missing_ok=True)
     if weights.stat().st_size > LARGE:
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        entry = {"path": "models/model.pt", "url": url, "hash_val": digest, "hash_type": "sha256"}
+        entry = {"path": WEIGHTS, "url": url, "hash_val": digest, "hash_type": "sha256"}
         _write(listed, json.dumps({"large_files": [entry]}, indent=2) + "\n")  # JSON is YAML
 
 

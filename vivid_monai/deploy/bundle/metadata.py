@@ -20,6 +20,7 @@ NEEDED = (
     "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg",
     "pytorch-ignite",
+    "safetensors",
 )
 
 
@@ -32,14 +33,14 @@ def bundle_metadata(
     changelog: Mapping[str, str],
     authors: str,
     copyright_: str,
-    weights_sha256: str,
+    sha256: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of metadata.json.
 
     Args:
         name: of the bundle's folder. title: for people.
         version_: of the bundle; a key of the changelog.
-        weights_sha256: of models/model.pt.
+        sha256: of the files that the answers depend on.
     """
     fields, preprocess = finished.fields, finished.preprocess
     channels = max(preprocess.channels, preprocess.slices)
@@ -111,7 +112,7 @@ def bundle_metadata(
             "vit": finished.classifier.encoder.config,
             "pool": finished.classifier.pool,
             "views": _views(finished),
-            "weights_sha256": weights_sha256,
+            "sha256": dict(sha256),
             "preprocess": preprocess.to_dict(),
         },
     }

@@ -15,6 +15,8 @@ FILES = {  # in the bundle's scripts/ → in this package
     "nifti.py": "data/nifti.py",
     "images.py": "data/images.py",
     "steps.py": "data/steps.py",
+    "appearance.py": "deploy/appearance.py",
+    "assessed.py": "deploy/assessed.py",
     "answers.py": "deploy/answers.py",
     "save.py": "deploy/save.py",
 }

@@ -52,6 +52,9 @@ def write_docs(
         auroc={field: values["auroc"] for field, values in encoder.fields.items()},
         macro=encoder.macro["auroc"],
         answered=[one for one in finished.calibrations if not one.unanswered],
+        assessment=finished.assessment,
+        refused=finished.assessment.refused(),
+        refused_test=int((~finished.assessment.accepts(finished.test.x)).sum()),
         unanswered=[asdict(one) for one in finished.calibrations if one.unanswered],
     )
     with whole_file(docs / "README.md") as part:
