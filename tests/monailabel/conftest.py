@@ -16,6 +16,7 @@ from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.predict import predict
 from vivid_monai.evaluation.features import FeatureStore
+from vivid_monai.ums.label_space import load_label_space
 
 VARIABLE = "VIVID_MONAILABEL_PYTHON"
 
@@ -81,6 +82,12 @@ def said(answer: dict) -> np.ndarray:
 
 
 def words(fields: list[str], states: np.ndarray) -> dict[str, str | None]:
-    """State codes (F,) as what a reader may say of an image: nothing present below what is absent."""
+    """State codes (F,) as what a reader may say. The made states know no hierarchy: where a kind of it is present, what
+    is absent becomes uncertain."""
     told = {0: "absent", 1: "present", 2: "uncertain", -1: None}
-    return {field: told[int(state)] for field, state in zip(fields, states, strict=True)}
+    findings = {field: told[int(state)] for field, state in zip(fields, states, strict=True)}
+    for field in [field for field, state in findings.items() if state == "present"]:
+        for above in load_label_space("chexpert-12").ancestors(field):
+            if findings.get(above) == "absent":
+                findings[above] = "uncertain"
+    return findings
