@@ -77,15 +77,20 @@ class Client:
 
 
 @contextlib.contextmanager
-def serve(python: str, bundle: Path, studies: str | Path, folder: Path) -> Iterator[Client]:
-    """A server of this app; its own folder, log and copy of the app go into `folder`. Ends with the block."""
+def serve(
+    python: str, bundle: Path, studies: str | Path, folder: Path, *, settings: dict[str, str] | None = None
+) -> Iterator[Client]:
+    """A server of this app; its own folder, log and copy of the app go into `folder`. Ends with the block.
+
+    ``settings``: environment variables of MONAI Label.
+    """
     app = shutil.copytree(APP, folder / "app", ignore=shutil.ignore_patterns("model", "logs", "bin", "__pycache__"))
     port = free_port()
     command = [python, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
     command += ["--conf", "bundle", str(bundle), "--conf", "work", str(folder / "work")]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MONAI_LABEL")}
-    environment |= {"OMP_NUM_THREADS": "1", "HOME": str(folder)}
+    environment |= {"OMP_NUM_THREADS": "1", "HOME": str(folder), **(settings or {})}
     with running(command, folder / "server.log", env=environment, cwd=folder) as process:
         client = Client(port, bundle.name)
         wait_for(lambda: client.get("/info/"), process, folder / "server.log")

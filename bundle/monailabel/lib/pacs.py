@@ -34,6 +34,9 @@ class PacsStore(FolderStore):
 
     def __init__(self, folder: Path, client: DICOMwebClient, rules: Rules, search: Mapping[str, Any]) -> None:
         self.client = client
+        # A connection that the PACS has closed meanwhile needs a second try; the client's own five would take half a
+        # minute, in which the server answers nobody.
+        client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=100)
         self.search = {**search, "Modality": RADIOGRAPHS} if dict(search) == _CT else dict(search)
         self.search.setdefault("Modality", RADIOGRAPHS)
         super().__init__(str(folder), rules, auto_reload=False)

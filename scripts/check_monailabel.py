@@ -1,0 +1,93 @@
+"""Run the tests of the MONAI Label app (bundle/monailabel), in full: the stage for when its files change.
+
+    python scripts/check_monailabel.py --env DIR              # makes MONAI Label's environment there, if it is missing
+    python scripts/check_monailabel.py --env DIR --orthanc    # and installs Orthanc by apt-get, if it is missing
+
+Making the environment takes about five minutes and 4 GB. Where the system allows it (unshare of util-linux), the tests
+run in a network namespace of their own: nothing can be reached from it, nor reach into it. Without --orthanc, the tests
+of the PACS are skipped where there is no Orthanc; with it, a skipped test is a failure.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.monailabel.orthanc import missing
+
+REQUIREMENTS = Path("bundle/monailabel/requirements.txt")
+ALONE = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+STUB = '''"""In place of a torchvision that does not go with the PyTorch that is installed: names that are only imported."""
+
+
+def make_grid(*_, **__):
+    raise NotImplementedError("no torchvision")
+
+
+save_image = make_grid
+'''
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", type=Path, required=True, help="folder of MONAI Label's environment")
+    parser.add_argument("--orthanc", action="store_true", help="install Orthanc if it is missing (needs root)")
+    parser.add_argument("pytest", nargs="*", help="more arguments for pytest, after --")
+    args = parser.parse_args()
+    python = args.env.absolute() / "bin" / "python"
+    if not python.exists():
+        make_environment(args.env)
+    if args.orthanc and missing():
+        subprocess.run(["apt-get", "install", "-y", "orthanc", "orthanc-dicomweb"], check=True)
+    command = [sys.executable, "-m", "pytest", "-m", "monailabel", "tests/monailabel", *args.pytest]
+    if can_be_alone():
+        command = [*ALONE, *command]
+    else:
+        print(
+            "note: no network namespace of its own; Orthanc listens on every interface, and accepts this machine only"
+        )
+    environment = {**os.environ, "VIVID_MONAILABEL_PYTHON": str(python)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    print(done.stdout)
+    if args.orthanc and " skipped" in done.stdout.rsplit("\n", 2)[-2]:
+        print("failed: with --orthanc nothing may be skipped")
+        return 1
+    return done.returncode
+
+
+def make_environment(folder: Path) -> None:
+    """The command of bundle/monailabel/README.md; and a way round where torchvision cannot be imported."""
+    venv.create(folder, with_pip=True)
+    python = str(folder.absolute() / "bin" / "python")
+    try:
+        subprocess.run([python, "-m", "pip", "install", "-r", str(REQUIREMENTS)], cwd=ROOT, check=True)
+        if subprocess.run([python, "-c", "import torchvision"], capture_output=True).returncode:
+            print("note: torchvision does not go with the PyTorch here; tests run without it")
+            subprocess.run([python, "-m", "pip", "uninstall", "-y", "torchvision", "sam2"], check=True)
+            where = subprocess.run(
+                [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout.strip()
+            stub = Path(where) / "torchvision"
+            stub.mkdir(exist_ok=True)
+            (stub / "__init__.py").write_text("")
+            (stub / "utils.py").write_text(STUB)
+    except BaseException:
+        shutil.rmtree(folder)  # half an environment would be taken for a whole one
+        raise
+
+
+def can_be_alone() -> bool:
+    return bool(shutil.which("unshare")) and subprocess.run([*ALONE, "true"], capture_output=True).returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
