@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 CLS = "cls_token"
 POSITIONS = "patch_embedding.position_embeddings"
@@ -123,6 +123,20 @@ TRANSFORMERS_5 = Naming(
         "mlp.linear2": ("mlp.fc2",),
     },
     ignorable=_TRANSFORMERS_IGNORABLE,
+)
+
+# DINOv2's architecture, as save_pretrained writes it: for writing only, as its layer scales have no counterpart here.
+DINOV2 = replace(
+    TRANSFORMERS,
+    prefix=r"dinov2\.",
+    block_layers={
+        "norm1": ("norm1",),
+        "attn.qkv": TRANSFORMERS.block_layers["attn.qkv"],
+        "attn.out_proj": TRANSFORMERS.block_layers["attn.out_proj"],
+        "norm2": ("norm2",),
+        "mlp.linear1": ("mlp.fc1",),
+        "mlp.linear2": ("mlp.fc2",),
+    },
 )
 
 NAMINGS = (VIVID, TIMM, TRANSFORMERS, TRANSFORMERS_5)

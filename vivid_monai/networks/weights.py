@@ -128,6 +128,22 @@ def load_vit(path: str | PathLike) -> tuple[ViT, dict[str, Any]]:
     return load_vit_weights(vit, file.path), metadata
 
 
+def rename_vit_weights(vit: ViT, naming: Naming) -> dict[str, Tensor]:
+    """The ViT's tensors as checkpoints of another library hold them: what `load_vit_weights` reads, the other way.
+
+    Returns:
+        Name without prefix → float32 tensor on the CPU; nothing that is ignorable on reading.
+    """
+    state = {name: tensor.detach().float().cpu() for name, tensor in vit.state_dict().items()}
+    if naming.positions_with_cls:
+        state[POSITIONS] = torch.cat([torch.zeros_like(state[CLS]), state[POSITIONS]], dim=1)
+    return {
+        theirs: part.contiguous()
+        for ours, names in naming.sources(len(vit.blocks)).items()
+        for theirs, part in zip(names, state[ours].chunk(len(names)), strict=True)
+    }
+
+
 def _own_metadata(file: CheckpointFile) -> dict[str, Any]:
     stored = file.metadata
     if stored.get("format") != FORMAT:

@@ -1,0 +1,17 @@
+"""The ONNX file of a small classifier."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.formats.small import FIELDS, PREPROCESS, make_classifier
+
+
+@pytest.fixture(scope="session")
+def onnx_file(tmp_path_factory) -> Path:
+    """The file of ``make_classifier()``."""
+    pytest.importorskip("onnxruntime")
+    from vivid_monai.deploy.formats.onnx import export_onnx
+
+    path = tmp_path_factory.mktemp("onnx") / "classifier.onnx"
+    return export_onnx(make_classifier(), path, preprocess=PREPROCESS, fields=FIELDS)

@@ -1,0 +1,26 @@
+"""A small classifier with weights that are nowhere zero."""
+
+import torch
+
+from vivid_monai.data.preprocess import Preprocess
+from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.networks.vit import ViT
+
+FIELDS = ["Edema", "Fracture, location unknown", "Überlagerung", "Support Devices", "Lung Opacity"]
+SIZE = 32
+PREPROCESS = Preprocess(size=SIZE, mean=0.4, std=0.2)
+
+
+def make_classifier(*, pool: str = "cls", seed: int = 0, **options) -> ViTClassifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vit = ViT(**{"img_size": SIZE, "patch_size": 8, "preset": "micro", **options})
+        one = ViTClassifier(vit, len(FIELDS), pool=pool)
+        with torch.no_grad():
+            for parameter in one.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return one.eval()
+
+
+def make_images(n: int, *, channels: int = 1, seed: int = 1) -> torch.Tensor:
+    return torch.randn(n, channels, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
