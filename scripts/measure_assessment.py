@@ -12,6 +12,7 @@ independent, and the AUROC of the distance against the test images.
 import argparse
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -101,7 +102,7 @@ def read(paths: Iterable[Path | str], window: tuple[float, float] | None) -> Ite
         try:
             yield read_image(path, window=window)[0]
         except ImageError as error:
-            print(f"left out: {error}")
+            print(f"left out: {error}", file=sys.stderr)
 
 
 def files(where: str) -> list[Path | str]:

@@ -55,6 +55,7 @@ def test_several_channels_are_seen_as_their_mean_and_an_empty_image_has_no_contr
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(appearance(images), appearance(images.mean(1, keepdim=True)))
     empty = appearance(torch.full((1, 1, 32, 32), 0.7).double())
+    assert empty.dtype == torch.float32
     assert torch.isfinite(empty).all()
     assert (empty[0, :-2].abs() < 1e-3).all()
     assert empty[0, -1] == pytest.approx(np.log(1e-3))
@@ -65,6 +66,7 @@ def test_rows_are_the_features_and_then_the_appearance(tmp_path):
     one = WithAppearance(plain)
     assert one.dim == plain.dim + SIDE**2 + 2
     assert one.fingerprint() != plain.fingerprint()
+    assert one.settings["appearance"] == SIDE  # another thumbnail is another entry of a cache
     images = torch.rand(4, 1, 16, 16)
     torch.testing.assert_close(one(images), torch.cat((plain(images), appearance(images)), 1))
     store = FeatureStore(tmp_path / "cache")
