@@ -16,14 +16,14 @@ import sys
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.monailabel.orthanc import missing
 
+ROOT = Path(__file__).parents[1]
 REQUIREMENTS = Path("bundle/monailabel/requirements.txt")
 ALONE = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-STUB = '''"""In place of a torchvision that does not go with the PyTorch that is installed: names that are only imported."""
+STUB = '''"""In place of a torchvision that does not go with the PyTorch here: names that are only imported."""
 
 
 def make_grid(*_, **__):

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from dicomweb_client import DICOMwebClient
 from fastapi import HTTPException
 
 from lib.rules import Rules
-from lib.store import FolderStore
+from lib.store import FINAL, FolderStore
 
 RADIOGRAPHS = ("DX", "CR")
 _CT = {"Modality": "CT"}  # MONAI Label's own default
@@ -39,6 +40,7 @@ class PacsStore(FolderStore):
         client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=100)
         self.search = {**search, "Modality": RADIOGRAPHS} if dict(search) == _CT else dict(search)
         self.search.setdefault("Modality", RADIOGRAPHS)
+        self._listed: list[str] | None = None
         super().__init__(str(folder), rules, auto_reload=False)
 
     def name(self) -> str:
@@ -51,7 +53,16 @@ class PacsStore(FolderStore):
             HTTPException: 502, the PACS does not answer.
         """
         found = (one for filters in self._filters() for one in self._find(filters))
-        return sorted({one["00080018"]["Value"][0] for one in found})
+        self._listed = sorted({one["00080018"]["Value"][0] for one in found})
+        return self._listed
+
+    def status(self) -> dict[str, Any]:
+        """As of the last listing: MONAI Label wants it at every request, for which the PACS is not to be asked."""
+        if self._listed is None:
+            with suppress(HTTPException):
+                self.list_images()
+        done = len(self._done())
+        return {"total": len(self._listed or ()), "completed": done, "label_tags": {FINAL: done} if done else {}}
 
     def get_image_uri(self, image_id: str) -> str:
         if image_id not in self._datastore.objects:
