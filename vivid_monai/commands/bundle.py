@@ -34,6 +34,13 @@ def register(subparsers: Any, *, summary: str = "") -> None:
         default=0.9,
         help="share of absent validation images that 'present' may not be said of (default: %(default)s)",
     )
+    parser.add_argument(
+        "--accepted",
+        type=float,
+        default=0.99,
+        help="share of images like the training ones that is to be answered; with less, more of the others are refused "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--title", default=Wording.title, help="name for people (default: %(default)s)")
     parser.add_argument("--version", default=Wording.version, help="version of the bundle (default: %(default)s)")
     parser.add_argument("--authors", default=Wording.authors, help="default: %(default)s")
@@ -55,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         manifest=args.manifest,
         sensitivity=args.sensitivity,
         specificity=args.specificity,
+        accepted=args.accepted,
     )
     wording = Wording(
         title=args.title,

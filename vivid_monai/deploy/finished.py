@@ -69,6 +69,7 @@ def load_finished(
     manifest: Path | None = None,
     sensitivity: float = 0.9,
     specificity: float = 0.9,
+    accepted: float = 0.99,
 ) -> Finished:
     """Read a run of ``configs/train.json`` and calibrate its classifier on its validation images.
 
@@ -77,6 +78,7 @@ def load_finished(
         store: where features come from.
         manifest: the run's data set; None: where the run's config has it.
         sensitivity, specificity: of :func:`~vivid_monai.deploy.calibration.calibrate`.
+        accepted: share of images like the training ones that is to be answered.
 
     Raises:
         VividError: not the folder of a finished run, classes that exclude each other, the data set not there or not
@@ -114,7 +116,7 @@ def load_finished(
         train=train,
         validation=val,
         test=test,
-        assessment=Assessment.fit(train.x, val.x, patients=(train.patients, val.patients)),
+        assessment=Assessment.fit(train.x, val.x, accepted=accepted, patients=(train.patients, val.patients)),
         results=results,
         fingerprint=encoder.fingerprint(),
     )

@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 
 from tests.deploy.bundle.alone import alone, datalist
 from tests.deploy.conftest import NAME
+from vivid_monai.cli import main
 from vivid_monai.deploy.bundle.build import build_bundle
 from vivid_monai.deploy.bundle.module import FILES, module_files
 from vivid_monai.errors import VividError
@@ -172,3 +173,19 @@ def test_large_weights_are_listed_for_the_zoo(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("vivid_monai.deploy.bundle.build.LARGE", 10**9)
     assert not (build_bundle(finished, tmp_path / NAME) / "large_files.yml").exists()
     shutil.rmtree(folder)
+
+
+def test_the_command_builds_it_and_tells_what_is_not_answered(run, tmp_path, capsys):
+    out = tmp_path / NAME
+    assert main(["bundle", str(run), "--out", str(out), "--accepted", "0.9", "--sensitivity", "0.8"]) == 0
+    told = capsys.readouterr().out
+    metadata = json.loads((out / "configs" / "metadata.json").read_text())
+    unanswered = [one["field"] for one in metadata["answers"]["fields"] if one["unanswered"]]
+    assert f"{12 - len(unanswered)} of 12 findings are answered" in told
+    assert all(f"not answered: {field}" in told for field in unanswered)
+    refused = re.search(
+        r"training ones ([\d.]+) % are expected to be refused", (out / "docs" / "README.md").read_text()
+    )
+    assert float(refused[1]) == pytest.approx(10, abs=0.5)
+    assert main(["bundle", str(tmp_path), "--out", str(out)]) == 2
+    assert "give the folder of a finished training run" in capsys.readouterr().err
