@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,15 @@ def test_writes_nothing_into_the_bundle(server, own_bundle, bundle, images):
         return {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file() and one.suffix != ".pyc"}
 
     assert files(own_bundle) == files(bundle)
+
+
+def test_new_files_are_seen_while_it_runs(server, images):
+    shutil.copy(images[0], images[0].parent / "late.png")
+    end = time.monotonic() + 60
+    while "late" not in server.get("/datastore/", output="all")["objects"]:
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    np.testing.assert_allclose(said(server.infer("late")), said(server.infer(images[0].stem)), atol=1e-6)
 
 
 def test_refuses_two_files_of_one_name(label_python, own_bundle, images, tmp_path):
