@@ -1,5 +1,6 @@
 """ONNX: one file for every runtime, that says of itself what it needs and what it answers."""
 
+import ast
 import contextlib
 import io
 import json
@@ -79,6 +80,17 @@ def write_metadata(model: Any, metadata: dict[str, Any]) -> None:
     need("onnx").helper.set_model_props(model, texts)
 
 
+def _name_layers(model: Any) -> None:
+    """Begin the name of every node with that of the layer it is part of, as the exporter's notes have it.
+
+    Names of weights do not tell: equal ones, such as the zero biases of a new network, become one.
+    """
+    for node in model.graph.node:
+        notes = {prop.key: prop.value for prop in node.metadata_props}
+        if scopes := notes.get("pkg.torch.onnx.name_scopes"):
+            node.name = f"{ast.literal_eval(scopes)[-2]}/{node.name}"
+
+
 class _WithFeatures(nn.Module):
     def __init__(self, classifier: ViTClassifier) -> None:
         super().__init__()
@@ -108,6 +120,7 @@ def _model(network: _WithFeatures, opset: int) -> Any:
     model = program.model_proto
     if [one.version for one in model.opset_import if not one.domain] != [opset]:  # what fails here is only logged
         raise VividError(f"the installed exporter does not know opset {opset}; leave it out for {OPSET}")
+    _name_layers(model)
     return model
 
 

@@ -98,15 +98,10 @@ def auroc_differences(
 
 
 def _linear_layers(model: Any) -> dict[str, str]:
-    """Node → name of the layer, of every product with weights; the layer is told by the bias that is added next."""
+    """Node → name of the layer, of every product with weights."""
     weights = {one.name for one in model.graph.initializer}
-    readers = {name: node for node in model.graph.node for name in node.input}
-    layers = {}
-    for node in model.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in weights:
-            bias = next(name for name in readers[node.output[0]].input if name in weights)
-            layers[node.name] = bias.removeprefix("classifier.encoder.").removesuffix(".bias")
-    return layers
+    products = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    return {name: name.split("/")[0].removeprefix("classifier.encoder.") for name in products}
 
 
 def _reader(quantization: Any, classifier: OnnxClassifier, images: Iterable[ArrayLike]) -> Any:
