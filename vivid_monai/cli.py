@@ -20,6 +20,7 @@ COMMANDS = {
     "labels": "list or show label spaces",
     "report": "write the page of an evaluation, or compare several",
     "bundle": "make a Model Zoo bundle from a finished training run",
+    "export": "write the classifier of a bundle as Hugging Face folder, TorchScript or ONNX",
     "predict": "findings of image files, by a bundle",
 }
 """Each command, a module of :mod:`vivid_monai.commands`, in a few words."""

@@ -45,4 +45,4 @@ def finished(run) -> Finished:
 @pytest.fixture(scope="session")
 def bundle_folder(finished, tmp_path_factory) -> Path:
     """The bundle of it."""
-    return build_bundle(finished, tmp_path_factory.mktemp("bundles") / NAME)
+    return build_bundle(finished, tmp_path_factory.mktemp("bundles") / NAME, onnx="float32")

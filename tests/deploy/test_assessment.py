@@ -177,16 +177,17 @@ def test_features_of_another_network_or_not_finite_are_refused():
 
 
 ARRAYS = {"location": np.zeros(3), "whitening": np.eye(3)}
-SETTINGS = {"limit": 1.0, "accepted": 0.99, "n_images": 9, "n_patients": 9}
+SETTINGS = {"version": 1, "limit": 1.0, "accepted": 0.99, "n_images": 9, "n_patients": 9}
 
 
 @pytest.mark.parametrize(
-    ("arrays", "settings", "changed", "told"),
+    ("arrays", "settings", "written", "told"),
     [
-        ({}, {}, {"format": "vivid-vit"}, "not written by Assessment.save"),
-        ({}, {}, {"version": "2"}, "has version '2'"),
-        ({}, {}, {"settings": "{"}, "metadata is broken"),
-        ({}, {}, {"settings": "[]"}, "metadata is broken"),
+        ({}, {}, {"vivid-vit": "{}"}, "not written by Assessment.save"),
+        ({}, {"version": 2}, {}, "has version 2"),
+        ({}, {}, {"vivid-assessment": "{"}, "metadata is broken"),
+        ({}, {}, {"vivid-assessment": "[]"}, "metadata is broken"),
+        ({}, {}, {"vivid-assessment": "{}"}, "metadata is broken"),
         ({}, {"limit": "1"}, {}, "not those of an assessment"),
         ({}, {"limit": float("nan")}, {}, "not those of an assessment"),
         ({}, {"limit": float("inf")}, {}, "not those of an assessment"),
@@ -199,13 +200,12 @@ SETTINGS = {"limit": 1.0, "accepted": 0.99, "n_images": 9, "n_patients": 9}
         ({"whitening": np.full((3, 3), np.nan)}, {}, {}, "not finite float64"),
     ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path, arrays, settings, changed, told):
+def test_a_file_of_something_else_is_refused(tmp_path, arrays, settings, written, told):
     path = tmp_path / "assessment.safetensors"
-    metadata = {"format": "vivid-assessment", "version": "1", "settings": json.dumps(SETTINGS | settings)}
-    save_file(ARRAYS | arrays, path, metadata | changed)
+    save_file(ARRAYS | arrays, path, written or {"vivid-assessment": json.dumps(SETTINGS | settings)})
     with pytest.raises(VividError, match=f"{path.name}: .*{told}"):
         Assessment.load(path)
-    save_file(ARRAYS, path, {**metadata, "settings": json.dumps(SETTINGS)})
+    save_file(ARRAYS, path, {"vivid-assessment": json.dumps(SETTINGS)})
     assert Assessment.load(path).limit == 1
 
 

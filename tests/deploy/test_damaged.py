@@ -65,18 +65,26 @@ def test_every_damaged_image_is_answered_or_listed_in_one_line(model, tmp_path, 
         assert secret.encode() not in written
 
 
-@pytest.mark.parametrize("name", ["configs/metadata.json", "models/model.pt", "models/assessment.safetensors"])
-def test_a_damaged_bundle_is_refused_or_is_the_same(model, bundle_folder, finished, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "runtime"),
+    [
+        ("configs/metadata.json", None),
+        ("models/model.pt", "torch"),
+        ("models/model.onnx", "onnx"),
+        ("models/assessment.safetensors", None),
+    ],
+)
+def test_a_damaged_bundle_is_refused_or_is_the_same(bundle_folder, finished, tmp_path, name, runtime):
     folder = shutil.copytree(bundle_folder, tmp_path / bundle_folder.name)
     place = int(np.flatnonzero(finished.assessment.accepts(finished.test.x))[0])
     image = find_inputs([Path(finished.manifest.select("test").items()[place]["image"])])
-    expected = predict(model, image, tmp_path / "out").entries[0]
+    expected = predict(BundleModel.load(bundle_folder, runtime=runtime), image, tmp_path / "out").entries[0]
     assert expected.status == "answered"
     told = []
     for i, damaged in enumerate(mutations((bundle_folder / name).read_bytes(), N, seed=2)):
         (folder / name).write_bytes(damaged)
         try:
-            entry = predict(BundleModel.load(folder), image, tmp_path / f"out{i}").entries[0]
+            entry = predict(BundleModel.load(folder, runtime=runtime), image, tmp_path / f"out{i}").entries[0]
         except VividError as error:
             told.append(str(error))
         else:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -25,10 +26,10 @@ from vivid_monai.ums.record import Record
 from vivid_monai.ums.verify import verify
 
 
-@pytest.fixture(scope="session")
-def model(bundle_folder):
+@pytest.fixture(scope="session", params=["onnx", "torch"])
+def model(bundle_folder, request):
     """The bundle's model."""
-    return BundleModel.load(bundle_folder)
+    return BundleModel.load(bundle_folder, runtime=request.param)
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +79,7 @@ def test_mixed_files_are_answered_or_listed(model, images, finished, chosen, tmp
     for name, probabilities in zip(names, expected, strict=True):
         got = [float(table[name][field]) for field in answered]
         wanted = [p for p, field in zip(probabilities, finished.fields, strict=True) if field in answered]
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol={"torch": 2e-6, "onnx": 1e-5}[model.runtime])
     reasons = {Path(row["image"]).name: row["reason"] for row in rows(tmp_path / "out" / "not_assessed.csv")}
     assert "lateral" in reasons["x-lateral.dcm"]
     assert reasons["x-blank.png"].startswith("unlike the images that the model was trained on: distance ")
@@ -93,6 +94,20 @@ def test_png_and_both_photometric_interpretations_get_one_answer(model, images, 
     first, *others = (list(row.values())[1:] for row in rows(tmp_path / "out" / "predictions.csv"))
     assert first[0] == "answered"
     assert others == [first, first]
+
+
+def test_a_slice_in_nifti_is_answered_as_its_png_and_a_volume_is_not(model, pixels, tmp_path):
+    scaled = np.interp(pixels, (pixels.min(), pixels.max()), (0, 255)).round().astype(np.uint8)  # as read from NIfTI
+    Image.fromarray(scaled).save(tmp_path / "a.png")
+    stored = scaled.T[:, :, None]  # columns to the left, rows to the back: LPS
+    nibabel.save(nibabel.Nifti1Image(stored, np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "b.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.repeat(stored, 3, 2), np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "c.nii")
+    done = predict(model, find_inputs([tmp_path]), tmp_path / "out")
+    png, single, volume = done.entries
+    assert single.probabilities == png.probabilities
+    assert (single.status, single.reason) == (png.status, png.reason)
+    assert volume.status == "unreadable"
+    assert "a volume of 3 axial slices" in volume.reason
 
 
 def test_every_record_verifies_and_names_no_patient(model, images, tmp_path):
@@ -192,7 +207,7 @@ def test_answers_of_two_models_are_not_mixed(model, images, tmp_path):
 
 
 def test_killed_in_the_middle_nothing_is_done_twice(bundle_folder, images, pixels, tmp_path):
-    for i in range(300):
+    for i in range(488):
         dicom(images / f"z{i:03d}.dcm", seed=i, pixels=pixels)
     command = [sys.executable, "-m", "vivid_monai.cli", "predict", str(images), "--bundle", str(bundle_folder)]
     command += ["--out", str(tmp_path / "out"), "--batch-size", "4"]
@@ -208,9 +223,10 @@ def test_killed_in_the_middle_nothing_is_done_twice(bundle_folder, images, pixel
     done = journal.read_text().count("\n") - 1
     finished = subprocess.run(command, env=quiet(), capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert f"312 files: 308 answered, 2 not assessed, 2 unreadable; {done} of them before" in finished.stdout
+    assert "500/500" in finished.stderr
+    assert f"500 files: 496 answered, 2 not assessed, 2 unreadable; {done} of them before" in finished.stdout
     entries = [json.loads(line)["image"]["path"] for line in journal.read_text().splitlines()[1:]]
-    assert len(entries) == len(set(entries)) == 312
+    assert len(entries) == len(set(entries)) == 500
 
 
 def test_the_command_tells_what_it_did(bundle_folder, images, tmp_path, capsys):
@@ -225,8 +241,8 @@ def test_the_command_tells_what_it_did(bundle_folder, images, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda folder: (folder / "models" / "model.pt").unlink(), "cannot be read"),
-        (lambda folder: (folder / "models" / "model.pt").write_bytes(b"PK\x03\x04"), "is not the file that"),
+        (lambda folder: (folder / "models" / "model.onnx").unlink(), "cannot be read"),
+        (lambda folder: (folder / "models" / "model.onnx").write_bytes(b"PK\x03\x04"), "is not the file that"),
         (lambda folder: (folder / "models" / "assessment.safetensors").unlink(), "cannot be read"),
         (lambda folder: (folder / "models" / "assessment.safetensors").write_bytes(b""), "is not the file that"),
         (lambda folder: (folder / "configs" / "metadata.json").write_text("{"), "cannot be read"),

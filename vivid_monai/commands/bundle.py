@@ -41,6 +41,14 @@ def register(subparsers: Any, *, summary: str = "") -> None:
         help="share of images like the training ones that is to be answered; with less, more of the others are refused "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--onnx",
+        choices=("float32", "int8", "none"),
+        default="float32",
+        help="what `vivid predict` runs, by ONNX Runtime: float32, answers of PyTorch in a third of the time; int8, "
+        "faster still and a quarter of the size, refused where it changes an AUROC by over .002; none: PyTorch itself "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--title", default=Wording.title, help="name for people (default: %(default)s)")
     parser.add_argument("--version", default=Wording.version, help="version of the bundle (default: %(default)s)")
     parser.add_argument("--authors", default=Wording.authors, help="default: %(default)s")
@@ -49,7 +57,10 @@ def register(subparsers: Any, *, summary: str = "") -> None:
         "--data-license", type=Path, metavar="FILE", help="conditions of the data, for data_license.txt"
     )
     parser.add_argument(
-        "--weights-url", default="", metavar="URL", help="where weights of over 25 MB will lie, for large_files.yml"
+        "--weights-url",
+        default="",
+        metavar="URL",
+        help="folder where files of over 25 MB will lie, for large_files.yml",
     )
     parser.set_defaults(func=run)
 
@@ -72,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
         data_license=args.data_license.read_text(encoding="utf-8") if args.data_license else "",
         weights_url=args.weights_url,
     )
-    folder = build_bundle(finished, args.out, wording=wording)
+    onnx = None if args.onnx == "none" else args.onnx
+    folder = build_bundle(finished, args.out, onnx=onnx, wording=wording)
     unanswered = [one.field for one in finished.calibrations if one.unanswered]
     print(f"\n{folder}: {len(finished.fields) - len(unanswered)} of {len(finished.fields)} findings are answered")
     for one in finished.calibrations:

@@ -6,7 +6,7 @@ from typing import Any
 
 from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.journal import ANSWERED
-from vivid_monai.deploy.model import BundleModel
+from vivid_monai.deploy.model import RUNTIMES, BundleModel
 from vivid_monai.deploy.outputs import FILES
 from vivid_monai.deploy.predict import predict
 
@@ -16,9 +16,9 @@ def register(subparsers: Any, *, summary: str = "") -> None:
     parser = subparsers.add_parser(
         "predict",
         help=summary,
-        description="Answer DICOM, PNG and JPEG files, and all files in folders, with the findings of a bundle. An "
-        "image unlike those that the model was trained on is not assessed; a file that cannot be read is listed. "
-        "Interrupted, the same command goes on where it was.",
+        description="Answer DICOM, PNG and JPEG files, NIfTI of one slice, and all files in folders, with the findings "
+        "of a bundle. An image unlike those that the model was trained on is not assessed; a file that cannot be read "
+        "is listed. Interrupted, the same command goes on where it was.",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image or a folder of images")
     parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="bundle of `vivid bundle`")
@@ -28,6 +28,11 @@ def register(subparsers: Any, *, summary: str = "") -> None:
         default=Path("predictions"),
         metavar="DIR",
         help="where the answers go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=tuple(RUNTIMES),
+        help="onnx: ONNX Runtime, torch: PyTorch (default: ONNX Runtime, where the bundle was built for it)",
     )
     parser.add_argument("--overlays", action="store_true", help="draw where the ViT looked")
     parser.add_argument(
@@ -40,7 +45,7 @@ def register(subparsers: Any, *, summary: str = "") -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, print a summary and return the exit status: 0, or 1 where nothing could be answered."""
-    model = BundleModel.load(args.bundle)
+    model = BundleModel.load(args.bundle, runtime=args.runtime)
     inputs = find_inputs(args.paths)
     done = predict(
         model,
@@ -59,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         if (args.out / name).exists():
             print(f"  {name:18s} {words}")
     print(
-        f"\nBy {model.name} {model.version}: for research, no medical device. Its limits: {args.bundle}/docs/README.md"
+        f"\nBy {model.name} {model.version}, {RUNTIMES[model.runtime]}: for research, no medical device. "
+        f"Its limits: {args.bundle}/docs/README.md"
     )
     return 0 if counts[ANSWERED] else 1

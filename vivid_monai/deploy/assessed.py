@@ -29,7 +29,7 @@ class Assessed(nn.Module):
         with safe_open(path, framework="pt") as file:
             for name in ("location", "whitening"):
                 self.register_buffer(name, file.get_tensor(name), persistent=False)
-            self.limit = float(json.loads(file.metadata()["settings"])["limit"])
+            self.limit = float(json.loads(file.metadata()["vivid-assessment"])["limit"])
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.network[:-1](images)

@@ -145,7 +145,7 @@ class Assessment:
         if not str(path).endswith(".safetensors"):
             raise VividError(f"{path}: an assessment is saved as .safetensors")
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        metadata = {"format": FORMAT, "version": str(VERSION), "settings": json.dumps(settings)}
+        metadata = {FORMAT: json.dumps({"version": VERSION, **settings})}  # safetensors gives several no order
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         with whole_file(path) as part:
             part.write_bytes(save(tensors, metadata=metadata))
@@ -234,17 +234,16 @@ def _check(features: Any, width: tuple[int, ...], name: str) -> None:
 
 
 def _settings(file: CheckpointFile) -> dict[str, Any]:
-    stored = file.metadata
-    if stored.get("format") != FORMAT:
+    if FORMAT not in file.metadata:
         raise VividError(f"{file.path}: was not written by Assessment.save")
-    if stored.get("version") != str(VERSION):
-        raise VividError(f"{file.path}: has version {stored.get('version')!r}, this package reads {VERSION}; update it")
     try:
-        settings = json.loads(stored["settings"])
+        settings = json.loads(file.metadata[FORMAT])
+        if (version := settings.pop("version")) != VERSION:
+            raise VividError(f"{file.path}: has version {version!r}, this package reads {VERSION}; update it")
         right = settings.keys() == _SETTINGS.keys() and all(type(settings[k]) is kind for k, kind in _SETTINGS.items())
         right = right and 0.5 < settings["accepted"] < 1 and 0 <= settings["limit"] < math.inf
         right = right and settings["n_images"] >= settings["n_patients"] > 0
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise VividError(f"{file.path}: its metadata is broken ({error!r}); write it again") from error
     if not right:
         raise VividError(f"{file.path}: its settings are not those of an assessment; write it again")

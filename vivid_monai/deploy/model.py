@@ -4,25 +4,35 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor
 
 from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.answers import Answers
 from vivid_monai.deploy.appearance import appearance
 from vivid_monai.deploy.assessment import Assessment
+from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
 from vivid_monai.deploy.network import from_network
 from vivid_monai.errors import VividError
 from vivid_monai.networks.classifier import ViTClassifier
 
-WEIGHTS, ASSESSMENT = "models/model.pt", "models/assessment.safetensors"
+WEIGHTS, ONNX, ASSESSMENT = "models/model.pt", "models/model.onnx", "models/assessment.safetensors"
+RUNTIMES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
+"""What can run a bundle, and its name."""
+_FILES = {"onnx": ONNX, "torch": WEIGHTS}
+
+Network = Callable[[Tensor], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""Images (B, C, H, W), preprocessed → logits (B, F) and features (B, D)."""
 
 
 @dataclass(frozen=True)
@@ -30,56 +40,121 @@ class BundleModel:
     """What a bundle answers with. No config of the bundle is evaluated and no code of it is run.
 
     Attributes:
-        name, version: of the bundle.
-        fingerprint: SHA-256 of its weights.
+        folder: of the bundle.
+        runtime: what runs it, a key of :data:`RUNTIMES`.
+        network: the classifier in that runtime.
         assessment: tells of an image whether it is answered.
-        views: view positions that it was trained on; empty where they are not known.
     """
 
-    name: str
-    version: str
-    fingerprint: str
-    classifier: ViTClassifier
+    folder: Path
+    runtime: str
+    network: Network
     preprocess: Preprocess
     answers: Answers
     assessment: Assessment
-    views: tuple[str, ...]
+    metadata: Mapping[str, Any]
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read configs/metadata.json and the files in models/ that it names.
+    def load(cls, folder: Path, *, runtime: str | None = None) -> Self:
+        """Read configs/metadata.json and the files in models/ that it names and the runtime needs.
+
+        Args:
+            runtime: "onnx" (ONNX Runtime), "torch" (PyTorch) or None: ONNX Runtime, where the bundle was built for it.
 
         Raises:
-            VividError: not a bundle of ours, files that are missing, damaged, or not those of its metadata.
+            VividError: not a bundle of ours, files that are missing, damaged, or not those of its metadata; a bundle
+                without a file for the runtime.
         """
         metadata = _metadata(folder)
-        try:
+        with _told(folder):
             own = metadata["vivid"]
-            content = {name: _content(folder / name, own["sha256"][name]) for name in (WEIGHTS, ASSESSMENT)}
-            state = torch.load(io.BytesIO(content[WEIGHTS]), map_location="cpu", weights_only=True)
+            runtime = runtime or next(name for name, file in _FILES.items() if file in own["sha256"])
+            if _FILES[runtime] not in own["sha256"]:
+                raise VividError(f"{folder}: was built without {_FILES[runtime]}; build it with --onnx float32 or int8")
+            _content(folder, ASSESSMENT, own)
             return cls(
-                name=folder.resolve().name,
-                version=str(metadata["version"]),
-                fingerprint=own["sha256"][WEIGHTS],
-                classifier=from_network(state, config=own["vit"], pool=own["pool"]),
+                folder=folder,
+                runtime=runtime,
+                network=_onnx(folder, own) if runtime == "onnx" else _Eager(_classifier(folder, own)),
                 preprocess=Preprocess.from_dict(own["preprocess"]),
                 answers=Answers(metadata["answers"]),
                 assessment=Assessment.load(folder / ASSESSMENT),
-                views=tuple(own["views"]),
+                metadata={
+                    **metadata,
+                    "version": str(metadata["version"]),
+                    "vivid": {**own, "views": list(own["views"])},
+                },
             )
-        except (KeyError, TypeError, AttributeError, pickle.UnpicklingError, RuntimeError) as error:
-            raise VividError(f"{folder}: is not a bundle of `vivid bundle`: {type(error).__name__}: {error}") from error
 
-    @torch.inference_mode()
+    @property
+    def name(self) -> str:
+        """Of the bundle's folder."""
+        return self.folder.resolve().name
+
+    @property
+    def version(self) -> str:
+        """Of the bundle."""
+        return str(self.metadata["version"])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the file that answers."""
+        return str(self.metadata["vivid"]["sha256"][_FILES[self.runtime]])
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """View positions that it was trained on; empty where they are not known."""
+        return tuple(self.metadata["vivid"]["views"])
+
+    @cached_property
+    def classifier(self) -> ViTClassifier:
+        """The classifier in PyTorch, whatever the runtime.
+
+        Raises:
+            VividError: as :meth:`load`.
+        """
+        if isinstance(self.network, _Eager):
+            return self.network.classifier
+        with _told(self.folder):
+            return _classifier(self.folder, self.metadata["vivid"])
+
     def __call__(self, images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Images (B, C, H, W), preprocessed → probabilities (B, F), and distances (B,) from the training images."""
+        logits, features = self.network(images)
+        rows = np.concatenate((features, appearance(images).numpy()), axis=1)
+        return expit(logits.astype(np.float64)), self.assessment.distance(rows)
+
+
+@dataclass(frozen=True)
+class _Eager:
+    classifier: ViTClassifier
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         features = self.classifier.features(images)
-        probabilities = torch.sigmoid(self.classifier.head(features).double())
-        rows = torch.cat((features, appearance(images)), dim=1)
-        return probabilities.numpy(), self.assessment.distance(rows.numpy())
+        return self.classifier.head(features).numpy(), features.numpy()
 
 
-def _content(path: Path, digest: str) -> bytes:
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, StopIteration, pickle.UnpicklingError, RuntimeError) as error:
+        raise VividError(f"{folder}: is not a bundle of `vivid bundle`: {type(error).__name__}: {error}") from error
+
+
+def _classifier(folder: Path, own: Mapping[str, Any]) -> ViTClassifier:
+    state = torch.load(io.BytesIO(_content(folder, WEIGHTS, own)), map_location="cpu", weights_only=True)
+    return from_network(state, config=own["vit"], pool=own["pool"])
+
+
+def _onnx(folder: Path, own: Mapping[str, Any]) -> OnnxClassifier:
+    _content(folder, ONNX, own)
+    return OnnxClassifier(folder / ONNX)
+
+
+def _content(folder: Path, name: str, own: Mapping[str, Any]) -> bytes:
+    path, digest = folder / name, own["sha256"][name]
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -61,7 +61,7 @@ def predict(
     if reports:
         library("highdicom", '"vivid-monai[dicom-sr]"')  # now, and not once for every image
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"model": model.name, "version": model.version, "weights": model.fingerprint}
+    settings = {"model": model.name, "version": model.version, "weights": model.fingerprint}  # one file, one runtime
     journal = Journal(folder, {**settings, "overlays": overlays, "reports": reports})
     waiting = [one for one in inputs if one not in journal.entries]
     run = _Run(model, folder, overlays, reports, batch_size, num_workers)

@@ -28,7 +28,9 @@ from vivid_monai.networks.weights import load_vit_weights, rename_vit_weights
 def test_equals_pytorch(options, tmp_path):
     channels = options.get("in_channels", 1)
     ours = make_classifier(**options)
-    folder = export_huggingface(ours, Preprocess(size=SIZE, channels=channels), FIELDS, tmp_path / "new" / "folder")
+    folder = export_huggingface(
+        ours, tmp_path / "new" / "folder", preprocess=Preprocess(size=SIZE, channels=channels), fields=FIELDS
+    )
     theirs = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True).eval()
     body = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     images = make_images(3, channels=channels)
@@ -50,7 +52,7 @@ def test_equals_pytorch(options, tmp_path):
 
 def test_its_encoder_can_be_trained_on(tmp_path):
     ours = make_classifier()
-    folder = export_huggingface(ours, PREPROCESS, FIELDS, tmp_path / "folder")
+    folder = export_huggingface(ours, tmp_path / "folder", preprocess=PREPROCESS, fields=FIELDS)
     vit = load_vit_weights(ViT(**ours.encoder.config), folder).eval()
     torch.testing.assert_close(vit(make_images(2)), ours.encoder(make_images(2)), rtol=0, atol=1e-6)
 
@@ -80,10 +82,10 @@ def test_folders_with_files_and_places_that_cannot_be_written_are_refused(tmp_pa
         (tmp_path / "full" / "notes.txt" / "folder", "cannot be written"),
     ):
         with pytest.raises(VividError, match=message):
-            export_huggingface(make_classifier(), PREPROCESS, FIELDS, folder)
+            export_huggingface(make_classifier(), folder, preprocess=PREPROCESS, fields=FIELDS)
     assert [one.read_text() for one in tmp_path.rglob("*") if one.is_file()] == ["mine"]
     (tmp_path / "empty").mkdir()
-    assert export_huggingface(make_classifier(), PREPROCESS, FIELDS, tmp_path / "empty").is_dir()
+    assert export_huggingface(make_classifier(), tmp_path / "empty", preprocess=PREPROCESS, fields=FIELDS).is_dir()
 
 
 def test_what_differs_is_not_written(tmp_path, monkeypatch):
@@ -94,7 +96,7 @@ def test_what_differs_is_not_written(tmp_path, monkeypatch):
     renamed = module.rename_vit_weights
     monkeypatch.setattr(module, "rename_vit_weights", spoil)
     with pytest.raises(VividError, match="folder: a batch of 1 differs"):
-        export_huggingface(make_classifier(), PREPROCESS, FIELDS, tmp_path / "folder")
+        export_huggingface(make_classifier(), tmp_path / "folder", preprocess=PREPROCESS, fields=FIELDS)
     assert not list(tmp_path.iterdir())
 
 
@@ -105,7 +107,7 @@ def test_interrupted_it_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "check_same", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export_huggingface(make_classifier(), PREPROCESS, FIELDS, tmp_path / "folder")
+        export_huggingface(make_classifier(), tmp_path / "folder", preprocess=PREPROCESS, fields=FIELDS)
     assert not list(tmp_path.iterdir())
 
 
@@ -122,5 +124,5 @@ def test_preprocessing_without_a_processor_is_refused(preprocess, message, tmp_p
     size = 33 if preprocess.size == 33 else SIZE
     ours = make_classifier(img_size=size, patch_size=patch, in_channels=3 if preprocess.slices == 3 else 1)
     with pytest.raises(VividError, match=message):
-        export_huggingface(ours, preprocess, FIELDS, tmp_path / "folder")
+        export_huggingface(ours, tmp_path / "folder", preprocess=preprocess, fields=FIELDS)
     assert not list(tmp_path.iterdir())

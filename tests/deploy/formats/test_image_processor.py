@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from tests.deploy.formats.recipes import recipes
 from tests.deploy.formats.small import FIELDS, SIZE, make_classifier
 from tests.deploy.made_dicom import dicom
 from vivid_monai.data.preprocess import Preprocess
@@ -27,7 +28,7 @@ SHAPES = [(200, 143), (97, 301), (32, 32), (20, 27), (400, 30), (64, 48)]
 def exported(tmp_path: Path, **rule) -> tuple[Preprocess, Path]:
     preprocess = Preprocess(size=SIZE, **rule)
     classifier = make_classifier(in_channels=preprocess.channels)
-    return preprocess, export_huggingface(classifier, preprocess, FIELDS, tmp_path / "folder")
+    return preprocess, export_huggingface(classifier, tmp_path / "folder", preprocess=preprocess, fields=FIELDS)
 
 
 def png(path: Path, shape: tuple[int, int], *, seed: int = 0) -> Path:
@@ -37,16 +38,6 @@ def png(path: Path, shape: tuple[int, int], *, seed: int = 0) -> Path:
     shades = 128 + 110 * np.sin(x / 17) * np.cos(y / 23) + noise
     Image.fromarray(shades.clip(0, 255).astype(np.uint8)).save(path)
     return path
-
-
-def recipes(folder: Path, heading: str, **files: Path) -> str:
-    """The code under a heading of the exported README, for these files."""
-    section = (folder / "README.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    code = "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
-    for name, path in files.items():
-        assert f'"image.{name}"' in code
-        code = code.replace(f'"image.{name}"', repr(str(path)))
-    return code
 
 
 def ours(preprocess: Preprocess, path: Path) -> torch.Tensor:

@@ -33,14 +33,12 @@ def bundle_metadata(
     changelog: Mapping[str, str],
     authors: str,
     copyright_: str,
-    sha256: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of metadata.json.
 
     Args:
         name: of the bundle's folder. title: for people.
         version_: of the bundle; a key of the changelog.
-        sha256: of the files that the answers depend on.
     """
     fields, preprocess = finished.fields, finished.preprocess
     channels = max(preprocess.channels, preprocess.slices)
@@ -112,7 +110,6 @@ def bundle_metadata(
             "vit": finished.classifier.encoder.config,
             "pool": finished.classifier.pool,
             "views": _views(finished),
-            "sha256": dict(sha256),
             "preprocess": preprocess.to_dict(),
         },
     }

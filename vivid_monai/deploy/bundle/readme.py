@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vivid_monai.data.preprocess import Preprocess
+from vivid_monai.deploy.bundle.onnx import Change
 from vivid_monai.deploy.finished import ENCODER, Finished
 from vivid_monai.deploy.performance import FieldPerformance
 from vivid_monai.evaluation.report.curves import Bins
@@ -24,6 +25,7 @@ def write_docs(
     metadata: dict[str, Any],
     tested: Sequence[FieldPerformance],
     *,
+    change: Change | None = None,
     data_license: str = "",
 ) -> None:
     """Write docs/README.md, docs/data_license.txt and docs/reliability.png into the bundle."""
@@ -49,6 +51,7 @@ def write_docs(
             "patients": f"{len(set(finished.test.patients)):,}",
         },
         tested=tested,
+        change=change,
         auroc={field: values["auroc"] for field, values in encoder.fields.items()},
         macro=encoder.macro["auroc"],
         answered=[one for one in finished.calibrations if not one.unanswered],

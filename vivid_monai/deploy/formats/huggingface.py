@@ -27,7 +27,7 @@ _HEAD = "ForImageClassification"
 
 
 def export_huggingface(
-    classifier: ViTClassifier, preprocess: Preprocess, fields: Sequence[str], folder: str | PathLike
+    classifier: ViTClassifier, folder: str | PathLike, *, preprocess: Preprocess, fields: Sequence[str]
 ) -> Path:
     """Write a folder as ``save_pretrained`` does, whole or not at all.
 

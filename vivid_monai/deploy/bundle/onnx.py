@@ -1,0 +1,138 @@
+"""The ONNX file of a bundle, with what it changes on the validation images."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.deploy.answers import Answers
+from vivid_monai.deploy.finished import Finished
+from vivid_monai.deploy.formats.onnx import export_onnx
+from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
+from vivid_monai.deploy.formats.quantize import quantize_onnx
+from vivid_monai.deploy.with_appearance import WithAppearance
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.encoders import Encoder
+from vivid_monai.evaluation.features import Features, FeatureStore
+from vivid_monai.metrics.masked import masked_auroc
+
+KINDS = ("float32", "int8")
+MOST = 0.002
+"""The AUROC of no answered finding may change by more."""
+
+EXAMPLES = 128
+"""Training images that the ranges of 8 bits are taken from."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What 8 bits change on the validation images.
+
+    Attributes:
+        images: how many there are.
+        auroc: answered field → its AUROC less that in float32.
+        probability: largest change of a probability of an answered field.
+        states: how many states are others, of images x answered fields.
+        refused: images that are not assessed, in float32 and in 8 bits.
+    """
+
+    images: int
+    auroc: Mapping[str, float]
+    probability: float
+    states: int
+    refused: tuple[int, int]
+
+
+def write_onnx(finished: Finished, path: Path, *, kind: str, answers: Answers) -> Change | None:
+    """Write the classifier as ONNX.
+
+    Args:
+        kind: "float32", the answers of PyTorch to 1e-4 (checked before the file takes its place), or "int8".
+
+    Returns:
+        None for float32, which changes nothing.
+
+    Raises:
+        VividError: another kind, packages that are missing, or 8 bits that change the AUROC of an answered finding by
+            more than :data:`MOST` on the validation images; nothing is written.
+    """
+    if kind not in KINDS:
+        raise VividError(f"onnx={kind!r} must be one of {', '.join(KINDS)}")
+    options: dict[str, Any] = {"preprocess": finished.preprocess, "fields": finished.fields}
+    if kind == "float32":
+        export_onnx(finished.classifier, path, **options)
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=".onnx.") as folder:
+        whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        export_onnx(finished.classifier, whole, **options)
+        quantize_onnx(whole, small, images=_examples(finished))
+        change = measure_change(finished, OnnxClassifier(small), answers)
+        worst = max(change.auroc, key=lambda field: abs(change.auroc[field]), default=None)
+        if worst is not None and abs(change.auroc[worst]) > MOST:
+            raise VividError(
+                f"8 bits change the AUROC of {worst} by {change.auroc[worst]:+.4f} on the {change.images} validation "
+                f"images, {MOST} is allowed; take float32"
+            )
+        small.replace(path)
+    return change
+
+
+def measure_change(finished: Finished, network: OnnxClassifier, answers: Answers) -> Change:
+    """Answer the validation images by the ONNX file and hold the answers against those of float32."""
+    before = finished.validation
+    encoder = WithAppearance(_OnnxEncoder(network))
+    after = FeatureStore(None).features(encoder, finished.manifest, "val", finished.fields, title="val in 8 bits")
+    answered = [i for i, one in enumerate(finished.calibrations) if not one.unanswered]
+    scores = [finished.probabilities(part) for part in (before, after)]
+    aurocs = [masked_auroc(one, before.states)[answered] for one in scores]
+    states = [[list(answers.states(row).values()) for row in one] for one in scores]
+    return Change(
+        images=len(before.ids),
+        auroc={finished.fields[i]: float(b - a) for i, a, b in zip(answered, *aurocs, strict=True)},
+        probability=float(np.abs(scores[1] - scores[0])[:, answered].max(initial=0)),
+        states=int((np.array(states[0], object) != np.array(states[1], object)).sum()),
+        refused=(_refused(finished, before), _refused(finished, after)),
+    )
+
+
+def _examples(finished: Finished) -> Iterator[NDArray[np.float32]]:
+    """Training images from all over the set."""
+    items = finished.manifest.select("train").items()
+    places = np.unique(np.linspace(0, len(items) - 1, EXAMPLES).astype(int))
+    data = ImageDataset([items[i] for i in places], finished.preprocess.transform())
+    for one in (data[i] for i in range(len(data))):
+        if isinstance(one, dict):
+            yield np.asarray(one["image"], np.float32)
+
+
+def _refused(finished: Finished, part: Features) -> int:
+    return int((~finished.assessment.accepts(part.x)).sum())
+
+
+class _Pooled(nn.Module):
+    def __init__(self, network: OnnxClassifier) -> None:
+        super().__init__()
+        self.run = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.run(images)[1])
+
+
+class _OnnxEncoder(Encoder):
+    """The pooled features of an ONNX file."""
+
+    kind, architecture = "onnxruntime", "vit"
+
+    def __init__(self, network: OnnxClassifier) -> None:
+        super().__init__(_Pooled(network), network.preprocess, pool="pooled", source=str(network.path), settings={})
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
