@@ -2,6 +2,7 @@
 
     vivid prepare nih ROOT --out data/nih --val 0.15 --test 0.3
     python scripts/compare_teachers.py phantom nih --seeds 0 1 2
+    python scripts/compare_teachers.py phantom --runs runs/recipes --seeds 0 1 2 3 4 --teachers "LM teacher" phrases …
 
 Every data set is the name of a folder under data/: "phantom" is generated, any other is what `vivid prepare nih` wrote.
 Each training run and each evaluation is the bundle's own job in a process of its own; what is there is not repeated.
@@ -13,7 +14,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-TEACHERS = {"LM teacher": "tiny", "random LM": "random", "no LM": "none"}
+TEACHERS = {
+    "LM teacher": ("tiny", {}),
+    "random LM": ("random", {}),
+    "no LM": ("none", {}),
+    "slots and patches": ("tiny", {"pass_patches": True}),
+    "slots, three words": ("tiny", {"choose_from": "states"}),
+    "slots, 3 of 5 layers": ("tiny", {"choose_from": "states", "teacher_layers": 3}),
+    "slots, 1 of 5 layers": ("tiny", {"choose_from": "states", "teacher_layers": 1}),
+    "phrases": ("tiny", {"layout": "phrases"}),
+    "published": ("tiny", {"layout": "published", "pass_patches": True}),
+}
+"""Name in the results → overlay of configs/teacher, and knobs of configs/train.json."""
 
 
 def main() -> None:
@@ -32,20 +44,19 @@ def main() -> None:
     )
     args = parser.parse_args()
     for name in args.data:
-        encoders = {
-            teacher: [train(name, TEACHERS[teacher], seed, args) for seed in args.seeds] for teacher in args.teachers
-        }
+        encoders = {teacher: [train(name, teacher, seed, args) for seed in args.seeds] for teacher in args.teachers}
         evaluate(name, encoders, args)
 
 
 def train(name: str, teacher: str, seed: int, args: argparse.Namespace) -> str:
     """One pretraining run; returns its encoder."""
-    output = Path(args.runs, name, f"{teacher}-{seed}")
+    teacher_config, teacher_knobs = TEACHERS[teacher]
+    output = Path(args.runs, name, f"{teacher.replace(',', '').replace(' ', '-')}-{seed}")
     encoder = output / "pretrained_vit.safetensors"
     if not (output / "results.json").exists():
         overlay = "phantom" if name == "phantom" else "nih"
-        configs = ["configs/train.json", f"configs/data/{overlay}.json", f"configs/teacher/{teacher}.json"]
-        knobs = {"dataset_dir": f"data/{name}", "name": name, "seed": seed, "output_dir": output}
+        configs = ["configs/train.json", f"configs/data/{overlay}.json", f"configs/teacher/{teacher_config}.json"]
+        knobs = {"dataset_dir": f"data/{name}", "name": name, "seed": seed, "output_dir": output, **teacher_knobs}
         bundle("training", configs, knobs, args.set)
     return str(encoder)
 

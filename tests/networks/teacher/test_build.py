@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.teacher import PublishedTeacher, SlotTeacher, StateClassifier, build, build_teacher
+from vivid_monai.networks.teacher import (
+    PhraseTeacher,
+    PublishedTeacher,
+    SlotTeacher,
+    StateClassifier,
+    build,
+    build_teacher,
+)
 
 FIELDS = ["Edema", "Pleural Effusion"]
 
@@ -51,6 +58,25 @@ def test_every_setting_reaches_its_place(layout):
     assert teacher.padding_side == "left"
     assert getattr(teacher, "cache_schema", False) is False
     assert answer(teacher).log_probs.isfinite().all()
+
+
+def test_phrases_and_what_to_choose_from_are_knobs():
+    assert isinstance(build_teacher(fields=FIELDS, layout="phrases"), PhraseTeacher)
+    assert build_teacher(fields=FIELDS, choose_from="states").choose_from == "states"
+
+
+def test_fewer_layers_are_the_first_ones(folder):
+    whole, cut = build_teacher(fields=FIELDS), build_teacher(fields=FIELDS, layers=1)
+    blocks = cut.lm.model.model.layers
+    assert len(blocks) == 1 < len(whole.lm.model.model.layers)
+    for name, tensor in blocks[0].state_dict().items():
+        assert tensor.equal(whole.lm.model.model.layers[0].state_dict()[name])
+    assert cut.lm.model.lm_head.weight.equal(whole.lm.model.lm_head.weight)
+    assert not answer(cut).nll.equal(answer(whole).nll)
+    assert len(build_teacher(fields=FIELDS, layers=1, kind="random").lm.model.model.layers) == 1
+    for wrong in (0, 3):
+        with pytest.raises(VividError, match=f"layers={wrong}, but it has 2"):
+            build_teacher(fields=FIELDS, layers=wrong)
 
 
 def test_none_needs_no_lm(folder):

@@ -98,7 +98,10 @@ def test_a_model_with_bos_reads_it_before_the_schema(bos_lm, embeddings, token_n
 def test_shorter_rows_are_filled_on_the_side_asked_for(make_lm, embeddings, padding_side):
     lm, seen = make_lm(), []
     logits = lm.logits
-    lm.logits = lambda inputs, *args: (seen.append((inputs.shape[1], args[2])), logits(inputs, *args))[1]
+    lm.logits = lambda inputs, *args, **more: (
+        seen.append((inputs.shape[1], args[2])),
+        logits(inputs, *args, **more),
+    )[1]
     SlotTeacher(lm, FIELDS, padding_side=padding_side)(embeddings, STATES, ASKED)
     ((width, (rows, columns)),) = seen
     used = torch.zeros(3, dtype=torch.int64).scatter_reduce(0, rows, columns, "amax")
@@ -133,3 +136,31 @@ def test_a_sliding_window_that_the_mask_would_replace_is_refused(build_lm, token
 def test_states_that_cannot_be_told_apart_are_refused(build_lm, merging_tokenizer):
     with pytest.raises(VividError, match="does not tell the states apart"):
         SlotTeacher(build_lm(merging_tokenizer), FIELDS)
+
+
+def test_choosing_from_the_states_is_the_vocabularys_choice_with_all_other_words_set_aside(lm, embeddings):
+    every, few = SlotTeacher(lm, FIELDS).eval(), SlotTeacher(lm, FIELDS, choose_from="states").eval()
+    output, expected = few(embeddings, STATES, ASKED), every(embeddings, STATES, ASKED).log_probs
+    torch.testing.assert_close(output.log_probs, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+    answered = ASKED & (STATES != NULL)
+    chosen = -expected.gather(2, STATES.clamp(min=0)[..., None])[..., 0]
+    torch.testing.assert_close(output.nll, chosen.masked_fill(~answered, 0), rtol=1e-5, atol=1e-5)
+    assert output.count.equal(answered.long())
+    assert few.count(STATES, ASKED).equal(answered.sum(1))
+    assert gradient(output, embeddings).abs().amax() > 1e-4
+
+
+def test_only_the_states_rows_of_the_head_are_computed(make_lm, embeddings):
+    lm = make_lm()
+    shapes = []
+    logits = lm.logits
+    lm.logits = lambda *args, **more: (shapes.append((out := logits(*args, **more)).shape), out)[1]
+    SlotTeacher(lm, FIELDS, choose_from="states")(embeddings, STATES, ASKED)
+    SlotTeacher(lm, FIELDS)(embeddings, STATES, ASKED)
+    assert shapes[0] == (ASKED.sum(), 3)
+    assert shapes[1][1] == len(lm.tokenizer)
+
+
+def test_what_to_choose_from_is_one_of_two(make_lm):
+    with pytest.raises(VividError, match="choose_from must be vocabulary or states, got 'all'"):
+        SlotTeacher(make_lm(), FIELDS, choose_from="all")

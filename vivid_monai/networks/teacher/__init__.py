@@ -5,11 +5,13 @@ from vivid_monai.networks.teacher.build import build_teacher
 from vivid_monai.networks.teacher.frozen_lm import FrozenLM
 from vivid_monai.networks.teacher.load import load_frozen_lm
 from vivid_monai.networks.teacher.none import StateClassifier
+from vivid_monai.networks.teacher.phrases import PhraseTeacher
 from vivid_monai.networks.teacher.published import PublishedTeacher
 from vivid_monai.networks.teacher.slots import SlotTeacher
 
 __all__ = [
     "FrozenLM",
+    "PhraseTeacher",
     "PublishedTeacher",
     "SlotTeacher",
     "StateClassifier",

@@ -40,6 +40,7 @@ def branch_logits(
     *,
     past: KeysValues | None = None,
     padding_side: str = "right",
+    words: Tensor | None = None,
 ) -> Tensor:
     """Logits float32 (len(queries), vocabulary) of branches after a context.
 
@@ -50,6 +51,7 @@ def branch_logits(
         queries: where logits are wanted.
         past: keys and values of a text before the context, shared by all rows.
         padding_side: where shorter rows are filled; no effect on any result.
+        words: int64 (W,): only these tokens' logits, (len(queries), W).
 
     Raises:
         VividError: where the sequence is too long for the model.
@@ -87,4 +89,5 @@ def branch_logits(
         position,
         (rows, torch.tensor(columns, dtype=torch.int64, device=context.device)),
         past,
+        words=words,
     )

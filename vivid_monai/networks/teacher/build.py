@@ -10,6 +10,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.networks.teacher.base import Teacher
 from vivid_monai.networks.teacher.load import load_frozen_lm
 from vivid_monai.networks.teacher.none import StateClassifier
+from vivid_monai.networks.teacher.phrases import PhraseTeacher
 from vivid_monai.networks.teacher.published import PublishedTeacher
 from vivid_monai.networks.teacher.slots import SlotTeacher
 
@@ -26,6 +27,8 @@ def build_teacher(
     seed: int = 0,
     padding_side: str = "right",
     cache_schema: bool = True,
+    choose_from: str = "vocabulary",
+    layers: int | None = None,
     embed_dim: int = 256,
 ) -> Teacher:
     """Build a teacher.
@@ -35,11 +38,11 @@ def build_teacher(
         kind: "lm" (a frozen causal LM), "random" (the same architecture with random weights) or "none" (no LM: a state
             classifier, trained).
         path: folder or hub name of the LM; None is the tiny teacher that comes with the package.
-        layout: "slots" or "published".
-        dtype, device, attn_implementation: how the LM is held; see `load_frozen_lm`.
+        layout: "slots", "published", or "phrases" (the LM reads the possible answers once and is not kept).
+        dtype, device, attn_implementation, layers: how the LM is held; see `load_frozen_lm`.
         seed: of the random weights of kind "random".
         padding_side: "left" or "right".
-        cache_schema: see `SlotTeacher`.
+        cache_schema, choose_from: see `SlotTeacher`.
         embed_dim: width of the image embeddings for kind "none"; an LM dictates its own.
 
     Raises:
@@ -47,8 +50,8 @@ def build_teacher(
     """
     if kind not in ("lm", "random", "none"):
         raise VividError(f"teacher kind must be lm, random or none, got {kind!r}")
-    if layout not in ("slots", "published"):
-        raise VividError(f"teacher layout must be slots or published, got {layout!r}")
+    if layout not in ("slots", "published", "phrases"):
+        raise VividError(f"teacher layout must be slots, published or phrases, got {layout!r}")
     if kind == "none":
         return StateClassifier(fields, embed_dim)
     lm = load_frozen_lm(
@@ -58,7 +61,10 @@ def build_teacher(
         dtype=dtype,
         device=device,
         attn_implementation=attn_implementation,
+        layers=layers,
     )
+    if layout == "phrases":
+        return PhraseTeacher(lm, fields)
     if layout == "published":
         return PublishedTeacher(lm, fields, padding_side=padding_side)
-    return SlotTeacher(lm, fields, padding_side=padding_side, cache_schema=cache_schema)
+    return SlotTeacher(lm, fields, padding_side=padding_side, cache_schema=cache_schema, choose_from=choose_from)

@@ -125,6 +125,12 @@ class FrozenLM(nn.Module):
             )
         return [(layer.keys, layer.values) for layer in cache.layers]
 
+    def read(self, ids: Sequence[int]) -> Tensor:
+        """Last hidden states (len(ids), embed_dim), float32, of a text by itself, without gradient."""
+        with torch.no_grad():
+            output = self.model.base_model(inputs_embeds=self.embed([ids]), use_cache=False)
+        return output.last_hidden_state[0].float()
+
     def logits(
         self,
         inputs_embeds: Tensor,
@@ -132,6 +138,8 @@ class FrozenLM(nn.Module):
         position_ids: Tensor,
         at: tuple[Tensor, Tensor],
         past: KeysValues | None = None,
+        *,
+        words: Tensor | None = None,
     ) -> Tensor:
         """Next-token logits, float32 (N, vocabulary), at N positions.
 
@@ -144,8 +152,9 @@ class FrozenLM(nn.Module):
             position_ids: int64 (B, L).
             at: rows and columns, int64 (N,) each, of the positions wanted.
             past: keys and values that precede every sequence.
+            words: int64 (W,): only the logits of these tokens are computed, (N, W).
         """
-        head = self.model.get_output_embeddings()
+        head = cast(nn.Linear, self.model.get_output_embeddings())
 
         def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][at], *args[1:])
@@ -158,6 +167,9 @@ class FrozenLM(nn.Module):
                 cache.update(keys.expand(batch), values.expand(batch), layer)
             extra = {"use_cache": True, "past_key_values": cache}
         hook = head.register_forward_pre_hook(gather)
+        if words is not None:
+            rows = head.weight[words], None if head.bias is None else head.bias[words]
+            head.__dict__["forward"] = lambda hidden: nn.functional.linear(hidden, *rows)
         try:
             output = self.model(
                 inputs_embeds=inputs_embeds.to(self.dtype),
@@ -167,6 +179,7 @@ class FrozenLM(nn.Module):
             )
         finally:
             hook.remove()
+            head.__dict__.pop("forward", None)
         return output.logits.float()
 
     def _verify(self) -> None:

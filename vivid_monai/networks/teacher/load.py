@@ -31,6 +31,7 @@ def load_frozen_lm(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     attn_implementation: str = "sdpa",
+    layers: int | None = None,
 ) -> FrozenLM:
     """Load a causal LM, frozen. Code that comes with a model is never run.
 
@@ -42,6 +43,7 @@ def load_frozen_lm(
         dtype: one of `DTYPES`.
         device: where to put it.
         attn_implementation: "sdpa" or "eager".
+        layers: keep the first so many decoder layers only, before the final norm and the head; None: all.
 
     Raises:
         VividError: for a wrong argument, and where the path or name is not a complete causal LM that can be had.
@@ -57,9 +59,9 @@ def load_frozen_lm(
     if folder.exists():
         if not (folder / "config.json").is_file():
             raise VividError(f"teacher {folder}: not a folder with a config.json, as a transformers model has it")
-        model, tokenizer = _read(str(folder), weights, seed, settings, offline=True)
+        model, tokenizer = _read(str(folder), weights, seed, settings, layers, offline=True)
     else:
-        model, tokenizer = _from_hub(str(path), weights, seed, settings)
+        model, tokenizer = _from_hub(str(path), weights, seed, settings, layers)
     try:
         torch.nn.Module.to(model, torch.device(device))
     except (RuntimeError, AssertionError) as error:
@@ -68,16 +70,16 @@ def load_frozen_lm(
 
 
 def _from_hub(
-    name: str, weights: str, seed: int, settings: dict[str, Any]
+    name: str, weights: str, seed: int, settings: dict[str, Any], layers: int | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not HUB_NAME.fullmatch(name):
         raise VividError(f"teacher {name}: no such folder")
     try:
-        return _read(name, weights, seed, settings, offline=True)
+        return _read(name, weights, seed, settings, layers, offline=True)
     except _NotThereError:
         pass
     try:
-        return _read(name, weights, seed, settings, offline=False)
+        return _read(name, weights, seed, settings, layers, offline=False)
     except _NotThereError as error:
         raise VividError(
             f"teacher {name}: no such folder, not in the hub's cache on this machine, and the hub does not give it "
@@ -91,17 +93,19 @@ class _NotThereError(VividError):
 
 
 def _read(
-    source: str, weights: str, seed: int, settings: dict[str, Any], *, offline: bool
+    source: str, weights: str, seed: int, settings: dict[str, Any], layers: int | None, *, offline: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     where = {"local_files_only": offline, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(source, **where)
         _check_causal(source, config)
+        if layers is not None:
+            _cut(source, config, layers)
         if weights == "random":
             model = _initialise(config, seed, settings)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, local_files_only=offline, output_loading_info=True, **settings
+                source, config=config, local_files_only=offline, output_loading_info=True, **settings
             )
             model, report = loaded
             # transformers fills gaps with random numbers and a warning; a teacher with gaps is no teacher.
@@ -136,6 +140,15 @@ def _check_causal(source: str, config: Any) -> None:
             f"teacher {source}: a {config.model_type} model ({', '.join(sorted(found)) or 'no architecture named'}) is "
             "not a causal LM; choose one such as Qwen2ForCausalLM, LlamaForCausalLM or GPT2LMHeadModel"
         )
+
+
+def _cut(source: str, config: Any, layers: int) -> None:
+    """Let a configuration say that there are fewer layers; those of the file that are over are not read."""
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise VividError(f"teacher {source}: layers={layers}, but it has {config.num_hidden_layers}")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
 
 
 def _initialise(config: Any, seed: int, settings: dict[str, Any]) -> PreTrainedModel:

@@ -1,0 +1,270 @@
+"""Images per second of a pretraining step, way by way, with what it computes, holds and spends its time on.
+
+    python scripts/bench_pretrain.py --vit tiny --lm 100m --tokenizer DIR
+    python scripts/bench_pretrain.py --vit base --lm qwen2.5-0.5b --tokenizer DIR --batch 4
+    python scripts/bench_pretrain.py --vit base --lm qwen2.5-1.5b --tokenizer DIR --device cuda --dtype bfloat16
+
+The architectures are the real ones, their weights random; DIR holds the tokenizer of Qwen2.5. All ways share one LM and
+take turns, round after round, so that what else the machine does falls on all of them. A speed-up is the median over
+the rounds of the first way's time by the way's own; the first is the layout of the paper, its steps batched.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from pretrain_ways import DTYPES, LMS, build_lm, some_fields, ways
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.data.manifest import Manifest
+from vivid_monai.data.phantom import prepare
+from vivid_monai.data.preprocess import Preprocess
+from vivid_monai.data.questions import FieldSampler
+from vivid_monai.data.transforms import train_transform
+from vivid_monai.engines.step import PretrainLoss, PretrainStep, autocast, prepare_batch
+from vivid_monai.networks.parameter_groups import parameter_groups
+from vivid_monai.networks.pretrainer import Pretrainer
+from vivid_monai.networks.projector import Projector
+from vivid_monai.networks.spd import SPD
+from vivid_monai.networks.vit import ViT
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vit", choices=["micro", "tiny", "small", "base"], default="tiny")
+    parser.add_argument("--lm", choices=list(LMS), default="100m")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="tokenizer of Qwen2.5")
+    parser.add_argument("--ways", nargs="+", help="some of the ways, the first of them the baseline (default: all)")
+    parser.add_argument("--batch", type=int, default=8, help="images of a step (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="pixels (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--queries", type=int, default=2)
+    parser.add_argument("--fields", type=int, default=12, help="fields of the schema (default: %(default)s)")
+    parser.add_argument("--asked", nargs=2, type=int, default=[4, 6], help="fields that are asked of an image")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the LM; bfloat16: autocast too")
+    parser.add_argument("--compile", action="store_true", help="torch.compile ViT and SPD")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every way (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1, help="steps of a turn (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    result = bench(args)
+    print(table(result))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    fields = some_fields(args.fields)
+    lm = build_lm(args)
+    batch, input_ms = make_batch(args, fields)
+    possible = ways(lm, fields)
+    chosen = {name: possible[name] for name in args.ways or possible}
+    jobs = {name: Job(name, make(), patches, args) for name, (make, patches) in chosen.items()}
+    rows = {name: {"way": name, **job.count(batch)} for name, job in jobs.items()}
+    for job in jobs.values():
+        job.step(batch)  # the first is slower
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    rates = []
+    for _ in range(args.rounds):
+        rates.append(matmul_rate(args))
+        for name, job in jobs.items():
+            times[name].append(job.timed(batch, args.steps))
+    baseline = next(iter(times.values()))
+    rate = statistics.median(rates)
+    for name, job in jobs.items():
+        seconds = statistics.median(times[name])
+        rows[name] |= {
+            "images_per_s": args.batch / seconds,
+            "speedup": statistics.median(a / b for a, b in zip(baseline, times[name], strict=True)),
+            "mfu": rows[name]["tflop"] * args.batch / seconds / rate,
+            "peak_mb": job.peak(batch),
+            "ms": {"input": input_ms, **job.split(batch)},
+        }
+    return {"args": {k: str(v) for k, v in vars(args).items()}, "matmul_tflops": rate, "ways": list(rows.values())}
+
+
+class Job:
+    """The real optimisation step of one way."""
+
+    def __init__(self, name: str, teacher: Any, patches: bool, args: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        vit = ViT(preset=args.vit, img_size=args.size, in_channels=3)
+        spd = SPD(vit.embed_dim, groups=args.groups, queries=args.queries)
+        projector = Projector(vit.embed_dim, teacher.embed_dim, scale=teacher.embed_scale)
+        network = Pretrainer(vit, spd, projector, teacher, pass_patches=patches).to(args.device)
+        optimizer = torch.optim.AdamW(parameter_groups(network, lr_vit=2e-5, lr_projector=1e-4, weight_decay=0.01))
+        if args.compile:
+            network.encoder.compile()
+            network.spd.compile()
+        self.name, self.device, self.amp = name, torch.device(args.device), args.dtype == "bfloat16"
+        self.engine = SimpleNamespace(
+            network=network,
+            optimizer=optimizer,
+            loss_function=PretrainLoss(),
+            prepare_batch=prepare_batch,
+            non_blocking=True,
+            amp=self.amp,
+            amp_kwargs={},
+            state=SimpleNamespace(device=self.device, iteration=0),
+        )
+        self.run = PretrainStep()
+
+    def step(self, batch: dict[str, Any]) -> None:
+        self.run(self.engine, batch)
+        self.wait()
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def timed(self, batch: dict[str, Any], steps: int) -> float:
+        """Seconds of a step."""
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.step(batch)
+        return (time.perf_counter() - started) / steps
+
+    def count(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Positions that the LM computes, TFLOP, and supervised tokens, of one image."""
+        lm, seen = getattr(self.engine.network.teacher, "lm", None), [0]
+        hook = lm and lm.model.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+        )
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.step(batch)
+        if hook:
+            hook.remove()
+        n = len(batch["image"])
+        supervised = self.engine.network.count(batch["states"].to(self.device), batch["asked"].to(self.device))
+        return {
+            "positions": sum(seen) / n,
+            "tflop": counter.get_total_flops() / n / 1e12,
+            "supervised": float(supervised.sum()) / n,
+        }
+
+    def split(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Milliseconds of each part of a step: the gradient is taken in two goes, first of the teacher."""
+        network, clock = self.engine.network, {}
+
+        @contextmanager
+        def lap(name: str) -> Any:
+            started = time.perf_counter()
+            yield
+            self.wait()
+            clock[name] = 1e3 * (time.perf_counter() - started)
+
+        image, (states, asked) = prepare_batch(batch, self.device)
+        self.engine.optimizer.zero_grad()
+        with autocast(self.engine):
+            with lap("ViT"):
+                tokens = network.encoder(image)
+            with lap("SPD"):
+                spd = network.spd(tokens)
+                given = torch.cat((spd.embeddings, tokens), 1) if network.pass_patches else spd.embeddings
+                projected = network.projector(given)
+            cut_here = projected.detach().requires_grad_()
+            with lap("teacher"):
+                output = network.teacher(cut_here, states, asked)
+        with lap("teacher backward"):
+            (output.nll.sum() / output.count.sum()).backward()
+        with lap("ViT and SPD backward"):
+            torch.autograd.backward([projected, spd.penalty.mean()], [cut_here.grad, None])
+        with lap("optimiser"):
+            self.engine.optimizer.step()
+        return clock
+
+    def peak(self, batch: dict[str, Any]) -> float:
+        """MB that a step takes at its highest, above what was there before it."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step(batch)
+            return (torch.cuda.max_memory_allocated() - before) / 1e6
+        ended, highest, before = threading.Event(), [0.0], resident()
+
+        def watch() -> None:
+            while not ended.wait(0.002):
+                highest.append(resident())
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        self.step(batch)
+        ended.set()
+        thread.join()
+        return max(highest) - before
+
+
+def resident() -> float:
+    """MB of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 1e6
+
+
+def make_batch(args: argparse.Namespace, fields: tuple[str, ...]) -> tuple[dict[str, Any], float]:
+    """A batch of augmented phantoms with random states, and the milliseconds that reading it took."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randint(-1, 3, (args.batch, len(fields)), generator=generator)
+    with tempfile.TemporaryDirectory() as folder:
+        table = Manifest.load(prepare(folder, n=max(40, 3 * args.batch), size=args.size))
+        items = [dict(one, states=states[i].tolist()) for i, one in enumerate(table.items()[: args.batch])]
+        preprocess = Preprocess(size=args.size, channels=3)
+        asked = FieldSampler(fields, rare=(), n=tuple(args.asked), p_rare=0.0)
+        data = ImageDataset(items, train_transform(preprocess), questions=asked, cache=True)
+        data[0]
+        started = time.perf_counter()
+        batch = torch.utils.data.default_collate([data[i] for i in range(args.batch)])
+        return batch, 1e3 * (time.perf_counter() - started)
+
+
+def matmul_rate(args: argparse.Namespace, n: int = 2048) -> float:
+    """TFLOP per second of a square matrix product in the LM's dtype."""
+    n = n if args.device == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=args.device, dtype=DTYPES[args.dtype]) for _ in range(2))
+
+    def product() -> Tensor:
+        c = a @ b
+        if args.device != "cpu":
+            torch.cuda.synchronize()
+        return c
+
+    product()
+    started = time.perf_counter()
+    for _ in range(5):
+        product()
+    return 5 * 2 * n**3 / (time.perf_counter() - started) / 1e12
+
+
+def table(result: dict[str, Any]) -> str:
+    parts = list(result["ways"][0]["ms"])
+    lines = [
+        f"\nViT-{result['args']['vit']}, {result['args']['lm']}, {result['args']['size']} px, batch "
+        f"{result['args']['batch']}, {result['args']['dtype']}, {result['args']['device']}, {torch.get_num_threads()} "
+        f"threads; a matrix product gives {result['matmul_tflops']:.3g} TFLOP/s\n",
+        "| way | images/s | speed-up | positions | supervised | TFLOP | MFU | peak MB | "
+        + " | ".join(parts)
+        + " (ms) |",
+        "|" + "---|" * (8 + len(parts)),
+    ]
+    for one in result["ways"]:
+        spent = " | ".join(f"{one['ms'][part]:.0f}" for part in parts)
+        lines.append(
+            f"| {one['way']} | {one['images_per_s']:.3g} | {one['speedup']:.1f} | {one['positions']:.0f} | "
+            f"{one['supervised']:.0f} | {one['tflop']:.3g} | {one['mfu']:.0%} | {one['peak_mb']:.0f} | {spent} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
