@@ -2,13 +2,16 @@
 
     python scripts/check_monailabel.py --env DIR              # makes MONAI Label's environment there, if it is missing
     python scripts/check_monailabel.py --env DIR --orthanc    # and installs Orthanc by apt-get, if it is missing
+    python scripts/check_monailabel.py --env DIR --orthanc --if-changed    # nothing, if nothing it rests on has changed
 
 Making the environment takes about five minutes and 4 GB. Where the system allows it (unshare of util-linux), the tests
 run in a network namespace of their own: nothing can be reached from it, nor reach into it. Without --orthanc, the tests
-of the PACS are skipped where there is no Orthanc; with it, a skipped test is a failure.
+of the PACS are skipped where there is no Orthanc; with it, a skipped test is a failure, and a full pass is noted in
+tests/monailabel/passed.sha256, the state of the files that it rests on.
 """
 
 import argparse
+import hashlib
 import os
 import shutil
 import subprocess
@@ -19,10 +22,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.monailabel.orthanc import missing
+from vivid_monai.deploy.bundle.module import FILES
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = Path("bundle/monailabel/requirements.txt")
 ALONE = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+PASSED = ROOT / "tests" / "monailabel" / "passed.sha256"
+RESTS_ON = (
+    "bundle/monailabel",
+    "tests/monailabel",
+    "tests/deploy/conftest.py",
+    "tests/deploy/mutate.py",
+    "scripts/check_monailabel.py",
+    "vivid_monai/deploy/bundle",
+    *(f"vivid_monai/{file}" for file in FILES.values()),
+)
 STUB = '''"""In place of a torchvision that does not go with the PyTorch here: names that are only imported."""
 
 
@@ -38,8 +52,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", type=Path, required=True, help="folder of MONAI Label's environment")
     parser.add_argument("--orthanc", action="store_true", help="install Orthanc if it is missing (needs root)")
+    parser.add_argument("--if-changed", action="store_true", help="only if what it rests on changed since it passed")
     parser.add_argument("pytest", nargs="*", help="more arguments for pytest, after --")
     args = parser.parse_args()
+    state = fingerprint(ROOT)
+    if args.if_changed and PASSED.exists() and PASSED.read_text().strip() == state:
+        print("the MONAI Label app, its tests and what a bundle is made of are as they were when all of it passed")
+        return 0
     python = args.env.absolute() / "bin" / "python"
     if not python.exists():
         make_environment(args.env)
@@ -58,7 +77,21 @@ def main() -> int:
     if args.orthanc and " skipped" in done.stdout.rsplit("\n", 2)[-2]:
         print("failed: with --orthanc nothing may be skipped")
         return 1
+    if args.orthanc and not args.pytest and not done.returncode:
+        PASSED.write_text(state + "\n")
     return done.returncode
+
+
+def fingerprint(root: Path) -> str:
+    """SHA-256 over names and contents of the files that the tests rest on, those that git tracks or would track."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *RESTS_ON]
+    listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
+    digest = hashlib.sha256()
+    for name in sorted(set(filter(None, listed))):
+        path = root / name
+        if path.is_file() and path.name != PASSED.name:
+            digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def make_environment(folder: Path) -> None:
