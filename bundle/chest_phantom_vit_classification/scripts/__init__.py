@@ -1,0 +1,1 @@
+"""Reading of images and writing of answers, as in training."""
