@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -15,8 +16,6 @@ from vivid_monai.deploy.formats.onnx import export_onnx
 from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
 from vivid_monai.errors import VividError
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
 GIVEN = {"preprocess": PREPROCESS, "fields": FIELDS}
 
 
@@ -116,7 +115,7 @@ def test_interrupted_it_leaves_the_file_that_was_there(tmp_path, monkeypatch):
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_told_with_the_way_out(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(VividError, match=rf'{package} is not installed: pip install "vivid-monai\[onnx\]"'):
+    with pytest.raises(VividError, match=f"{package} cannot be imported: .*; install vivid-monai again"):
         export_onnx(make_classifier(), tmp_path / "c.onnx", **GIVEN)
 
 

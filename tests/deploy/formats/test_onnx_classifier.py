@@ -4,14 +4,12 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.deploy.formats.small import make_classifier, make_images
 from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
 from vivid_monai.errors import VividError
-
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
 
 
 def broken(path, kind: str) -> bytes | None:

@@ -1,6 +1,6 @@
 """The ONNX file of a bundle, with what it changes on the validation images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.deploy.answers import Answers
 from vivid_monai.deploy.finished import Finished
 from vivid_monai.deploy.formats.onnx import export_onnx
@@ -26,9 +24,6 @@ from vivid_monai.metrics.masked import masked_auroc
 KINDS = ("float32", "int8")
 MOST = 0.002
 """The AUROC of no answered finding may change by more."""
-
-EXAMPLES = 128
-"""Training images that the ranges of 8 bits are taken from."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ def write_onnx(finished: Finished, path: Path, *, kind: str, answers: Answers) -
     with TemporaryDirectory(dir=path.parent, prefix=".onnx.") as folder:
         whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         export_onnx(finished.classifier, whole, **options)
-        quantize_onnx(whole, small, images=_examples(finished))
+        quantize_onnx(whole, small)
         change = measure_change(finished, OnnxClassifier(small), answers)
         worst = max(change.auroc, key=lambda field: abs(change.auroc[field]), default=None)
         if worst is not None and abs(change.auroc[worst]) > MOST:
@@ -101,16 +96,6 @@ def measure_change(finished: Finished, network: OnnxClassifier, answers: Answers
         states=int((np.array(states[0], object) != np.array(states[1], object)).sum()),
         refused=(_refused(finished, before), _refused(finished, after)),
     )
-
-
-def _examples(finished: Finished) -> Iterator[NDArray[np.float32]]:
-    """Training images from all over the set."""
-    items = finished.manifest.select("train").items()
-    places = np.unique(np.linspace(0, len(items) - 1, EXAMPLES).astype(int))
-    data = ImageDataset([items[i] for i in places], finished.preprocess.transform())
-    for one in (data[i] for i in range(len(data))):
-        if isinstance(one, dict):
-            yield np.asarray(one["image"], np.float32)
 
 
 def _refused(finished: Finished, part: Features) -> int:

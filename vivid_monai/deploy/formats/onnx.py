@@ -44,7 +44,7 @@ def export_onnx(
         opset: version of ONNX's operators, 18 or above; under 20 it is a tenth slower.
 
     Raises:
-        VividError: the packages of ``vivid-monai[onnx]`` are not installed; preprocessing or fields of another
+        VividError: a package of ONNX cannot be imported; preprocessing or fields of another
             classifier; an opset that the exporter does not know; a file that cannot be written; answers that differ
             from PyTorch's by over 1e-4.
     """

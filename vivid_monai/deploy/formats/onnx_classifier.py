@@ -24,15 +24,15 @@ INPUT, OUTPUTS = "image", ("pred", "features")
 
 
 def need(name: str) -> ModuleType:
-    """The module of an optional package.
+    """A module that is imported when it is needed: they take a second, and most commands need none.
 
     Raises:
-        VividError: it is not installed.
+        VividError: it cannot be imported.
     """
     try:
         return import_module(name)
     except ImportError as error:
-        raise VividError(f'{error.name or name} is not installed: pip install "vivid-monai[onnx]"') from error
+        raise VividError(f"{name} cannot be imported: {error}; install vivid-monai again with pip") from error
 
 
 class OnnxClassifier:
@@ -48,7 +48,7 @@ class OnnxClassifier:
         image_shape: (C, H, W) of an image.
 
     Raises:
-        VividError: onnxruntime is not installed; a file that is missing, broken or not one of ours; weights that lie
+        VividError: onnxruntime cannot be imported; a file that is missing, broken or not one of ours; weights that lie
             in another file.
     """
 
