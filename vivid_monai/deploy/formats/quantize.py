@@ -1,4 +1,4 @@
-"""ONNX in 8 bits: a quarter of the size, three times as fast on processors that multiply bytes (VNNI)."""
+"""ONNX in 8 bits: a quarter of the size, twice as fast on processors that multiply bytes (VNNI)."""
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
@@ -33,6 +33,10 @@ def quantize_onnx(path: str | PathLike, out: str | PathLike, *, keep: Sequence[s
     an image's scores do not depend on the others in its batch. Attention, LayerNorm, the patch embedding and the head
     stay in float32. All operators are standard ONNX.
 
+    A ViT-B at 224 pixels takes 87 MB and answers 2.2 times as fast as in float32. Of a ViT trained on phantoms, the
+    AUROC of 12 findings on 2,500 images changes by 0.0007 in the mean and by 0.0023 at most, one to two standard errors
+    of the change: on few images it is chance. One range per layer, from 128 images, changes logits half as much again.
+
     Args:
         path: a file of ``export_onnx``; with its default opset, as the output of GELU is then told by its operator and
             takes all 256 steps.
@@ -41,7 +45,7 @@ def quantize_onnx(path: str | PathLike, out: str | PathLike, *, keep: Sequence[s
             accuracy :func:`auroc_differences` finds changed. The first block matters most.
 
     Raises:
-        VividError: the packages of ``vivid-monai[onnx]`` are not installed; not a file of ``export_onnx``; a name in
+        VividError: a package of ONNX cannot be imported; not a file of ``export_onnx``; a name in
             `keep` that no layer has; a file that cannot be written.
     """
     onnx = need("onnx")
