@@ -45,8 +45,8 @@ def register(subparsers: Any, *, summary: str = "") -> None:
         "--onnx",
         choices=("float32", "int8", "none"),
         default="float32",
-        help="what `vivid predict` runs, by ONNX Runtime: float32, answers of PyTorch in a third of the time; int8, "
-        "faster still and a quarter of the size, refused where it changes an AUROC by over .002; none: PyTorch itself "
+        help="what `vivid predict` runs, by ONNX Runtime: float32, the answers of PyTorch, faster; int8, a third of "
+        "the time and a quarter of the size, refused where it changes an AUROC by over .002; none: PyTorch itself "
         "(default: %(default)s)",
     )
     parser.add_argument("--title", default=Wording.title, help="name for people (default: %(default)s)")
