@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from pretrain_ways import DTYPES, LMS, build_lm, some_fields, ways
+from pretrain_ways import DTYPES, LMS, Way, build_lm, some_fields, ways
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,6 +38,7 @@ from vivid_monai.networks.pretrainer import Pretrainer
 from vivid_monai.networks.projector import Projector
 from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
+from vivid_monai.ums.states import NULL
 
 
 def main() -> None:
@@ -71,16 +72,16 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     batch, input_ms = make_batch(args, fields)
     possible = ways(lm, fields)
     chosen = {name: possible[name] for name in args.ways or possible}
-    jobs = {name: Job(name, make(), patches, args) for name, (make, patches) in chosen.items()}
-    rows = {name: {"way": name, **job.count(batch)} for name, job in jobs.items()}
+    jobs = {name: Job(way, batch, args) for name, way in chosen.items()}
+    rows = {name: {"way": name, **job.count()} for name, job in jobs.items()}
     for job in jobs.values():
-        job.step(batch)  # the first is slower
+        job.step()  # the first is slower
     times: dict[str, list[float]] = {name: [] for name in jobs}
     rates = []
     for _ in range(args.rounds):
         rates.append(matmul_rate(args))
         for name, job in jobs.items():
-            times[name].append(job.timed(batch, args.steps))
+            times[name].append(job.timed(args.steps))
     baseline = next(iter(times.values()))
     rate = statistics.median(rates)
     for name, job in jobs.items():
@@ -89,8 +90,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             "images_per_s": args.batch / seconds,
             "speedup": statistics.median(a / b for a, b in zip(baseline, times[name], strict=True)),
             "mfu": rows[name]["tflop"] * args.batch / seconds / rate,
-            "peak_mb": job.peak(batch),
-            "ms": {"input": input_ms, **job.split(batch)},
+            "peak_mb": job.peak(),
+            "ms": {"input": input_ms, **job.split()},
         }
     return {"args": {k: str(v) for k, v in vars(args).items()}, "matmul_tflops": rate, "ways": list(rows.values())}
 
@@ -98,17 +99,19 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 class Job:
     """The real optimisation step of one way."""
 
-    def __init__(self, name: str, teacher: Any, patches: bool, args: argparse.Namespace) -> None:
+    def __init__(self, way: Way, batch: dict[str, Any], args: argparse.Namespace) -> None:
         torch.manual_seed(0)
+        teacher = way.teacher()
         vit = ViT(preset=args.vit, img_size=args.size, in_channels=3)
         spd = SPD(vit.embed_dim, groups=args.groups, queries=args.queries)
         projector = Projector(vit.embed_dim, teacher.embed_dim, scale=teacher.embed_scale)
-        network = Pretrainer(vit, spd, projector, teacher, pass_patches=patches).to(args.device)
+        network = Pretrainer(vit, spd, projector, teacher, pass_patches=way.patches).to(args.device)
         optimizer = torch.optim.AdamW(parameter_groups(network, lr_vit=2e-5, lr_projector=1e-4, weight_decay=0.01))
         if args.compile:
             network.encoder.compile()
             network.spd.compile()
-        self.name, self.device, self.amp = name, torch.device(args.device), args.dtype == "bfloat16"
+        self.device, self.amp = torch.device(args.device), args.dtype == "bfloat16"
+        self.batch = every_field(batch) if way.every_field else batch
         self.engine = SimpleNamespace(
             network=network,
             optimizer=optimizer,
@@ -121,40 +124,40 @@ class Job:
         )
         self.run = PretrainStep()
 
-    def step(self, batch: dict[str, Any]) -> None:
-        self.run(self.engine, batch)
+    def step(self) -> None:
+        self.run(self.engine, self.batch)
         self.wait()
 
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def timed(self, batch: dict[str, Any], steps: int) -> float:
+    def timed(self, steps: int) -> float:
         """Seconds of a step."""
         started = time.perf_counter()
         for _ in range(steps):
-            self.step(batch)
+            self.step()
         return (time.perf_counter() - started) / steps
 
-    def count(self, batch: dict[str, Any]) -> dict[str, float]:
+    def count(self) -> dict[str, float]:
         """Positions that the LM computes, TFLOP, and supervised tokens, of one image."""
         lm, seen = getattr(self.engine.network.teacher, "lm", None), [0]
         hook = lm and lm.model.register_forward_pre_hook(
             lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
         )
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            self.step(batch)
+            self.step()
         if hook:
             hook.remove()
-        n = len(batch["image"])
-        supervised = self.engine.network.count(batch["states"].to(self.device), batch["asked"].to(self.device))
+        n = len(self.batch["image"])
+        supervised = self.engine.network.count(*(self.batch[key].to(self.device) for key in ("states", "asked")))
         return {
             "positions": sum(seen) / n,
             "tflop": counter.get_total_flops() / n / 1e12,
             "supervised": float(supervised.sum()) / n,
         }
 
-    def split(self, batch: dict[str, Any]) -> dict[str, float]:
+    def split(self) -> dict[str, float]:
         """Milliseconds of each part of a step: the gradient is taken in two goes, first of the teacher."""
         network, clock = self.engine.network, {}
 
@@ -165,7 +168,7 @@ class Job:
             self.wait()
             clock[name] = 1e3 * (time.perf_counter() - started)
 
-        image, (states, asked) = prepare_batch(batch, self.device)
+        image, (states, asked) = prepare_batch(self.batch, self.device)
         self.engine.optimizer.zero_grad()
         with autocast(self.engine):
             with lap("ViT"):
@@ -185,12 +188,12 @@ class Job:
             self.engine.optimizer.step()
         return clock
 
-    def peak(self, batch: dict[str, Any]) -> float:
+    def peak(self) -> float:
         """MB that a step takes at its highest, above what was there before it."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            self.step(batch)
+            self.step()
             return (torch.cuda.max_memory_allocated() - before) / 1e6
         ended, highest, before = threading.Event(), [0.0], resident()
 
@@ -200,7 +203,7 @@ class Job:
 
         thread = threading.Thread(target=watch)
         thread.start()
-        self.step(batch)
+        self.step()
         ended.set()
         thread.join()
         return max(highest) - before
@@ -226,6 +229,12 @@ def make_batch(args: argparse.Namespace, fields: tuple[str, ...]) -> tuple[dict[
         started = time.perf_counter()
         batch = torch.utils.data.default_collate([data[i] for i in range(args.batch)])
         return batch, 1e3 * (time.perf_counter() - started)
+
+
+def every_field(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with all fields asked, those that were not before without an answer."""
+    states = batch["states"].masked_fill(~batch["asked"], NULL)
+    return {**batch, "states": states, "asked": torch.ones_like(batch["asked"])}
 
 
 def matmul_rate(args: argparse.Namespace, n: int = 2048) -> float:

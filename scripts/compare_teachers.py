@@ -20,8 +20,9 @@ TEACHERS = {
     "no LM": ("none", {}),
     "slots and patches": ("tiny", {"pass_patches": True}),
     "slots, three words": ("tiny", {"choose_from": "states"}),
-    "slots, 3 of 5 layers": ("tiny", {"choose_from": "states", "teacher_layers": 3}),
-    "slots, 1 of 5 layers": ("tiny", {"choose_from": "states", "teacher_layers": 1}),
+    "short slots": ("tiny", {"layout": "short_slots"}),
+    "short slots, 3 of 5 layers": ("tiny", {"layout": "short_slots", "teacher_layers": 3}),
+    "short slots, 1 of 5 layers": ("tiny", {"layout": "short_slots", "teacher_layers": 1}),
     "phrases": ("tiny", {"layout": "phrases"}),
     "published": ("tiny", {"layout": "published", "pass_patches": True}),
 }

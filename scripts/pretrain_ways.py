@@ -2,12 +2,19 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-from vivid_monai.networks.teacher import FrozenLM, PhraseTeacher, PublishedTeacher, SlotTeacher, StateClassifier
+from vivid_monai.networks.teacher import (
+    FrozenLM,
+    PhraseTeacher,
+    PublishedTeacher,
+    ShortSlotTeacher,
+    SlotTeacher,
+    StateClassifier,
+)
 from vivid_monai.ums.label_space import load_label_space
 
 LMS = {  # hidden size, MLP width, layers, heads, key-value heads
@@ -18,19 +25,35 @@ LMS = {  # hidden size, MLP width, layers, heads, key-value heads
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def ways(lm: FrozenLM, fields: tuple[str, ...]) -> dict[str, tuple[Callable[[], Any], bool]]:
-    """Name → what makes its teacher, and whether the ViT's tokens are passed on besides SPD's embeddings."""
+class Way(NamedTuple):
+    """One way of pretraining.
+
+    Attributes:
+        teacher: makes the teacher.
+        patches: whether the ViT's tokens are passed on besides SPD's embeddings.
+        every_field: whether fields that are not asked stand in the answer too, as null, as in the published code.
+    """
+
+    teacher: Callable[[], Any]
+    patches: bool = False
+    every_field: bool = False
+
+
+def ways(lm: FrozenLM, fields: tuple[str, ...]) -> dict[str, Way]:
+    """The ways by name, the baseline first."""
     half = lm.model.config.num_hidden_layers // 2
     return {
-        "published": (lambda: PublishedTeacher(lm, fields), True),
-        "published, SPD only": (lambda: PublishedTeacher(lm, fields), False),
-        "slots + patches": (lambda: SlotTeacher(lm, fields), True),
-        "slots, schema not cached": (lambda: SlotTeacher(lm, fields, cache_schema=False), False),
-        "slots": (lambda: SlotTeacher(lm, fields), False),
-        "slots, three words": (lambda: SlotTeacher(lm, fields, choose_from="states"), False),
-        f"slots, three words, {half} layers": (lambda: SlotTeacher(cut(lm, half), fields, choose_from="states"), False),
-        "phrases": (lambda: PhraseTeacher(lm, fields), False),
-        "no LM": (lambda: StateClassifier(fields, 256), False),
+        "published": Way(lambda: PublishedTeacher(lm, fields), patches=True, every_field=True),
+        "published, asked fields": Way(lambda: PublishedTeacher(lm, fields), patches=True),
+        "published, asked fields, SPD only": Way(lambda: PublishedTeacher(lm, fields)),
+        "slots + patches": Way(lambda: SlotTeacher(lm, fields), patches=True),
+        "slots, schema not cached": Way(lambda: SlotTeacher(lm, fields, cache_schema=False)),
+        "slots": Way(lambda: SlotTeacher(lm, fields)),
+        "slots, three words": Way(lambda: SlotTeacher(lm, fields, choose_from="states")),
+        "short slots": Way(lambda: ShortSlotTeacher(lm, fields)),
+        f"short slots, {half} layers": Way(lambda: ShortSlotTeacher(cut(lm, half), fields)),
+        "phrases": Way(lambda: PhraseTeacher(lm, fields)),
+        "no LM": Way(lambda: StateClassifier(fields, 256)),
     }
 
 

@@ -7,12 +7,14 @@ from vivid_monai.networks.teacher.load import load_frozen_lm
 from vivid_monai.networks.teacher.none import StateClassifier
 from vivid_monai.networks.teacher.phrases import PhraseTeacher
 from vivid_monai.networks.teacher.published import PublishedTeacher
+from vivid_monai.networks.teacher.short_slots import ShortSlotTeacher
 from vivid_monai.networks.teacher.slots import SlotTeacher
 
 __all__ = [
     "FrozenLM",
     "PhraseTeacher",
     "PublishedTeacher",
+    "ShortSlotTeacher",
     "SlotTeacher",
     "StateClassifier",
     "Teacher",

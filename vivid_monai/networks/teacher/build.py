@@ -12,7 +12,10 @@ from vivid_monai.networks.teacher.load import load_frozen_lm
 from vivid_monai.networks.teacher.none import StateClassifier
 from vivid_monai.networks.teacher.phrases import PhraseTeacher
 from vivid_monai.networks.teacher.published import PublishedTeacher
+from vivid_monai.networks.teacher.short_slots import ShortSlotTeacher
 from vivid_monai.networks.teacher.slots import SlotTeacher
+
+LAYOUTS = ("slots", "short_slots", "published", "phrases")
 
 
 def build_teacher(
@@ -38,7 +41,8 @@ def build_teacher(
         kind: "lm" (a frozen causal LM), "random" (the same architecture with random weights) or "none" (no LM: a state
             classifier, trained).
         path: folder or hub name of the LM; None is the tiny teacher that comes with the package.
-        layout: "slots", "published", or "phrases" (the LM reads the possible answers once and is not kept).
+        layout: "slots", "short_slots", "published", or "phrases" (the LM reads the possible answers once and is not
+            kept).
         dtype, device, attn_implementation, layers: how the LM is held; see `load_frozen_lm`.
         seed: of the random weights of kind "random".
         padding_side: "left" or "right".
@@ -50,8 +54,8 @@ def build_teacher(
     """
     if kind not in ("lm", "random", "none"):
         raise VividError(f"teacher kind must be lm, random or none, got {kind!r}")
-    if layout not in ("slots", "published", "phrases"):
-        raise VividError(f"teacher layout must be slots, published or phrases, got {layout!r}")
+    if layout not in LAYOUTS:
+        raise VividError(f"teacher layout must be {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}, got {layout!r}")
     if kind == "none":
         return StateClassifier(fields, embed_dim)
     lm = load_frozen_lm(
@@ -67,4 +71,6 @@ def build_teacher(
         return PhraseTeacher(lm, fields)
     if layout == "published":
         return PublishedTeacher(lm, fields, padding_side=padding_side)
+    if layout == "short_slots":
+        return ShortSlotTeacher(lm, fields)
     return SlotTeacher(lm, fields, padding_side=padding_side, cache_schema=cache_schema, choose_from=choose_from)

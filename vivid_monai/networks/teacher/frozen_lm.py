@@ -111,14 +111,23 @@ class FrozenLM(nn.Module):
                     "pass fewer image embeddings, or take a model with a longer context"
                 )
 
-    def keys_values(self, ids: Sequence[int]) -> KeysValues:
-        """Keys and values of a text at positions 0, 1, …, without gradient."""
+    def keys_values(
+        self, ids: Sequence[int], *, positions: Tensor | None = None, allowed: Tensor | None = None
+    ) -> KeysValues:
+        """Keys and values of a text, without gradient.
+
+        Args:
+            ids: its tokens.
+            positions: int64 (len(ids),); None: 0, 1, …
+            allowed: bool (len(ids), len(ids)), who sees whom; None: all that come before.
+        """
         cache: Any = DynamicCache()
-        position_ids = torch.arange(len(ids), device=self.device)[None]
+        position_ids = (torch.arange(len(ids), device=self.device) if positions is None else positions)[None]
+        seen = torch.ones_like(position_ids) if allowed is None else additive(allowed[None, None], self.dtype)
         with torch.no_grad():
             self.model.base_model(
                 inputs_embeds=self.embed([ids]),
-                attention_mask=torch.ones_like(position_ids),
+                attention_mask=seen,
                 position_ids=position_ids,
                 past_key_values=cache,
                 use_cache=True,
