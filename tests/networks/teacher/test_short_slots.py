@@ -67,7 +67,8 @@ def test_log_probs_are_of_the_asked_fields_and_know_no_state(lm, embeddings):
     torch.testing.assert_close(-own, output.nll[scored].detach())
     others = teacher(embeddings, torch.full_like(STATES, NULL), ASKED)
     torch.testing.assert_close(others.log_probs, output.log_probs, equal_nan=True)
-    assert not others.count.any() and not others.nll.any()
+    assert not others.count.any()
+    assert not others.nll.any()
 
 
 def test_a_field_is_what_it_is_when_asked_alone(lm, embeddings):
@@ -90,7 +91,9 @@ def test_permuting_the_fields_permutes_the_losses(lm, embeddings):
 
 def test_nothing_asked_costs_nothing(lm, embeddings):
     output = ShortSlotTeacher(lm, FIELDS)(embeddings, STATES, torch.zeros_like(ASKED))
-    assert not output.nll.any() and not output.count.any() and output.log_probs.isnan().all()
+    assert not output.nll.any()
+    assert not output.count.any()
+    assert output.log_probs.isnan().all()
 
 
 def test_the_lm_computes_one_position_for_each_embedding_and_each_question(make_lm, embeddings):

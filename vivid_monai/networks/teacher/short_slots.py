@@ -17,8 +17,8 @@ class ShortSlotTeacher(Teacher):
     """Asks a frozen LM for the state of each asked field, with one position for each.
 
     The texts are those of :class:`~vivid_monai.networks.teacher.slots.SlotTeacher` in another order. For each field the
-    LM reads [BOS] schema text, `\\nEdema`, image embeddings, `:`, and chooses among the first tokens of the states. What
-    precedes the image is the same for all images: its keys and values are computed once. An image costs its
+    LM reads [BOS] schema text, `\\nEdema`, image embeddings, `:`, and chooses among the first tokens of the states.
+    What precedes the image is the same for all images: its keys and values are computed once. An image costs its
     embeddings, which see the schema alone and are shared by its fields, and one position for each field, which sees
     the schema, its own name, the image and itself. F' = F.
 
