@@ -8,6 +8,7 @@ from dicomweb_client.session_utils import create_session_from_user_pass
 from lib.agreement import Agreement, UncertaintyOfImages
 from lib.infer import FindingsInfer
 from lib.pacs import PacsStore
+from lib.requested import check
 from lib.rules import Rules
 from lib.scripts import load_answers
 from lib.store import FolderStore
@@ -85,6 +86,25 @@ class ChestXrayApp(MONAILabelApp):
             "agreement": Agreement(self.infer_task, self.answers.fields, self.weights),
             "uncertainty": UncertaintyOfImages(self.uncertainty),
         }
+
+    def bundle_path(self, model: Any) -> None:
+        """None: training here is not MONAI Label's own of a bundle. (Its look-up fails where the name is a list.)"""
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        check(request, "model", self._infers)
+        return super().infer(request, datastore)
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        check(request, "model", self._trainers)
+        return super().train(request)
+
+    def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        check(request, "method", self._scoring_methods)
+        return super().scoring(request, datastore)
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        check(request, "strategy", self._strategies)
+        return super().next_sample(request)
 
     def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
         """The record that was stored goes into the response."""

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -48,9 +48,10 @@ class Client:
             "POST", f"/infer/{self.model}", {"output": "json"}, _file("file", path.name, path.read_bytes())
         )
 
-    def store(self, image: str, said: Any, *, tag: str = "final") -> Any:
+    def store(self, image: str, said: Any, *, tag: str = "final", params: bytes = b"{}") -> Any:
         text = said if isinstance(said, bytes) else json.dumps(said).encode()
-        return self._send("PUT", "/datastore/label", {"image": image, "tag": tag}, _file("label", "said.json", text))
+        content = _file("label", "said.json", text, {"params": params})
+        return self._send("PUT", "/datastore/label", {"image": image, "tag": tag}, content)
 
     def next(self) -> Any:
         return self.post("/activelearning/least_sure", {})
@@ -130,8 +131,12 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def _file(name: str, filename: str, content: bytes) -> tuple[bytes, str]:
-    """One file as multipart/form-data (RFC 7578)."""
-    line = uuid.uuid4().hex
-    head = f'--{line}\r\nContent-Disposition: form-data; name="{name}"; filename="{filename}"\r\n\r\n'
-    return head.encode() + content + f"\r\n--{line}--\r\n".encode(), f"multipart/form-data; boundary={line}"
+def _file(name: str, filename: str, content: bytes, fields: Mapping[str, bytes] | None = None) -> tuple[bytes, str]:
+    """One file, and fields beside it, as multipart/form-data (RFC 7578)."""
+    line, parts = uuid.uuid4().hex, {f'"{field}"': text for field, text in (fields or {}).items()}
+    parts[f'"{name}"; filename="{filename}"'] = content
+    body = b"".join(
+        f"--{line}\r\nContent-Disposition: form-data; name={head}\r\n\r\n".encode() + text + b"\r\n"
+        for head, text in parts.items()
+    )
+    return body + f"--{line}--\r\n".encode(), f"multipart/form-data; boundary={line}"

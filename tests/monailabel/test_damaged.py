@@ -11,7 +11,7 @@ from tests.monailabel.server import Refused, serve
 
 pytestmark = pytest.mark.monailabel
 
-N = 40  # damaged files of each kind
+N = 50  # damaged files of each kind
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,32 @@ def test_damaged_images_are_answered_or_refused_in_one_line(server, images, dama
         np.testing.assert_array_equal(said(server.infer_file(path)), before[suffix])
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b'"text"', b"null", b'{"max_epochs": "many"}'])
+BODIES = [
+    b"",
+    b"{",
+    b"[]",
+    b"\xff\xfe",
+    b'"text"',
+    b"null",
+    b"[" * 100_000,
+    b'{"max_epochs": "many"}',
+    b'{"max_epochs": 1e999}',
+    b'{"max_epochs": {}}',
+    b'{"learning_rate": Infinity}',
+    b'{"learning_rate": NaN}',
+    b'{"batch_size": -1}',
+    b'{"val_split": []}',
+    b'{"max_epochs": "\\ud800"}',
+    b'{"model": "another"}',
+    b'{"model": []}',
+    b'{"model": null}',
+    b'{"method": {}, "strategy": {}}',
+    b'{"client_id": "\\ud800"}',
+    b'{"method": "another", "strategy": "another"}',
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_damaged_requests_are_refused_or_harmless(server, images, body):
     before = said(server.infer_file(images[".png"]))
     for path in (f"/train/{server.model}", "/activelearning/least_sure", "/scoring/uncertainty"):
@@ -80,15 +105,45 @@ def test_damaged_requests_are_refused_or_harmless(server, images, body):
             server._send("POST", path, {"run_sync": "true"}, (body, "application/json"))
         except Refused as refused:
             harmless(refused)
+        else:
+            assert "train" not in path, "there are no findings to train on"
     np.testing.assert_array_equal(said(server.infer_file(images[".png"])), before)
 
 
-@pytest.mark.parametrize(
-    "said_by_reader",
-    [b"", b"{", b"[]", b"\xff\xfe", b'{"findings": []}', b'{"findings": {"Edema": 1}}', b'{"findings": {"Edema": {}}}'],
-)
+FINDINGS = [
+    b"",
+    b"{",
+    b"[]",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"findings": []}',
+    b'{"findings": {"Edema": 1}}',
+    b'{"findings": {"Edema": {}}}',
+    b'{"findings": {"Edema": NaN}}',
+    b'{"findings": {"Edema": "pres\\nent"}}',
+    b'{"findings": {"\\ud800": "present"}}',
+    b'{"findings": {"Edema": "\\ud800"}}',
+    b'{"findings": {"Edema": "present"}, "reader": "\\ud800"}',
+    b'{"findings": {"Edema": "present"}, "reader": 1}',
+    b'{"findings": {"Edema": "present"}, "\\ud800": 1}',
+    b'{"findings": {"Edema": "present", "Edema": "absent"}}',
+    b'{"\\ud800": 1, "\\ud800": 2}',
+]
+
+
+@pytest.mark.parametrize("said_by_reader", FINDINGS, ids=range(len(FINDINGS)))
 def test_damaged_findings_are_refused_in_one_line(server, said_by_reader):
     image = next(iter(server.get("/datastore/", output="all")["objects"]))
     with pytest.raises(Refused) as refused:
         server.store(image, said_by_reader)
     one_line(refused.value)
+    assert server.get("/datastore/")["completed"] == 0
+
+
+def test_what_no_response_could_hold_is_not_stored_beside_findings(server):
+    image = next(iter(server.get("/datastore/", output="all")["objects"]))
+    with pytest.raises(Refused) as refused:
+        server.store(image, {"findings": {"Edema": "present"}}, params=b'{"comment": "\\ud800"}')
+    one_line(refused.value)
+    assert server.get("/datastore/")["completed"] == 0
+    assert image in server.get("/datastore/", output="all")["objects"]

@@ -85,6 +85,7 @@ def _object(text: str | bytes) -> dict[str, Any]:
 
     try:
         said = json.loads(text, object_pairs_hook=once)
+        json.dumps(said, ensure_ascii=False).encode()  # half of a surrogate pair cannot be stored
     except (ValueError, RecursionError) as error:
         raise _refused(f"not JSON: {error}") from error
     if not isinstance(said, dict):
@@ -93,4 +94,5 @@ def _object(text: str | bytes) -> dict[str, Any]:
 
 
 def _refused(reason: str) -> HTTPException:
-    return HTTPException(422, f"not stored: {' '.join(reason.split())}")
+    sayable = reason.encode(errors="backslashreplace").decode()  # half of a surrogate pair is quoted as it was sent
+    return HTTPException(422, f"not stored: {' '.join(sayable.split())}")

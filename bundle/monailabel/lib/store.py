@@ -11,6 +11,7 @@ from fastapi import HTTPException
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 
+from lib.requested import check_text
 from lib.rules import Rules
 
 FINAL = DefaultLabelTag.FINAL.value
@@ -63,6 +64,7 @@ class FolderStore(LocalDatastore):
         """
         if label_tag != FINAL:
             raise HTTPException(422, f"not stored: findings have the tag {FINAL}, not {label_tag!r}")
+        check_text(label_info)
         image = Path(self.get_image_uri(image_id)).name
         record = self.rules.record(image, Path(label_filename).read_bytes())
         if (old := self._record(image_id)).is_file():
@@ -73,6 +75,18 @@ class FolderStore(LocalDatastore):
             written = Path(folder) / "findings.json"
             written.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
             return super().save_label(image_id, str(written), label_tag, label_info)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        check_text(image_info)
+        return super().add_image(image_id, image_filename, image_info)
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        check_text(info)
+        super().update_image_info(image_id, info)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        check_text(info)
+        super().update_label_info(label_id, label_tag, info)
 
     def _record(self, image_id: str) -> Path:
         return Path(self._datastore.label_path(FINAL)) / f"{image_id}.json"

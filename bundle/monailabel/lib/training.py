@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -162,8 +163,8 @@ def _group(path: Path) -> str:
 def _number(name: str, value: Any, kind: type) -> Any:
     try:
         number = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = 0
-    if not number > 0 or (name == "val_split" and number >= 1):
+    if not 0 < number < math.inf or (name == "val_split" and number >= 1):
         raise HTTPException(422, f"not trained: {name} is {value!r}")
     return number
