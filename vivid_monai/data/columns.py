@@ -66,18 +66,19 @@ def conform(table: pa.Table, fields: Sequence[str]) -> pa.Table:
         VividError: a required column is absent, holds a null, or cannot be cast.
     """
     schema = manifest_schema(fields)
-    columns = []
-    for field in schema:
-        if field.name not in table.column_names:
-            if not field.nullable:
-                raise VividError(f"the manifest has no column {field.name!r}, which it needs")
-            columns.append(pa.nulls(table.num_rows, field.type))
-            continue
-        column = table[field.name]
-        if not field.nullable and column.null_count:
-            raise VividError(f"the manifest's column {field.name!r} has {column.null_count} empty cell(s)")
-        columns.append(_cast(column, field))
-    return pa.table(columns, schema=schema)
+    return pa.table([conform_column(table, field) for field in schema], schema=schema)
+
+
+def conform_column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    """One column of the manifest's schema, as :func:`conform` makes it of a table."""
+    if field.name not in table.column_names:
+        if not field.nullable:
+            raise VividError(f"the manifest has no column {field.name!r}, which it needs")
+        return pa.chunked_array([pa.nulls(table.num_rows, field.type)])
+    column = table[field.name]
+    if not field.nullable and column.null_count:
+        raise VividError(f"the manifest's column {field.name!r} has {column.null_count} empty cell(s)")
+    return _cast(column, field)
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:

@@ -1,8 +1,8 @@
 """The manifest: one row for each image, with its states, its patient and its split, in one Parquet file."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,15 +12,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from vivid_monai.data.arrow_file import ArrowFile
+from vivid_monai.data.checks import check_rows
 from vivid_monai.data.columns import FINDING, conform, manifest_schema, state_columns
+from vivid_monai.data.items import Items
 from vivid_monai.data.label_spaces import LabelSpaceSource, open_label_space, stored_label_space
+from vivid_monai.data.mapped import MAPPED_FROM, arrow_file_of, mapped_rows, mapped_split
 from vivid_monai.data.records import record_of, row_of
 from vivid_monai.data.splits import SPLITS, SplitRule, assert_disjoint
 from vivid_monai.errors import VividError
 from vivid_monai.files import whole_file
 from vivid_monai.ums.label_space import LabelSpace
 from vivid_monai.ums.record import Record
-from vivid_monai.ums.states import ABSENT, NULL, PRESENT
+from vivid_monai.ums.states import ABSENT, PRESENT
 
 MANIFEST_VERSION = "1.0"
 _METADATA_KEY = b"vivid_monai"
@@ -55,33 +59,19 @@ class Manifest:
         splits: dict[str, Any] | None = None,
         sources: Sequence[dict[str, Any]] = (),
         card: dict[str, Any] | None = None,
+        _checked: bool = False,
     ) -> None:
         self.path: Path | None = None
+        self._file: ArrowFile | None = None
         self._stored_space = stored_label_space(label_space)
         self.label_space: LabelSpace = open_label_space(self._stored_space)
         self.image_root = Path(image_root)
         self.splits = dict(splits or {})
         self.sources = list(sources)
         self.card = dict(card or {})
-        self.table: pa.Table = conform(table, self.fields).unify_dictionaries()
-        self._check()
-
-    def _check(self) -> None:
-        if not len(self):
-            raise VividError("the manifest has no rows")
-        unknown = set(pc.unique(self.table["split"]).to_pylist()) - set(SPLITS)
-        if unknown:
-            raise VividError(f"the manifest has a split {sorted(unknown)[0]!r}; splits are {', '.join(SPLITS)}")
-        if pc.count_distinct(self.table["id"]).as_py() < len(self):
-            twice = next(pair["values"] for pair in pc.value_counts(self.table["id"]).to_pylist() if pair["counts"] > 1)
-            raise VividError(f"the manifest has the id {twice!r} on more than one row")
-        for field, column in zip(self.fields, state_columns(self.fields), strict=True):
-            lowest, highest = pc.min_max(self.table[column]).as_py().values()
-            if lowest < NULL or highest > 2:
-                raise VividError(
-                    f"the manifest's field {field!r} holds {lowest} to {highest}; states are −1, 0, 1 and 2"
-                )
-        self.assert_patient_disjoint()
+        self.table: pa.Table = table if _checked else conform(table, self.fields).unify_dictionaries()
+        if not _checked:
+            check_rows(self.table, self.fields)
 
     def assert_patient_disjoint(self) -> None:
         """Raise a SplitError that names patients where one is in more than one split."""
@@ -107,31 +97,33 @@ class Manifest:
         """
         path = Path(path)
         try:
-            table = pq.read_table(path, memory_map=True)
+            arrow = arrow_file_of(path)  # before it is opened: what replaces it meanwhile has another key
+            with pq.ParquetFile(path, memory_map=True) as file:
+                return cls._read(file, path, arrow, image_root)
         except (OSError, pa.ArrowException) as error:
             raise VividError(f"{path}: not a readable Parquet file: {error}") from error
-        raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+
+    @classmethod
+    def _read(cls, file: pq.ParquetFile, path: Path, arrow: ArrowFile, image_root: Path | str | None) -> Self:
+        raw = (file.schema_arrow.metadata or {}).get(_METADATA_KEY)
         if raw is None:
             raise VividError(f"{path}: Parquet, but not a manifest: make one with `vivid prepare`")
         meta = json.loads(raw)
-        version = meta.get("manifest_version")
+        version = meta.pop("manifest_version", None)
         if version != MANIFEST_VERSION:
             raise VividError(
                 f"{path}: manifest version {version!r}, this package reads {MANIFEST_VERSION!r}: prepare it again"
             )
-        root = path.parent / meta["image_root"] if image_root is None else Path(image_root)
+        meta["image_root"] = path.parent / meta["image_root"] if image_root is None else Path(image_root)
+        mapped = None
         try:
-            manifest = cls(
-                table,
-                label_space=meta["label_space"],
-                image_root=root,
-                splits=meta["splits"],
-                sources=meta["sources"],
-                card=meta["card"],
-            )
+            if file.metadata.num_rows >= MAPPED_FROM:
+                fields = open_label_space(meta["label_space"]).fields
+                mapped = mapped_rows(file, fields, arrow)
+            manifest = cls(file.read() if mapped is None else mapped, **meta, _checked=mapped is not None)
         except VividError as error:
             raise type(error)(f"{path}: {error}") from error
-        manifest.path = path
+        manifest.path, manifest._file = path, None if mapped is None else arrow
         return manifest
 
     def save(self, path: Path | str) -> Path:
@@ -175,13 +167,17 @@ class Manifest:
 
     def select(self, split: str) -> Self:
         """The rows of one split ("train", "val", "test"). Where it has none, a VividError tells which there are."""
-        rows = self.table.filter(pc.equal(self.table["split"], split))
-        if not rows.num_rows:
-            counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(self.table["split"]).to_pylist()}
+        counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(self.table["split"]).to_pylist()}
+        if split not in counts:
             there = ", ".join(f"{name} ({counts[name]} images)" for name in SPLITS if name in counts)
             raise VividError(f"split {split!r} is empty; the manifest has {there}")
-        part = object.__new__(type(self))
-        part.__dict__ = {**self.__dict__, "table": rows}
+        part = copy(self)
+        if len(counts) == 1:
+            return part
+        if self._file is not None and (mapped := mapped_split(self.table, split, self._file)) is not None:
+            part.table, part._file = mapped
+        else:
+            part.table, part._file = self.table.filter(pc.equal(self.table["split"], split)), None
         return part
 
     def states(self, fields: Sequence[str] | None = None) -> np.ndarray:
@@ -202,28 +198,23 @@ class Manifest:
         Raises:
             VividError: there is no such field.
         """
-        states = (self if split is None else self.select(split)).states()
-        enough = ((states == PRESENT).sum(0) >= min_present) & ((states == ABSENT).sum(0) >= min_absent)
+        part = self if split is None else self.select(split)
+        columns = [part.table[name].to_numpy() for name in state_columns(self.fields)]
+        present, absent = (np.array([np.sum(column == state) for column in columns]) for state in (PRESENT, ABSENT))
+        enough = (present >= min_present) & (absent >= min_absent)
         if not enough.any():
-            counts = zip(self.fields, (states == PRESENT).sum(0), (states == ABSENT).sum(0), strict=True)
-            most = "; ".join(f"{field}: {present} and {absent}" for field, present, absent in counts)
+            counts = zip(self.fields, present, absent, strict=True)
+            most = "; ".join(f"{field}: {n_present} and {n_absent}" for field, n_present, n_absent in counts)
             raise VividError(
                 f"no field is present at least {min_present} and absent at least {min_absent} times ({most}); lower "
                 "the minimum (--min_positives) or prepare more data"
             )
         return [field for field, kept in zip(self.fields, enough, strict=True) if kept]
 
-    def items(self, fields: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    def items(self, fields: Sequence[str] | None = None) -> Items:
         """For data sets: image (absolute path), states int64 (F,), id, patient_id and, where there is one, slice."""
-        root = str(self.image_root.absolute())
-        states = self.states(fields).astype(np.int64)
-        names = ("image", "id", "patient_id", "slice")
-        cells = zip(*(self.table[name].to_pylist() for name in names), states, strict=True)
-        return [
-            {"image": os.path.join(root, image), "states": row, "id": key, "patient_id": patient}
-            | ({} if place is None else {"slice": place})
-            for image, key, patient, place, row in cells
-        ]
+        columns = state_columns(self._canonical(self.fields if fields is None else fields))
+        return Items(self.table, columns, root=str(self.image_root.absolute()), file=self._file)
 
     def _canonical(self, fields: Sequence[str]) -> list[str]:
         return [self.label_space.resolve(name) for name in fields]

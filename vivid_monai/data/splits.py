@@ -61,15 +61,15 @@ class SplitRule:
             dictionary<int8, string> of the same length.
         """
         codes, ids = encode(patients)
-        split_of_patient = np.array([SPLITS.index(self.of(p)) for p in ids], dtype=np.int8)
+        split_of_patient = np.array([SPLITS.index(self.of(p)) for p in ids.to_pylist()], dtype=np.int8)
         return pa.DictionaryArray.from_arrays(pa.array(split_of_patient[codes]), pa.array(SPLITS))
 
     def to_dict(self) -> dict:
         return asdict(self)
 
 
-def encode(patients: pa.ChunkedArray | pa.Array | Iterable[str]) -> tuple[np.ndarray, list[str]]:
-    """Codes int32 (N,) and the distinct ids they index."""
+def encode(patients: pa.ChunkedArray | pa.Array | Iterable[str]) -> tuple[np.ndarray, pa.Array]:
+    """Codes int32 (N,) and the distinct ids they index, as strings of Arrow: millions of Python's take a gigabyte."""
     if not isinstance(patients, pa.ChunkedArray | pa.Array):
         patients = pa.array(patients, pa.string())
     if isinstance(patients, pa.ChunkedArray):
@@ -78,7 +78,7 @@ def encode(patients: pa.ChunkedArray | pa.Array | Iterable[str]) -> tuple[np.nda
         patients = patients.dictionary_encode()
     if patients.null_count:
         raise SplitError(f"{patients.null_count} rows have no patient id: they cannot be split by patient")
-    return patients.indices.to_numpy(zero_copy_only=False), patients.dictionary.to_pylist()
+    return patients.indices.to_numpy(zero_copy_only=False), patients.dictionary
 
 
 def overlapping_patients(
@@ -93,7 +93,7 @@ def overlapping_patients(
     shared = np.isin(owners, owners[1:][owners[1:] == owners[:-1]])
     found: dict[str, list[str]] = {}
     for pair in pairs[shared]:
-        found.setdefault(ids[pair // len(names)], []).append(names[pair % len(names)])
+        found.setdefault(ids[pair // len(names)].as_py(), []).append(names[pair % len(names)].as_py())
     return found
 
 

@@ -1,0 +1,91 @@
+"""Rows of a manifest as the dicts that data sets take, each made when it is asked for."""
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+
+from vivid_monai.data.arrow_file import ArrowFile
+from vivid_monai.errors import VividError
+
+_WORDS = ("image", "id", "patient_id", "slice")
+_CHUNK = 4096
+
+
+class Items(Sequence[dict[str, Any]]):
+    """Dicts of image (path), states (int64 (F,)), id, patient_id and, where there is one, slice.
+
+    A slice of it is of the same kind and copies nothing. Where the table is an :class:`ArrowFile`, a pickle holds the
+    file's name alone, so worker processes share one table.
+
+    Args:
+        table: columns of `manifest_schema`.
+        states: the names of the state columns, in order.
+        root: what relative image paths start from.
+        file: the file that the table is mapped from; None: it is in memory.
+
+    Raises:
+        VividError: when unpickled: the file has changed since.
+    """
+
+    def __init__(self, table: pa.Table, states: Sequence[str], *, root: str, file: ArrowFile | None = None) -> None:
+        self._states, self._root, self._file = list(states), root, file
+        self._rows = range(table.num_rows)
+        self._hold(table)
+
+    def _hold(self, table: pa.Table) -> None:
+        self._table = table.select(list(dict.fromkeys([*_WORDS, *self._states])))
+        batches = self._table.to_batches()
+        self._ends = list(accumulate(len(batch) for batch in batches))
+        self._words = [[batch.column(name) for name in _WORDS] for batch in batches]
+        self._codes = [[batch.column(name).to_numpy() for name in self._states] for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Items": ...
+
+    def __getitem__(self, index: int | slice) -> "dict[str, Any] | Items":
+        if isinstance(index, slice):
+            part = object.__new__(type(self))
+            part.__dict__ = {**self.__dict__, "_rows": self._rows[index]}
+            return part
+        row = self._rows[index]
+        batch = bisect_right(self._ends, row)
+        row -= self._ends[batch]  # from the batch's end, which Arrow and NumPy count from as well
+        image, key, patient, place = (column[row].as_py() for column in self._words[batch])
+        states = np.array([column[row] for column in self._codes[batch]], np.int64)
+        return self._item(image, key, patient, place, states)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._rows.step != 1:
+            yield from (self[index] for index in range(len(self)))
+            return
+        for batch in self._table.slice(self._rows.start, len(self)).to_batches(max_chunksize=_CHUNK):
+            states = np.empty((len(batch), len(self._states)), np.int64)
+            for position, name in enumerate(self._states):
+                states[:, position] = batch.column(name).to_numpy()
+            yield from map(self._item, *(batch.column(name).to_pylist() for name in _WORDS), states)
+
+    def _item(self, image: str, key: str, patient: str, place: int | None, states: np.ndarray) -> dict[str, Any]:
+        item = {"image": os.path.join(self._root, image), "states": states, "id": key, "patient_id": patient}
+        return item if place is None else item | {"slice": place}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {"_states": self._states, "_root": self._root, "_file": self._file, "_rows": self._rows}
+        return state if self._file is not None else state | {"_table": self._table}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        table: pa.Table | None = state.get("_table")
+        if self._file is not None and (table := self._file.open()) is None:
+            raise VividError(f"{self._file.path}: has changed or gone since it was opened; load the manifest again")
+        self._hold(table)
