@@ -119,7 +119,7 @@ def score(
 def timed_steps(encoder: Encoder, manifest: Manifest, fields: list[str], steps: int, device: str) -> float:
     """Seconds of that many steps of the published protocol on images: frozen network, head, AdamW."""
     some = manifest.select("train").items(fields)[: steps * BATCH]  # no more than the steps can show need to be decoded
-    images = ImageDataset(some, encoder.preprocess.transform(), cache=True)
+    images = ImageDataset(some, encoder.preprocess, cache=True)
     head = torch.nn.Linear(encoder.dim, len(fields)).to(device)
     optimiser = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
     batches = iter(image_loader(images, BATCH, seed=0))

@@ -55,7 +55,7 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
     # The head of the shipped network says what the table of predictions says.
     items = ImageDataset(
         Manifest.load(phantoms / "manifest.parquet").select("test").items(results.fields),
-        Preprocess.from_dict(metadata["preprocess"]).transform(),
+        Preprocess.from_dict(metadata["preprocess"]),
     )
     with torch.no_grad():
         shipped = torch.sigmoid(network.eval()(torch.stack([item["image"] for item in items])))

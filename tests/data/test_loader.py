@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from vivid_monai.data.augmentation import RandomAugmentation
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import image_loader, ordered_loader
 from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.data.questions import FieldSampler
-from vivid_monai.data.transforms import train_transform
 from vivid_monai.errors import VividError
 
 PREPROCESS = Preprocess(size=32)
@@ -26,32 +26,38 @@ def make(folder: Path, *, n: int = 7, broken: tuple[int, ...] = (), random: bool
         if index in broken:
             path.write_bytes(path.read_bytes()[:60])
         rows.append({"image": str(path), "states": np.array([0, 1, -1, 2]), "id": str(index), "patient_id": "p"})
-    transform = train_transform(PREPROCESS) if random else PREPROCESS.transform()
-    return ImageDataset(rows, transform, questions=FieldSampler("ABCD", n=(1, 3), rare="D") if random else None)
+    if not random:
+        return ImageDataset(rows, PREPROCESS)
+    questions = FieldSampler("ABCD", n=(1, 3), rare="D")
+    return ImageDataset(rows, PREPROCESS, augmentation=RandomAugmentation(PREPROCESS), questions=questions)
 
 
 def assert_same(one: list[dict], other: list[dict]) -> None:
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):
         assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in ("image", "states", "asked"))
+        assert all(torch.equal(a[key], b[key]) for key in ("image", "drawn", "states", "asked"))
         assert all(a[key] == b[key] for key in ("id", "patient_id", "skipped"))
 
 
 def test_a_batch_has_what_the_contract_says(tmp_path: Path) -> None:
     batch = next(iter(image_loader(make(tmp_path), 4, seed=0)))
-    assert (batch["image"].dtype, batch["image"].shape) == (torch.float32, (4, 1, 32, 32))
+    assert (batch["image"].dtype, batch["image"].shape) == (torch.uint8, (4, 1, 32, 32))
+    assert (batch["drawn"].dtype, batch["drawn"].shape) == (torch.float32, (4, 8))
     assert (batch["states"].dtype, batch["states"].shape) == (torch.int64, (4, 4))
     assert (batch["asked"].dtype, batch["asked"].shape) == (torch.bool, (4, 4))
     assert len(batch["id"]) == len(batch["patient_id"]) == 4
     assert batch["skipped"] == []
+    batch = next(iter(ordered_loader(make(tmp_path, random=False), 4)))
+    assert (batch["image"].dtype, batch["image"].shape) == (torch.float32, (4, 1, 32, 32))
+    assert "drawn" not in batch
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
     dataset = make(tmp_path, broken=(3,))
     alone = list(islice(image_loader(dataset, 4, seed=5), 5))
     assert_same(alone, list(islice(image_loader(dataset, 4, seed=5, num_workers=2), 5)))
-    assert not torch.equal(alone[0]["image"][0], alone[1]["image"][0])
+    assert not torch.equal(alone[0]["drawn"], alone[1]["drawn"])
 
 
 def test_a_loader_resumes_at_any_step(tmp_path: Path) -> None:
@@ -68,7 +74,7 @@ def test_ranks_together_see_the_global_batch(tmp_path: Path) -> None:
     whole = list(islice(image_loader(dataset, 4, seed=5), 4))
     shares = [list(islice(image_loader(dataset, 4, seed=5, rank=rank, world_size=2), 4)) for rank in (0, 1)]
     for batch, one, other in zip(whole, *shares, strict=True):
-        for key in ("image", "states", "asked"):
+        for key in ("image", "drawn", "states", "asked"):
             assert torch.equal(batch[key], torch.cat([one[key], other[key]]))
 
 

@@ -20,12 +20,14 @@ from tests.deploy.conftest import NAME
 from tests.deploy.formats.recipes import recipes
 from tests.deploy.made_dicom import dicom
 from vivid_monai.cli import main
+from vivid_monai.data.augmentation import Augment, RandomAugmentation
 from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.data.loader import collate
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.preprocess import Preprocess
-from vivid_monai.data.transforms import Augment, train_transform
 from vivid_monai.deploy.bundle.build import build_bundle
 from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
+from vivid_monai.engines.augmented_batch import AugmentedBatch
 from vivid_monai.evaluation.encoders import load_encoder
 from vivid_monai.evaluation.features import FeatureStore
 
@@ -76,8 +78,10 @@ def expected(finished, run, images, tmp_path_factory) -> np.ndarray:
 def by_training(finished, images: list[Path], folder: Path) -> Tensor:
     still = Augment(rotate=0, translate=0, scale=0, brightness=0, contrast=0)
     rows = [{"image": path, "states": [1], "id": path.name, "patient_id": ""} for path in images]
-    data = ImageDataset(rows, train_transform(finished.preprocess, still), cache=True)
-    return finished.classifier(torch.stack([data[i]["image"] for i in range(len(data))]))
+    augmentation = RandomAugmentation(finished.preprocess, still)
+    data = ImageDataset(rows, finished.preprocess, augmentation=augmentation, cache=True)
+    image, _ = AugmentedBatch(augmentation)(collate([data[i] for i in range(len(data))]))
+    return finished.classifier(image)
 
 
 def by_torchscript(bundle: Path, images: list[Path], folder: Path) -> Tensor:

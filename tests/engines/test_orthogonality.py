@@ -22,7 +22,7 @@ from .test_step import make_engine
 def loader(tmp_path_factory):
     manifest = Manifest.load(prepare(tmp_path_factory.mktemp("data") / "phantoms", n=60, seed=1, size=32))
     items = manifest.select("train").items(manifest.fields)
-    return manifest.fields, image_loader(ImageDataset(items, Preprocess(size=32).transform(), cache=True), 8, seed=0)
+    return manifest.fields, image_loader(ImageDataset(items, Preprocess(size=32), cache=True), 8, seed=0)
 
 
 def overlap_after_training(loader, weight: float) -> float:

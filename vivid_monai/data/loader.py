@@ -17,14 +17,16 @@ def collate(items: Sequence[dict[str, Any] | Skipped]) -> dict[str, Any]:
 
     Returns:
         ``{"image": float32 (B, C, H, W), "states": int64 (B, F), "asked": bool (B, F), "id": list of B str,
-        "patient_id": list of B str, "skipped": list of Skipped}``, where B counts the images that could be read.
-        Where none could, only ``"skipped"``.
+        "patient_id": list of B str, "skipped": list of Skipped}``, where B counts the images that could be read; of
+        items to be augmented, ``"image"`` is uint8 and ``"drawn"``, float32 (B, 8), comes with it. Where no image
+        could be read, only ``"skipped"``.
     """
     good = [item for item in items if not isinstance(item, Skipped)]
     batch: dict[str, Any] = {"skipped": [item for item in items if isinstance(item, Skipped)]}
     if good:
-        batch |= {key: torch.stack([item[key] for item in good]) for key in ("image", "states", "asked")}
-        batch |= {key: [item[key] for item in good] for key in ("id", "patient_id")}
+        for key, first in good[0].items():
+            values = [item[key] for item in good]
+            batch[key] = torch.stack(values) if isinstance(first, torch.Tensor) else values
     return batch
 
 

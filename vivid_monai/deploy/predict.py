@@ -145,7 +145,7 @@ class _Checked(ImageDataset):
     """Images as tensors, :class:`Skipped`, or the objection to answering them as words."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], model: BundleModel) -> None:
-        super().__init__(rows, model.preprocess.transform())
+        super().__init__(rows, model.preprocess)
         self.views = model.views
 
     def __getitem__(self, index: Any) -> Any:

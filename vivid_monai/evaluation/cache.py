@@ -1,20 +1,17 @@
 """Features on disk: computed once, found again only for exactly what they were computed from, whole or not at all."""
 
-import hashlib
 import json
 import shutil
-import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from vivid_monai.entries import disk_errors, entry_name, made_by_one, tell
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.sinks import FEATURES, RECORD, Extracted, PartialEntry, disk_errors, load_record
+from vivid_monai.evaluation.sinks import FEATURES, OPTION, RECORD, Extracted, PartialEntry, load_record
 
 FORMAT = 1
 
@@ -48,26 +45,26 @@ class FeatureCache:
             VividError: the folder cannot be written, the disk is full; as ``fill``.
         """
         key = json.loads(json.dumps({"format": FORMAT, **key}))
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        entry = self.root / name
+        entry = self.root / entry_name(key)
         try:
             found = _read(entry, key, images, dim)
         except _Damaged:
             found = None
         if found is not None:
             return found
-        with self._lock(name, title):
+        waiting = f"{title}: another process is extracting these features; waiting for it"
+        with made_by_one(entry, waiting, option=OPTION):
             try:
                 found = _read(entry, key, images, dim)
             except _Damaged as damage:
-                _tell(f"{title}: the cache entry {entry} is damaged ({damage}); it is made again")
-                with disk_errors(entry):
+                tell(f"{title}: the cache entry {entry} is damaged ({damage}); it is made again")
+                with disk_errors(entry, option=OPTION):
                     shutil.rmtree(entry)
             if found is not None:
                 return found
-            part = PartialEntry(self.root / f"{name}.part", key, dim)
+            part = PartialEntry(entry.with_name(f"{entry.name}.part"), key, dim)
             if part.images:
-                _tell(f"{title}: going on after {part.images} of {images} images")
+                tell(f"{title}: going on after {part.images} of {images} images")
             fill(part)
             part.finish(entry)
             made = _read(entry, key, images, dim)
@@ -85,21 +82,6 @@ class FeatureCache:
             "unfinished": unfinished,
             "bytes": sum(file.stat().st_size for path in folders for file in path.iterdir()),
         }
-
-    @contextmanager
-    def _lock(self, name: str, title: str) -> Iterator[None]:
-        with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / f"{name}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                _tell(f"{title}: another process is extracting these features; waiting for it")
-                lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
 
 
 class _Damaged(Exception):
@@ -119,7 +101,3 @@ def _read(entry: Path, key: Mapping[str, Any], images: int, dim: int) -> Extract
     if x.shape != (record["rows"], dim) or x.dtype != np.float32 or zlib.crc32(x) != record["crc32"]:
         raise _Damaged("the features are not those that were written")
     return Extracted(x, tuple(record["missing"]), tuple((path, reason) for path, reason in record["skipped"]), entry)
-
-
-def _tell(message: str) -> None:
-    print(message.removeprefix(": "), file=sys.stderr)

@@ -1,7 +1,7 @@
 """A few test images with the attention maps of SPD's groups, chosen by a hash so that nobody can pick the nice ones."""
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, zip_longest
@@ -127,7 +127,6 @@ def _read(
 ) -> tuple[list[np.ndarray], list[torch.Tensor], list[str]]:
     """The first n readable images: as bytes, as the network's input, and their ids."""
     preprocess = encoder.preprocess
-    to_bytes = Compose(preprocess.to_bytes())
     to_input = Compose([*preprocess.to_unit(), *preprocess.to_normal()])
     images: list[np.ndarray] = []
     inputs: list[torch.Tensor] = []
@@ -135,10 +134,9 @@ def _read(
     for item in items:
         if len(ids) == n:
             break
-        read: Mapping[str, Any] | Skipped = ImageDataset([item], to_bytes)[0]
-        if isinstance(read, Skipped):
+        pixels = ImageDataset([item], preprocess).pixels(0)
+        if isinstance(pixels, Skipped):
             continue
-        pixels = read["image"]
         with plain_tensors():
             inputs.append(to_input({"image": pixels})["image"])
         images.append(pixels[preprocess.slices // 2].numpy())

@@ -6,9 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from tqdm import tqdm
 
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
+from vivid_monai.entries import versions
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.cache import FeatureCache
 from vivid_monai.evaluation.extraction import extract
@@ -66,7 +65,8 @@ class FeatureStore:
         batch_size: images to a forward pass.
         num_workers: processes that read images.
         device: where the encoder runs.
-        keep_images: keep decoded images in memory for the next encoder with the same preprocessing.
+        keep_images: keep decoded images for the next encoder with the same preprocessing, as the `cache` of
+            :class:`~vivid_monai.data.dataset.ImageDataset`: in memory or in a folder.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class FeatureStore:
         batch_size: int = 64,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
-        keep_images: bool = False,
+        keep_images: bool | str | Path = False,
     ) -> None:
         self.cache = None if root is None else FeatureCache(root)
         self.batch_size, self.num_workers, self.device = batch_size, num_workers, torch.device(device)
@@ -104,7 +104,7 @@ class FeatureStore:
             "batch_size": self.batch_size,
             "device": self.device.type,
             "dtype": "float32",
-            "versions": _versions(),
+            "versions": versions(PACKAGES),
         }
         computed = 0
 
@@ -132,12 +132,12 @@ class FeatureStore:
     def _dataset(
         self, part: Manifest, fields: Sequence[str], encoder: "Encoder", key: Mapping[str, Any]
     ) -> ImageDataset:
-        transform = encoder.preprocess.transform()
         if not self.keep_images:
-            return ImageDataset(part.items(fields), transform)
+            return ImageDataset(part.items(fields), encoder.preprocess)
         name = json.dumps([key["preprocess"], key["images"]])
         if name not in self._datasets:
-            self._datasets[name] = ImageDataset(part.items(fields), transform, cache=True)
+            options: dict[str, Any] = {"cache": self.keep_images, "num_workers": self.num_workers}
+            self._datasets[name] = ImageDataset(part.items(fields), encoder.preprocess, **options)
         return self._datasets[name]
 
 
@@ -161,14 +161,6 @@ def _fingerprint_of_images(part: Manifest) -> str:
         digest.update(json.dumps([*row, *file]).encode())
     digest.update(part.states().tobytes())
     return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _report(title: str, got: Extracted, computed: int, seconds: float) -> None:

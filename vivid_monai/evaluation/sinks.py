@@ -7,11 +7,9 @@ writes, since a write into mapped memory cannot report a full disk.
 """
 
 import json
-import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -19,10 +17,11 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from vivid_monai.data.skipped import Skipped
-from vivid_monai.errors import VividError
+from vivid_monai.entries import disk_errors, flush
 from vivid_monai.files import whole_file
 
 FEATURES, RECORD = "features.npy", "entry.json"
+OPTION = "--cache_dir"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class PartialEntry:
         }  # fmt: skip
         stored = load_record(folder / RECORD)
         if not (stored and stored["key"] == self.record["key"] and self._restore(stored)):
-            with disk_errors(folder):
+            with disk_errors(folder, option=OPTION):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 with (folder / FEATURES).open("wb") as file:
@@ -100,9 +99,9 @@ class PartialEntry:
 
     def add(self, x: np.ndarray, missing: Sequence[int], skipped: Sequence[Skipped], images: int) -> None:
         rows = np.ascontiguousarray(x, "<f4").tobytes()
-        with disk_errors(self.folder), (self.folder / FEATURES).open("ab") as file:
+        with disk_errors(self.folder, option=OPTION), (self.folder / FEATURES).open("ab") as file:
             file.write(rows)
-            _flush(file)
+            flush(file)
         self.record = {
             "key": self.record["key"],
             "images": images,
@@ -116,10 +115,10 @@ class PartialEntry:
 
     def finish(self, entry: Path) -> None:
         """Write how many rows there are and give the folder its final name."""
-        with disk_errors(self.folder):
+        with disk_errors(self.folder, option=OPTION):
             with (self.folder / FEATURES).open("rb+") as file:
                 _write_header(file, self.record["rows"], self.dim)
-                _flush(file)
+                flush(file)
             self.folder.replace(entry)
 
     def _restore(self, stored: dict[str, Any]) -> bool:
@@ -148,25 +147,8 @@ def load_record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and wanted <= record.keys() else None
 
 
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Errors of the file system, told as a :class:`VividError`."""
-    try:
-        yield
-    except OSError as error:
-        raise VividError(
-            f"{path}: features cannot be stored: {error}. Make room, or choose another cache folder (--cache_dir); the "
-            "finished batches are kept, and the same command goes on after them"
-        ) from error
-
-
 def _write_header(file: BinaryIO, rows: int, dim: int) -> int:
     """NumPy leaves room in the header for the row count to grow, so that it can be written again in place."""
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)})
     return file.tell()
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

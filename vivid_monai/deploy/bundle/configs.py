@@ -4,8 +4,8 @@ import json
 from importlib import resources
 from typing import Any
 
+from vivid_monai.data.augmentation import Augment
 from vivid_monai.data.preprocess import Preprocess
-from vivid_monai.data.transforms import Augment
 from vivid_monai.deploy.network import network_layers
 from vivid_monai.networks.classifier import ViTClassifier
 

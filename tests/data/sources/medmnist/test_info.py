@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from vivid_monai.data.augmentation import Augment, RandomAugmentation
 from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.data.sources.medmnist.info import NAMES, SIZES, official
-from vivid_monai.data.transforms import Augment, train_transform
 from vivid_monai.errors import VividError
 
 medmnist = pytest.importorskip("medmnist")
@@ -103,5 +103,5 @@ def test_a_flip_is_refused_where_left_and_right_are_classes():
     organs, chest = official("organamnist").space, official("pneumoniamnist").space
     assert organs.sided
     with pytest.raises(VividError, match="the label space tells left from right"):
-        train_transform(Preprocess(size=28), Augment(flip=0.5), sided=organs.sided)
-    train_transform(Preprocess(size=28), Augment(flip=0.5), sided=chest.sided)
+        RandomAugmentation(Preprocess(size=28), Augment(flip=0.5), sided=organs.sided)
+    RandomAugmentation(Preprocess(size=28), Augment(flip=0.5), sided=chest.sided)
