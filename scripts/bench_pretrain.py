@@ -10,12 +10,13 @@ the rounds of the first way's time by the way's own; the first is the layout of 
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,12 +27,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vivid_monai.data.augmentation import RandomAugmentation
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.phantom import prepare
 from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.data.questions import FieldSampler
-from vivid_monai.data.transforms import train_transform
 from vivid_monai.engines.step import PretrainLoss, PretrainStep, autocast, prepare_batch
 from vivid_monai.networks.parameter_groups import parameter_groups
 from vivid_monai.networks.pretrainer import Pretrainer
@@ -42,6 +43,15 @@ from vivid_monai.ums.states import NULL
 
 
 def main() -> None:
+    args = parser().parse_args()
+    result = bench(args)
+    print(table(result))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of a benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vit", choices=["micro", "tiny", "small", "base"], default="tiny")
     parser.add_argument("--lm", choices=list(LMS), default="100m")
@@ -59,11 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of every way (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1, help="steps of a turn (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    args = parser.parse_args()
-    result = bench(args)
-    print(table(result))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return parser
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
@@ -195,6 +201,8 @@ class Job:
             before = torch.cuda.memory_allocated()
             self.step()
             return (torch.cuda.max_memory_allocated() - before) / 1e6
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # or what earlier steps freed would serve this one
         ended, highest, before = threading.Event(), [0.0], resident()
 
         def watch() -> None:
@@ -224,10 +232,12 @@ def make_batch(args: argparse.Namespace, fields: tuple[str, ...]) -> tuple[dict[
         items = [dict(one, states=states[i].tolist()) for i, one in enumerate(table.items()[: args.batch])]
         preprocess = Preprocess(size=args.size, channels=3)
         asked = FieldSampler(fields, rare=(), n=tuple(args.asked), p_rare=0.0)
-        data = ImageDataset(items, train_transform(preprocess), questions=asked, cache=True)
+        augmentation = RandomAugmentation(preprocess)
+        data = ImageDataset(items, preprocess, augmentation=augmentation, questions=asked, cache=True)
         data[0]
         started = time.perf_counter()
         batch = torch.utils.data.default_collate([data[i] for i in range(args.batch)])
+        batch["image"] = augmentation(batch["image"], batch.pop("drawn"))
         return batch, 1e3 * (time.perf_counter() - started)
 
 

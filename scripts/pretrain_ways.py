@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen2Config
 
 from vivid_monai.networks.teacher import (
     FrozenLM,
@@ -25,6 +26,14 @@ LMS = {  # hidden size, MLP width, layers, heads, key-value heads
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+class WholeHead(FrozenLM):
+    """An LM that computes the logits of every position, as a training loop without care for it does."""
+
+    def logits(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, at: Any, **_: Any) -> Tensor:
+        inputs = {"inputs_embeds": inputs_embeds.to(self.dtype), "attention_mask": attention_mask}
+        return self.model(**inputs, position_ids=position_ids, use_cache=False).logits[at].float()
+
+
 class Way(NamedTuple):
     """One way of pretraining.
 
@@ -41,9 +50,11 @@ class Way(NamedTuple):
 
 def ways(lm: FrozenLM, fields: tuple[str, ...]) -> dict[str, Way]:
     """The ways by name, the baseline first."""
+    whole = WholeHead(cast(PreTrainedModel, lm.model), lm.tokenizer, name=lm.name)
     half = lm.model.config.num_hidden_layers // 2
     return {
-        "published": Way(lambda: PublishedTeacher(lm, fields), patches=True, every_field=True),
+        "published": Way(lambda: PublishedTeacher(whole, fields), patches=True, every_field=True),
+        "published, head where supervised": Way(lambda: PublishedTeacher(lm, fields), patches=True, every_field=True),
         "published, asked fields": Way(lambda: PublishedTeacher(lm, fields), patches=True),
         "published, asked fields, SPD only": Way(lambda: PublishedTeacher(lm, fields)),
         "slots + patches": Way(lambda: SlotTeacher(lm, fields), patches=True),

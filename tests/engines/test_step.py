@@ -1,6 +1,7 @@
 """The optimisation step: its loss is that of the whole batch, however the batch is cut up."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,17 +11,19 @@ from vivid_monai.errors import VividError
 from vivid_monai.networks.pretrainer import Pretrainer
 from vivid_monai.networks.projector import Projector
 from vivid_monai.networks.spd import SPD
-from vivid_monai.networks.teacher.none import StateClassifier
+from vivid_monai.networks.teacher import build_teacher
 from vivid_monai.networks.vit import ViT
 
 FIELDS = ["a", "b", "c"]
 
 
-def make_pretrainer(seed: int = 0) -> Pretrainer:
+def make_pretrainer(seed: int = 0, **teacher: Any) -> Pretrainer:
     torch.manual_seed(seed)
     encoder = ViT(img_size=32, patch_size=16, preset="micro")
     dim = encoder.embed_dim
-    return Pretrainer(encoder, SPD(dim), Projector(dim, out_dim=32, dropout=0.0), StateClassifier(FIELDS, 32))
+    torch.manual_seed(seed)
+    made = build_teacher(fields=FIELDS, **({"kind": "none", "embed_dim": 32} | teacher))
+    return Pretrainer(encoder, SPD(dim), Projector(dim, out_dim=made.embed_dim, dropout=0.0), made)
 
 
 def make_batch(n: int = 6, seed: int = 1) -> dict:
@@ -66,6 +69,19 @@ def test_loss_and_gradient_are_the_batchs():
     assert output["loss"] == pytest.approx(loss.item(), abs=1e-6)
     assert output["supervised"] == batch["asked"].sum().item()
     torch.testing.assert_close(got, gradients(network), atol=1e-7, rtol=1e-5)
+
+
+def test_compiled_parts_say_what_plain_ones_say():
+    teacher = {"kind": "lm", "layout": "short_slots"}
+    plain, compiled, batch = make_pretrainer(**teacher), make_pretrainer(**teacher), make_batch()
+    names = list(compiled.state_dict())
+    compiled.compile()
+    assert list(compiled.state_dict()) == names
+    assert all(part._compiled_call_impl for part in (compiled.encoder, compiled.spd, compiled.projector))
+    [expected] = PretrainStep(clip_norm=None)(make_engine(plain), batch)
+    [got] = PretrainStep(clip_norm=None)(make_engine(compiled), batch)
+    assert got == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(gradients(compiled), gradients(plain), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 100])

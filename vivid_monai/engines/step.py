@@ -1,9 +1,11 @@
 """One optimisation step and one validation step of pretraining, as MONAI ``iteration_update`` functions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import ignite.distributed as idist
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -47,10 +49,11 @@ class PretrainLoss:
 class PretrainStep:
     """One optimiser step of :class:`monai.engines.SupervisedTrainer` over one batch of its loader.
 
-    The batch of the loader is the batch of the optimiser; ``micro_batch_size`` cuts it where memory asks for it.
+    The batch of the loader is the batch of the optimiser; ``micro_batch_size`` cuts it where memory asks for it, into
+    equally many parts on every process, of sizes that differ by at most one.
 
     Args:
-        micro_batch_size: images per forward pass; ``None`` takes the whole batch at once.
+        micro_batch_size: most images of a forward pass; ``None`` takes the whole batch at once.
         clip_norm: gradients are scaled down to this global 2-norm; ``None`` leaves them alone.
 
     Returns (as ``engine.state.output``, a list of one dict, as MONAI's handlers expect): numbers ``loss``, ``nll``
@@ -78,17 +81,18 @@ class PretrainStep:
         supervised, images = (counts / world_size).float()  # DDP averages the gradients of the ranks
 
         sums = torch.zeros(3, dtype=torch.float64, device=image.device)
-        starts = range(0, len(image), self.micro_batch_size or len(image))
-        for start in starts:
-            part = slice(start, start + (self.micro_batch_size or len(image)))
-            with _no_sync(network, start != starts[-1]):
+        parts = cut(len(image), self.micro_batch_size)
+        ids = np.array_split(batch["id"], parts)
+        whole = (image, states, asked)
+        for number, part in enumerate(zip(*(tensor.tensor_split(parts) for tensor in whole), strict=True)):
+            with _no_sync(network, number < parts - 1):
                 with autocast(engine):
-                    output = network(image[part], states[part], asked[part])
+                    output = answer(network, part, whole)
                 loss = engine.loss_function(output, supervised, images)
                 if not torch.isfinite(loss):
                     raise VividError(
                         f"the loss became {loss.item()} at step {engine.state.iteration}; lower the learning rate, or "
-                        "look at the last images: " + ", ".join(map(str, batch["id"][part]))
+                        "look at the last images: " + ", ".join(map(str, ids[number]))
                     )
                 loss.backward()
             sums += torch.stack(
@@ -114,7 +118,8 @@ class ValidationStep:
     """Ask the network about every field of every image of a validation batch, without telling it the answers.
 
     Returns (as ``engine.state.output``): ``log_probs`` float32 (B, F, 3) over absent, present, uncertain; ``states``
-    int64 (B, F); ``blank`` float32 (1, F, 3), the same for an image that is one even grey.
+    int64 (B, F); ``blank`` float32 (1, F, 3), the same for an image that is one even grey. B is 0 for padding
+    (:class:`~vivid_monai.engines.in_step.InStep`).
     """
 
     def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -122,10 +127,28 @@ class ValidationStep:
         network = unwrap(engine.network)
         network.eval()
         everything = torch.ones_like(states, dtype=torch.bool)
+        kept = 0 if batch.get("padding") else len(image)
         with torch.no_grad(), autocast(engine):
             log_probs = network(image, states, everything)["log_probs"]
             blank = network(torch.zeros_like(image[:1]), states[:1], everything[:1])["log_probs"]
-        return {"log_probs": log_probs.float(), "states": states, "blank": blank.float()}
+        return {"log_probs": log_probs[:kept].float(), "states": states[:kept], "blank": blank.float()}
+
+
+def cut(images: int, most: int | None) -> int:
+    """Into how many parts every process cuts its batch, so that no part of any of them holds more than ``most`` images.
+
+    The processes cut alike: a teacher that is spread over them has to run as often on each, and images that cannot be
+    read make their batches differ in size.
+    """
+    parts = -(-images // (most or images))
+    return int(idist.all_reduce(parts, "MAX")) if idist.get_world_size() > 1 else parts  # type: ignore[arg-type]
+
+
+def answer(network: nn.Module, part: Sequence[Tensor], whole: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What ``network`` says of a part of the batch ``whole``; of a part without an image zeros, but it runs as well."""
+    if len(part[0]):
+        return network(*part)
+    return {name: 0 * value.float() for name, value in network(*(tensor[:1] for tensor in whole)).items()}
 
 
 def unwrap(network: nn.Module) -> Any:

@@ -1,7 +1,7 @@
 """One forward of pretraining: image → tokens → embeddings → what the teacher says of them."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,14 @@ class Pretrainer(nn.Module):
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
         return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile ViT, SPD and projector by `torch.compile`, in place: parameters keep their names.
+
+        The teacher is left as it is: its sequences are of another length with every batch.
+        """
+        for part in (self.encoder, self.spd, self.projector):
+            part.compile(*args, **kwargs)
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """The state dict without the teacher's frozen parameters; the tensors are the live ones."""

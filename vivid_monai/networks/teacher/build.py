@@ -32,6 +32,8 @@ def build_teacher(
     cache_schema: bool = True,
     choose_from: str = "vocabulary",
     layers: int | None = None,
+    bits: int | None = None,
+    shard: bool = False,
     embed_dim: int = 256,
 ) -> Teacher:
     """Build a teacher.
@@ -43,7 +45,7 @@ def build_teacher(
         path: folder or hub name of the LM; None is the tiny teacher that comes with the package.
         layout: "slots", "short_slots", "published", or "phrases" (the LM reads the possible answers once and is not
             kept).
-        dtype, device, attn_implementation, layers: how the LM is held; see `load_frozen_lm`.
+        dtype, device, attn_implementation, layers, bits, shard: how the LM is held; see `load_frozen_lm`.
         seed: of the random weights of kind "random".
         padding_side: "left" or "right".
         cache_schema, choose_from: see `SlotTeacher`.
@@ -66,6 +68,8 @@ def build_teacher(
         device=device,
         attn_implementation=attn_implementation,
         layers=layers,
+        bits=bits,
+        shard=shard,
     )
     if layout == "phrases":
         return PhraseTeacher(lm, fields)

@@ -18,6 +18,8 @@ from transformers.utils import cached_file
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.teacher.frozen_lm import FrozenLM
+from vivid_monai.networks.teacher.quantize import keep_gradients, quantization
+from vivid_monai.networks.teacher.shard import spread
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -32,6 +34,8 @@ def load_frozen_lm(
     device: str | torch.device = "cpu",
     attn_implementation: str = "sdpa",
     layers: int | None = None,
+    bits: int | None = None,
+    shard: bool = False,
 ) -> FrozenLM:
     """Load a causal LM, frozen. Code that comes with a model is never run.
 
@@ -44,6 +48,8 @@ def load_frozen_lm(
         device: where to put it.
         attn_implementation: "sdpa" or "eager".
         layers: keep the first so many decoder layers only, before the final norm and the head; None: all.
+        bits: 8 or 4: quantise the linear layers while they are read, see `quantize`; None: all in `dtype`.
+        shard: spread the LM over the processes of the run, each of which reads all of it first; see `spread`.
 
     Raises:
         VividError: for a wrong argument, and where the path or name is not a complete causal LM that can be had.
@@ -54,7 +60,12 @@ def load_frozen_lm(
         raise VividError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if attn_implementation not in ("sdpa", "eager"):
         raise VividError(f"attn_implementation must be sdpa or eager, got {attn_implementation!r}")
-    settings = {"dtype": DTYPES[dtype], "attn_implementation": attn_implementation, "trust_remote_code": False}
+    settings: dict[str, Any] = {"dtype": DTYPES[dtype], "attn_implementation": attn_implementation}
+    settings["trust_remote_code"] = False
+    if bits is not None:
+        if weights == "random" or shard:
+            raise VividError(f"teacher {path}: bits={bits} is for pretrained weights that are whole on every process")
+        settings |= quantization(f"teacher {path}", bits, dtype=DTYPES[dtype], device=device)
     folder = Path(path).expanduser()
     if folder.exists():
         if not (folder / "config.json").is_file():
@@ -62,7 +73,10 @@ def load_frozen_lm(
         model, tokenizer = _read(str(folder), weights, seed, settings, layers, offline=True)
     else:
         model, tokenizer = _from_hub(str(path), weights, seed, settings, layers)
+    keep_gradients(model)
     try:
+        if shard:
+            return spread(FrozenLM(model, tokenizer, name=f"teacher {path}"), torch.device(device))
         torch.nn.Module.to(model, torch.device(device))
     except (RuntimeError, AssertionError) as error:
         raise VividError(f"teacher {path}: cannot be placed on device {device!r}: {_first_line(error)}") from error
