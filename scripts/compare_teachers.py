@@ -2,7 +2,7 @@
 
     vivid prepare nih ROOT --out data/nih --val 0.15 --test 0.3
     python scripts/compare_teachers.py phantom nih --seeds 0 1 2
-    python scripts/compare_teachers.py phantom --runs runs/recipes --seeds 0 1 2 3 4 --teachers "LM teacher" phrases …
+    python scripts/compare_teachers.py phantom --runs runs/recipes --seeds 0 1 2 3 4 --teachers slots "short slots" …
 
 Every data set is the name of a folder under data/: "phantom" is generated, any other is what `vivid prepare nih` wrote.
 Each training run and each evaluation is the bundle's own job in a process of its own; what is there is not repeated.
@@ -18,11 +18,12 @@ TEACHERS = {
     "LM teacher": ("tiny", {}),
     "random LM": ("random", {}),
     "no LM": ("none", {}),
-    "slots and patches": ("tiny", {"pass_patches": True}),
-    "slots, three words": ("tiny", {"choose_from": "states"}),
     "short slots": ("tiny", {"layout": "short_slots"}),
     "short slots, 3 of 5 layers": ("tiny", {"layout": "short_slots", "teacher_layers": 3}),
     "short slots, 1 of 5 layers": ("tiny", {"layout": "short_slots", "teacher_layers": 1}),
+    "slots": ("tiny", {"layout": "slots"}),
+    "slots, three words": ("tiny", {"layout": "slots", "choose_from": "states"}),
+    "slots and patches": ("tiny", {"layout": "slots", "pass_patches": True}),
     "phrases": ("tiny", {"layout": "phrases"}),
     "published": ("tiny", {"layout": "published", "pass_patches": True}),
 }

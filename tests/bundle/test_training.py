@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,11 +112,36 @@ def test_two_processes_train_and_close_once(bundle, tmp_path):
 
 @pytest.mark.parametrize(
     ("overlay", "knobs"),
-    [("teacher/random.json", {}), ("teacher/tiny.json", {"layout": "published", "pass_patches": True})],
+    [
+        ("teacher/random.json", {"layout": "slots", "teacher_layers": 1}),
+        ("teacher/tiny.json", {"layout": "published", "pass_patches": True}),
+        ("teacher/tiny.json", {"layout": "phrases", "teacher_bits": 8}),
+    ],
 )
 def test_other_teachers_and_layouts_train(bundle, overlay, knobs):
     done = bundle(overlay, max_epochs=1, warmup_steps=1, **knobs)
     assert done.returncode == 0, last_words(done)
+
+
+def test_the_papers_recipe_keeps_decoded_images_on_disk_for_the_next_run(bundle, tmp_path, phantoms):
+    shutil.copytree(phantoms, tmp_path / "phantoms")
+    small = {"vit": "micro", "max_epochs": 1, "warmup_steps": 1, "dataset_dir": tmp_path / "phantoms"}
+    for run in ("first", "second"):
+        done = bundle("recipe/paper.json", **small, num_workers=1, compile=run == "second", output_dir=tmp_path / run)
+        assert done.returncode == 0, last_words(done)
+    entries = [path for path in (tmp_path / "phantoms" / "pixels").iterdir() if path.is_dir()]
+    assert len(entries) == 2, "training and validation images"
+    assert "images into the cache" not in done.stderr
+
+
+def test_two_processes_share_one_teacher(bundle):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    small = {"max_epochs": 1, "warmup_steps": 1}
+    done = bundle("multi_gpu_train.json", launcher=launcher, shard_teacher=True, **small)
+    assert done.returncode == 0, last_words(done)
+    refused = bundle(shard_teacher=True, **small)
+    assert refused.returncode != 0
+    assert "torchrun" in last_words(refused)
 
 
 def test_mlflow_keeps_the_run(bundle, tmp_path):

@@ -15,7 +15,7 @@ from vivid_monai.networks.teacher.published import PublishedTeacher
 from vivid_monai.networks.teacher.short_slots import ShortSlotTeacher
 from vivid_monai.networks.teacher.slots import SlotTeacher
 
-LAYOUTS = ("slots", "short_slots", "published", "phrases")
+LAYOUTS = ("short_slots", "slots", "published", "phrases")
 
 
 def build_teacher(
@@ -23,7 +23,7 @@ def build_teacher(
     fields: Sequence[str],
     kind: str = "lm",
     path: str | Path | None = None,
-    layout: str = "slots",
+    layout: str = "short_slots",
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     attn_implementation: str = "sdpa",
@@ -43,7 +43,7 @@ def build_teacher(
         kind: "lm" (a frozen causal LM), "random" (the same architecture with random weights) or "none" (no LM: a state
             classifier, trained).
         path: folder or hub name of the LM; None is the tiny teacher that comes with the package.
-        layout: "slots", "short_slots", "published", or "phrases" (the LM reads the possible answers once and is not
+        layout: "short_slots", "slots", "published", or "phrases" (the LM reads the possible answers once and is not
             kept).
         dtype, device, attn_implementation, layers, bits, shard: how the LM is held; see `load_frozen_lm`.
         seed: of the random weights of kind "random".
