@@ -130,7 +130,7 @@ def test_the_papers_recipe_keeps_decoded_images_on_disk_for_the_next_run(bundle,
         done = bundle("recipe/paper.json", **small, num_workers=1, compile=run == "second", output_dir=tmp_path / run)
         assert done.returncode == 0, last_words(done)
     entries = [path for path in (tmp_path / "phantoms" / "pixels").iterdir() if path.is_dir()]
-    assert len(entries) == 2, "training and validation images"
+    assert len(entries) == 3, "training, validation and test images"
     assert "images into the cache" not in done.stderr
 
 

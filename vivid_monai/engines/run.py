@@ -75,12 +75,18 @@ class KeepRun:
 
 
 def run(trainer: Any) -> None:
-    """Run ``trainer`` unless it was resumed at its very end, where Ignite would start over from step 0."""
+    """Run ``trainer`` unless it was resumed at its very end, where Ignite would start over from step 0.
+
+    Of several processes none goes on before all have ended: gloo's threads abort a process that exits while they still
+    hold a tensor of its last reduction.
+    """
     state = trainer.state
     if state.epoch_length and state.iteration >= state.max_epochs * state.epoch_length:
         print(f"training is complete ({state.iteration} steps); nothing left to train", file=sys.stderr)
         return
     trainer.run()
+    if dist.is_initialized():
+        dist.barrier()
 
 
 @cache

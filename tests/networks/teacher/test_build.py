@@ -5,6 +5,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.networks.teacher import (
     PhraseTeacher,
     PublishedTeacher,
+    ShortSlotTeacher,
     SlotTeacher,
     StateClassifier,
     build,
@@ -28,9 +29,9 @@ def answer(teacher):
     return teacher.eval()(embeddings, states, torch.ones(2, 2, dtype=torch.bool))
 
 
-def test_the_tiny_teacher_in_slots_is_the_default(folder):
+def test_the_tiny_teacher_in_short_slots_is_the_default(folder):
     teacher = build_teacher(fields=FIELDS)
-    assert isinstance(teacher, SlotTeacher)
+    assert isinstance(teacher, ShortSlotTeacher)
     assert teacher.fields == ("Edema", "Pleural Effusion")
     assert answer(teacher).nll.equal(answer(build_teacher(fields=FIELDS, kind="lm", path=str(folder))).nll)
 
@@ -41,28 +42,27 @@ def test_random_differs_from_pretrained_and_follows_its_seed():
     assert not answer(one).nll.equal(answer(lm).nll)
 
 
-@pytest.mark.parametrize("layout", ["slots", "published"])
-def test_every_setting_reaches_its_place(layout):
-    teacher = build_teacher(
-        fields=FIELDS,
-        layout=layout,
-        dtype="bfloat16",
-        device="cpu",
-        attn_implementation="eager",
-        padding_side="left",
-        cache_schema=False,
-    )
+@pytest.mark.parametrize(
+    ("layout", "settings"),
+    [
+        ("slots", {"padding_side": "left", "cache_schema": False, "choose_from": "states"}),
+        ("published", {"padding_side": "left"}),
+    ],
+)
+def test_every_setting_reaches_its_place(layout, settings):
+    held = {"dtype": "bfloat16", "device": "cpu", "attn_implementation": "eager"}
+    teacher = build_teacher(fields=FIELDS, layout=layout, **held, **settings)
     assert isinstance(teacher, {"slots": SlotTeacher, "published": PublishedTeacher}[layout])
     assert teacher.lm.dtype == torch.bfloat16
     assert teacher.lm.model.config._attn_implementation == "eager"
-    assert teacher.padding_side == "left"
-    assert getattr(teacher, "cache_schema", False) is False
+    assert {name: getattr(teacher, name) for name in settings} == settings
     assert answer(teacher).log_probs.isfinite().all()
 
 
-def test_phrases_and_what_to_choose_from_are_knobs():
-    assert isinstance(build_teacher(fields=FIELDS, layout="phrases"), PhraseTeacher)
-    assert build_teacher(fields=FIELDS, choose_from="states").choose_from == "states"
+def test_a_setting_is_for_the_layout_that_has_it():
+    assert isinstance(build_teacher(fields=FIELDS, layout="phrases", choose_from=None), PhraseTeacher)
+    with pytest.raises(VividError, match="short_slots has no setting choose_from, got 'states'"):
+        build_teacher(fields=FIELDS, choose_from="states")
 
 
 def test_fewer_layers_are_the_first_ones(folder):
@@ -89,7 +89,9 @@ def test_none_needs_no_lm(folder):
         build_teacher(fields=FIELDS)
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "gpt"}, {"layout": "free"}, {"padding_side": "both"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "gpt"}, {"layout": "free"}, {"padding_side": "both", "layout": "slots"}], ids=str
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(VividError, match=next(iter(wrong))):
         build_teacher(fields=FIELDS, **wrong)

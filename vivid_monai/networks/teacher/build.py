@@ -1,6 +1,7 @@
 """One call that builds any teacher, for configs."""
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -15,7 +16,12 @@ from vivid_monai.networks.teacher.published import PublishedTeacher
 from vivid_monai.networks.teacher.short_slots import ShortSlotTeacher
 from vivid_monai.networks.teacher.slots import SlotTeacher
 
-LAYOUTS = ("short_slots", "slots", "published", "phrases")
+LAYOUTS = {
+    "short_slots": ShortSlotTeacher,
+    "slots": SlotTeacher,
+    "published": PublishedTeacher,
+    "phrases": PhraseTeacher,
+}
 
 
 def build_teacher(
@@ -28,13 +34,11 @@ def build_teacher(
     device: str | torch.device = "cpu",
     attn_implementation: str = "sdpa",
     seed: int = 0,
-    padding_side: str = "right",
-    cache_schema: bool = True,
-    choose_from: str = "vocabulary",
     layers: int | None = None,
     bits: int | None = None,
     shard: bool = False,
     embed_dim: int = 256,
+    **settings: object,
 ) -> Teacher:
     """Build a teacher.
 
@@ -47,9 +51,8 @@ def build_teacher(
             kept).
         dtype, device, attn_implementation, layers, bits, shard: how the LM is held; see `load_frozen_lm`.
         seed: of the random weights of kind "random".
-        padding_side: "left" or "right".
-        cache_schema, choose_from: see `SlotTeacher`.
         embed_dim: width of the image embeddings for kind "none"; an LM dictates its own.
+        settings: of the layout's own teacher, such as `choose_from` of "slots"; None leaves what it has by itself.
 
     Raises:
         VividError: for a wrong argument, or an LM that cannot be had.
@@ -57,7 +60,11 @@ def build_teacher(
     if kind not in ("lm", "random", "none"):
         raise VividError(f"teacher kind must be lm, random or none, got {kind!r}")
     if layout not in LAYOUTS:
-        raise VividError(f"teacher layout must be {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}, got {layout!r}")
+        raise VividError(f"teacher layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    settings = {name: value for name, value in settings.items() if value is not None}
+    for name in settings:
+        if name not in signature(LAYOUTS[layout]).parameters:
+            raise VividError(f"a teacher of layout {layout} has no setting {name}, got {settings[name]!r}")
     if kind == "none":
         return StateClassifier(fields, embed_dim)
     lm = load_frozen_lm(
@@ -71,10 +78,4 @@ def build_teacher(
         bits=bits,
         shard=shard,
     )
-    if layout == "phrases":
-        return PhraseTeacher(lm, fields)
-    if layout == "published":
-        return PublishedTeacher(lm, fields, padding_side=padding_side)
-    if layout == "short_slots":
-        return ShortSlotTeacher(lm, fields)
-    return SlotTeacher(lm, fields, padding_side=padding_side, cache_schema=cache_schema, choose_from=choose_from)
+    return LAYOUTS[layout](lm, fields, **settings)
