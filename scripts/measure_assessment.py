@@ -35,7 +35,7 @@ from vivid_monai.deploy.assessment import Assessment, conformal_limit, mahalanob
 from vivid_monai.evaluation.encoders import Encoder, load_encoder
 from vivid_monai.ums.states import PRESENT
 
-DEFAULT = "features and appearance"
+DEFAULT = "appearance"
 WINDOWS = {"lung window": (-600, 1500), "soft tissue window": (40, 400)}
 WORDS = np.array(
     ["lungs", "clear", "effusion", "heart", "of", "normal", "size", "12", "May", "findings", "no", "report"]
@@ -64,8 +64,8 @@ CRITERIA = {
     "features": (("features",), mahalanobis),
     "features, k-NN": (("features",), neighbours),
     "thumbnail, PCA residual": (("thumbnail",), residual),
-    "appearance": (("appearance",), mahalanobis),
-    DEFAULT: (("features", "appearance"), mahalanobis),
+    "features and appearance": (("features", "appearance"), mahalanobis),
+    DEFAULT: (("appearance",), mahalanobis),
 }
 
 
@@ -238,8 +238,7 @@ def fit(name: str, rows: dict[str, Rows], patients: tuple[np.ndarray, np.ndarray
 
 def promise(rows: dict[str, Rows], patients: tuple[np.ndarray, np.ndarray], accepted: float) -> str:
     """What Assessment says of its own rate."""
-    train, validation = (np.hstack([rows[part]["features"], rows[part]["appearance"]]) for part in ("train", "val"))
-    one = Assessment.fit(train, validation, patients=patients, accepted=accepted)
+    one = Assessment.fit(rows["train"][DEFAULT], rows["val"][DEFAULT], patients=patients, accepted=accepted)
     share, low, high = one.refused()
     return f"to be refused of such images: {share:.1%} ({low:.1%} to {high:.1%}; {one.n_images} images)"
 

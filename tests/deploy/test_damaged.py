@@ -76,7 +76,7 @@ def test_every_damaged_image_is_answered_or_listed_in_one_line(model, tmp_path, 
 )
 def test_a_damaged_bundle_is_refused_or_is_the_same(bundle_folder, finished, tmp_path, name, runtime):
     folder = shutil.copytree(bundle_folder, tmp_path / bundle_folder.name)
-    place = int(np.flatnonzero(finished.assessment.accepts(finished.test.x))[0])
+    place = int(np.flatnonzero(finished.assessment.accepts(finished.appearance(finished.test)))[0])
     image = find_inputs([Path(finished.manifest.select("test").items()[place]["image"])])
     expected = predict(BundleModel.load(bundle_folder, runtime=runtime), image, tmp_path / "out").entries[0]
     assert expected.status == "answered"

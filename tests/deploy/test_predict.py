@@ -35,7 +35,7 @@ def model(bundle_folder, request):
 @pytest.fixture(scope="session")
 def chosen(finished) -> list[int]:
     """Positions of six test images that are not among the one in a hundred that is refused."""
-    return np.flatnonzero(finished.assessment.accepts(finished.test.x))[:6].tolist()
+    return np.flatnonzero(finished.assessment.accepts(finished.appearance(finished.test)))[:6].tolist()
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def make_images(finished: Finished, folder: Path, n: int) -> tuple[list[Path], n
     """
     folder.mkdir(parents=True, exist_ok=True)
     test, paths = finished.manifest.select("test"), []
-    rows = np.flatnonzero(finished.assessment.accepts(finished.test.x))[:n]
+    rows = np.flatnonzero(finished.assessment.accepts(finished.appearance(finished.test)))[:n]
     for i, row in enumerate(rows):
         with Image.open(finished.manifest.image_root / test.table["image"][int(row)].as_py()) as image:
             pixels = np.asarray(image)

@@ -37,12 +37,12 @@ Distance = Callable[[NDArray], NDArray[np.float64]]
 class Assessment:
     """The distance of an image from the training images, and how far is too far.
 
-    The distance is Mahalanobis' on the network's features (Lee et al. 2018, arXiv:1807.03888, with one class, as
-    findings do not exclude each other), every feature scaled first, the covariance shrunk as Ledoit and Wolf do (J.
-    Multivar. Anal. 88, 2004). The limit is a conformal one (Laxhammar and Falkman 2015, Ann. Math. Artif. Intell. 74):
+    The distance is Mahalanobis' on what images look like (:func:`~vivid_monai.deploy.appearance.appearance`), every
+    number scaled first, the covariance shrunk as Ledoit and Wolf do (J. Multivar. Anal. 88, 2004). Features of the
+    network (Lee et al. 2018, arXiv:1807.03888) tell less: it may look past what shows that an image is no chest
+    (docs/deploy.md). The limit is a conformal one (Laxhammar and Falkman 2015, Ann. Math. Artif. Intell. 74):
     of n distances of images that were not fitted on, the ⌈(n + 1) · accepted⌉-th smallest, or the largest. An image of
-    the same kind is then refused with probability 1 − accepted, whatever the distances' distribution; more often where
-    training images count too (see :meth:`fit`) and the network knows them by heart (docs/deploy.md).
+    the same kind is then refused with probability 1 − accepted, whatever the distances' distribution.
 
     Attributes:
         location: float64 (D,), the mean of the training images.
@@ -75,8 +75,7 @@ class Assessment:
         patients (ten folds, as in cross-conformal prediction, Vovk 2015, Ann. Math. Artif. Intell. 74).
 
         Args:
-            train: (N, D) features of training images, as
-                :class:`~vivid_monai.deploy.with_appearance.WithAppearance` gives them.
+            train: (N, D) features of training images: their appearance.
             validation: (M, D) features of images of other patients.
             accepted: in (0.5, 1).
             patients: whose images they are, (N,) and (M,); None: each is another patient's.

@@ -52,6 +52,10 @@ class Finished:
     results: Results
     fingerprint: str
 
+    def appearance(self, part: Features) -> NDArray[np.float32]:
+        """What the assessment is about, (N, D), of one of the parts."""
+        return part.x[:, self.classifier.head.in_features :]
+
     def probabilities(self, part: Features, *, calibrated: bool = True) -> NDArray[np.float64]:
         """Probabilities (N, F) of one of the parts: calibrated, or as the head was fitted."""
         weight, bias = (one.detach().numpy().astype(np.float64) for one in self.classifier.head.parameters())
@@ -116,7 +120,12 @@ def load_finished(
         train=train,
         validation=val,
         test=test,
-        assessment=Assessment.fit(train.x, val.x, accepted=accepted, patients=(train.patients, val.patients)),
+        assessment=Assessment.fit(
+            train.x[:, encoder.dim :],
+            val.x[:, encoder.dim :],
+            accepted=accepted,
+            patients=(train.patients, val.patients),
+        ),
         results=results,
         fingerprint=encoder.fingerprint(),
     )

@@ -31,8 +31,8 @@ RUNTIMES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 """What can run a bundle, and its name."""
 _FILES = {"onnx": ONNX, "torch": WEIGHTS}
 
-Network = Callable[[Tensor], tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""Images (B, C, H, W), preprocessed → logits (B, F) and features (B, D)."""
+Network = Callable[[Tensor], NDArray[np.float32]]
+"""Images (B, C, H, W), preprocessed → logits (B, F)."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,8 @@ class BundleModel:
 
     def __call__(self, images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Images (B, C, H, W), preprocessed → probabilities (B, F), and distances (B,) from the training images."""
-        logits, features = self.network(images)
-        rows = np.concatenate((features, appearance(images).numpy()), axis=1)
-        return expit(logits.astype(np.float64)), self.assessment.distance(rows)
+        logits = self.network(images)
+        return expit(logits.astype(np.float64)), self.assessment.distance(appearance(images).numpy())
 
 
 @dataclass(frozen=True)
@@ -130,9 +129,8 @@ class _Eager:
     classifier: ViTClassifier
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        features = self.classifier.features(images)
-        return self.classifier.head(features).numpy(), features.numpy()
+    def __call__(self, images: Tensor) -> NDArray[np.float32]:
+        return self.classifier(images).numpy()
 
 
 @contextmanager
@@ -148,9 +146,10 @@ def _classifier(folder: Path, own: Mapping[str, Any]) -> ViTClassifier:
     return from_network(state, config=own["vit"], pool=own["pool"])
 
 
-def _onnx(folder: Path, own: Mapping[str, Any]) -> OnnxClassifier:
+def _onnx(folder: Path, own: Mapping[str, Any]) -> Network:
     _content(folder, ONNX, own)
-    return OnnxClassifier(folder / ONNX)
+    classifier = OnnxClassifier(folder / ONNX)
+    return lambda images: classifier(images)[0]
 
 
 def _content(folder: Path, name: str, own: Mapping[str, Any]) -> bytes:

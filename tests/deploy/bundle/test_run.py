@@ -37,7 +37,7 @@ def test_inference_answers_as_the_training_repository_does(folder, finished, tmp
     run_bundle(folder, "inference.json", dataset_dir=images, output_dir=tmp_path / "out")
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
-    accepted = finished.assessment.accepts(finished.test.x)
+    accepted = finished.assessment.accepts(finished.appearance(finished.test))
     assert accepted.mean() > 0.9
     said = {True: "answered", False: "not assessed"}
     assert [row["status"] for row in rows] == [*(said[bool(one)] for one in accepted), "not assessed"]

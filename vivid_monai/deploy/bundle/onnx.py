@@ -15,10 +15,9 @@ from vivid_monai.deploy.finished import Finished
 from vivid_monai.deploy.formats.onnx import export_onnx
 from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
 from vivid_monai.deploy.formats.quantize import quantize_onnx
-from vivid_monai.deploy.with_appearance import WithAppearance
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import Encoder
-from vivid_monai.evaluation.features import Features, FeatureStore
+from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.metrics.masked import masked_auroc
 
 KINDS = ("float32", "int8")
@@ -35,14 +34,12 @@ class Change:
         auroc: answered field → its AUROC less that in float32.
         probability: largest change of a probability of an answered field.
         states: how many states are others, of images x answered fields.
-        refused: images that are not assessed, in float32 and in 8 bits.
     """
 
     images: int
     auroc: Mapping[str, float]
     probability: float
     states: int
-    refused: tuple[int, int]
 
 
 def write_onnx(finished: Finished, path: Path, *, kind: str, answers: Answers) -> Change | None:
@@ -83,8 +80,9 @@ def write_onnx(finished: Finished, path: Path, *, kind: str, answers: Answers) -
 def measure_change(finished: Finished, network: OnnxClassifier, answers: Answers) -> Change:
     """Answer the validation images by the ONNX file and hold the answers against those of float32."""
     before = finished.validation
-    encoder = WithAppearance(_OnnxEncoder(network))
-    after = FeatureStore(None).features(encoder, finished.manifest, "val", finished.fields, title="val in 8 bits")
+    after = FeatureStore(None).features(
+        _OnnxEncoder(network), finished.manifest, "val", finished.fields, title="val in 8 bits"
+    )
     answered = [i for i, one in enumerate(finished.calibrations) if not one.unanswered]
     scores = [finished.probabilities(part) for part in (before, after)]
     aurocs = [masked_auroc(one, before.states)[answered] for one in scores]
@@ -94,12 +92,7 @@ def measure_change(finished: Finished, network: OnnxClassifier, answers: Answers
         auroc={finished.fields[i]: float(b - a) for i, a, b in zip(answered, *aurocs, strict=True)},
         probability=float(np.abs(scores[1] - scores[0])[:, answered].max(initial=0)),
         states=int((np.array(states[0], object) != np.array(states[1], object)).sum()),
-        refused=(_refused(finished, before), _refused(finished, after)),
     )
-
-
-def _refused(finished: Finished, part: Features) -> int:
-    return int((~finished.assessment.accepts(part.x)).sum())
 
 
 class _Pooled(nn.Module):

@@ -57,7 +57,7 @@ def write_docs(
         answered=[one for one in finished.calibrations if not one.unanswered],
         assessment=finished.assessment,
         refused=finished.assessment.refused(),
-        refused_test=int((~finished.assessment.accepts(finished.test.x)).sum()),
+        refused_test=int((~finished.assessment.accepts(finished.appearance(finished.test))).sum()),
         unanswered=[asdict(one) for one in finished.calibrations if one.unanswered],
     )
     with whole_file(docs / "README.md") as part:
