@@ -119,7 +119,7 @@ def make_files(preset: str, args: argparse.Namespace, folder: Path) -> tuple[tup
     whole, small = folder / "classifier.onnx", folder / "classifier-int8.onnx"
     export_onnx(classifier, whole, **options)
     started = time.perf_counter()
-    quantize_onnx(whole, small)
+    quantize_onnx(whole, small, images["train"][:128])
     seconds = time.perf_counter() - started
     differences = auroc_differences(whole, small, images["test"], test.states())
     fields = {

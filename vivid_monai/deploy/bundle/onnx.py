@@ -1,6 +1,6 @@
 """The ONNX file of a bundle, with what it changes on the validation images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.data.skipped import Skipped
 from vivid_monai.deploy.answers import Answers
 from vivid_monai.deploy.finished import Finished
 from vivid_monai.deploy.formats.onnx import export_onnx
@@ -65,7 +68,7 @@ def write_onnx(finished: Finished, path: Path, *, kind: str, answers: Answers) -
     with TemporaryDirectory(dir=path.parent, prefix=".onnx.") as folder:
         whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         export_onnx(finished.classifier, whole, **options)
-        quantize_onnx(whole, small)
+        quantize_onnx(whole, small, training_images(finished))
         change = measure_change(finished, OnnxClassifier(small), answers)
         worst = max(change.auroc, key=lambda field: abs(change.auroc[field]), default=None)
         if worst is not None and abs(change.auroc[worst]) > MOST:
@@ -75,6 +78,15 @@ def write_onnx(finished: Finished, path: Path, *, kind: str, answers: Answers) -
             )
         small.replace(path)
     return change
+
+
+def training_images(finished: Finished, n: int = 128) -> Iterator[NDArray[np.float32]]:
+    """Every k-th training image (C, H, W), preprocessed, n of them; what cannot be read is passed over."""
+    items = finished.manifest.select("train").items()
+    rows = np.unique(np.linspace(0, len(items) - 1, n).astype(int))
+    for one in ImageDataset([items[row] for row in rows], finished.preprocess):
+        if not isinstance(one, Skipped):
+            yield one["image"].numpy()
 
 
 def measure_change(finished: Finished, network: OnnxClassifier, answers: Answers) -> Change:
