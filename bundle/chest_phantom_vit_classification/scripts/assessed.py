@@ -16,14 +16,14 @@ class Assessed(nn.Module):
     one half the image is not to be answered. Distance and limit: `Assessment` of vivid-monai.
 
     Args:
-        network: features come out of all but its last layer, logits out of the last one.
-        path: assessment.safetensors of the same network.
+        network: gives logits (B, F).
+        path: assessment.safetensors of its training images.
     """
 
     location: Tensor
     whitening: Tensor
 
-    def __init__(self, network: nn.Sequential, path: str) -> None:
+    def __init__(self, network: nn.Module, path: str) -> None:
         super().__init__()
         self.network = network
         with safe_open(path, framework="pt") as file:
@@ -32,7 +32,6 @@ class Assessed(nn.Module):
             self.limit = float(json.loads(file.metadata()["vivid-assessment"])["limit"])
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.network[:-1](images)
-        rows = torch.cat((features, appearance(images)), dim=1).double()
+        rows = appearance(images).double()
         distance = torch.linalg.vector_norm((rows - self.location) @ self.whitening, dim=1, keepdim=True)
-        return torch.cat((self.network[-1](features), (distance / self.limit).log().float()), dim=1)
+        return torch.cat((self.network(images), (distance / self.limit).log().float()), dim=1)
