@@ -84,7 +84,8 @@ def training_images(finished: Finished, n: int = 128) -> Iterator[NDArray[np.flo
     """Every k-th training image (C, H, W), preprocessed, n of them; what cannot be read is passed over."""
     items = finished.manifest.select("train").items()
     rows = np.unique(np.linspace(0, len(items) - 1, n).astype(int))
-    for one in ImageDataset([items[row] for row in rows], finished.preprocess):
+    dataset = ImageDataset([items[row] for row in rows], finished.preprocess)
+    for one in (dataset[i] for i in range(len(dataset))):
         if not isinstance(one, Skipped):
             yield one["image"].numpy()
 
