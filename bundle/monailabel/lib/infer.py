@@ -7,7 +7,7 @@ import torch
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleInferTask
-from torch import Tensor, nn
+from torch import nn
 
 from lib.scripts import scripts_of
 from lib.weights import BUNDLE, Served, Weights
@@ -86,28 +86,14 @@ class FindingsInfer(BundleInferTask):
     def _get_network(self, device: str, data: Any) -> nn.Module:
         served = self.weights.served()
         if self._loaded is None or self._loaded[:2] != (served, device):
-            whole, _ = self._load(self.weights.original)
-            if served != self.weights.original:
-                whole = _Retrained(whole, self._load(served)[1], len(self.answers.fields))
-            self._loaded = (served, device, whole.to(device).eval())
+            self._loaded = (served, device, self._load(served).to(device).eval())
         return self._loaded[2]
 
-    def _load(self, weights: Served) -> tuple[nn.Module, nn.Module]:
-        """The bundle's ``network``, and the classifier in it, ``network_def``, with these weights."""
+    def _load(self, weights: Served) -> nn.Module:
+        """The bundle's ``network`` with these weights in its classifier, ``network_def``."""
         config = self._load_bundle_config(self.bundle_path, self.bundle_config_path)
         with scripts_of(self.bundle):
             whole, classifier = (config.get_parsed_content(name) for name in ("network", "network_def"))
         state = torch.load(weights.path, map_location="cpu", weights_only=True)
         classifier.load_state_dict(state.get("model", state))
-        return whole, classifier
-
-
-class _Retrained(nn.Module):
-    """Logits of trained weights; whether an image is assessed, the bundle's own weights tell, which it was set for."""
-
-    def __init__(self, original: nn.Module, trained: nn.Module, n_fields: int) -> None:
-        super().__init__()
-        self.original, self.trained, self.n_fields = original, trained, n_fields
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.cat((self.trained(images), self.original(images)[:, self.n_fields :]), dim=1)
+        return whole
