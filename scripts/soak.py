@@ -3,7 +3,7 @@
     python scripts/soak.py --steps 10000 --layout short_slots
 
 The resident memory is told every so many steps, after a collection: the figure of the curves, which is drawn anew with
-every save, leaves cycles, and Python lets them pile up to some 50 MB before it clears them away. The slope is a
+every save, leaves cycles, and Python lets them pile up to tens of MB before it clears them away. The slope is a
 regression over the second half of the steps: the first half fills caches (images, texts, the allocator's own), which a
 leak outlives.
 """

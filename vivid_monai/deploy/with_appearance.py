@@ -8,7 +8,7 @@ from vivid_monai.evaluation.encoders import Encoder
 
 
 class WithAppearance(Encoder):
-    """An encoder whose features (B, D) are followed by the appearance of the images, (B, D + 130).
+    """An encoder whose features (B, D) are followed by the appearance of the images, (B, D + WIDTH).
 
     On the features rests the head, on the appearance the :class:`~vivid_monai.deploy.assessment.Assessment`; a
     :class:`~vivid_monai.evaluation.features.FeatureStore` gives and keeps both as those of any encoder.

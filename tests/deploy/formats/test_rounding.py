@@ -52,6 +52,7 @@ def test_an_output_without_weights_stays_without(weight):
     values, scales = round_weight(weight, np.eye(96, dtype="f4"))
     assert (values[:, 3] == 0).all()
     assert np.isfinite(scales).all()
+    assert (scales > 0).all()
 
 
 def test_moments_are_those_of_the_inputs_with_the_first_token_as_heavy_as_all_others(onnx_file):

@@ -1,4 +1,4 @@
-"""ONNX in 8 bits: a quarter of the size, twice as fast on processors that multiply bytes (VNNI)."""
+"""ONNX in 8 bits: a quarter of the size, about twice as fast on processors that multiply bytes (VNNI)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -163,28 +163,28 @@ def _product_of_bytes(node: Any, *, after_gelu: bool) -> list[Any]:
         steps.append(make(operator, inputs, [name], name=f"{node.name}.{operator}{len(steps)}", **attributes))
         return name
 
-    def product(quantised: str, *form: str) -> str:
+    def in_bytes(x: str, size: str, *form: str) -> tuple[str, str, str, str]:
+        """x over its top, the same in bytes, top, and the product of the bytes; each product has a weight of its own to
+        dequantise, as runtimes look for the two in pairs."""
+        top = add("ReduceMax", size, "8bit.axis")  # of a token of zeros 0: 0 / 0 becomes some byte, which times 0 is 0
+        unit = add("Div", x, top)
+        quantised = add("QuantizeLinear", unit, *form)
         right = add("DequantizeLinear", f"{weight}.int8", f"{weight}.scale", axis=1)
-        return add("MatMul", add("DequantizeLinear", quantised, *form), right)
+        return unit, quantised, top, add("MatMul", add("DequantizeLinear", quantised, *form), right)
 
-    signed = ("8bit.scale", "8bit.zero")
-    form = ("8bit.gelu.scale", "8bit.gelu.zero") if after_gelu else signed
-    size = tokens = add("Sub", tokens, "8bit.gelu.min") if after_gelu else tokens
-    if not after_gelu:
-        size = add("Abs", tokens)
-    top = add("ReduceMax", size, "8bit.axis")  # of a token of zeros 0: 0 / 0 becomes some byte, which times 0 is 0
-    unit = add("Div", tokens, top)
-    quantised = add("QuantizeLinear", unit, *form)
-    scaled = add("Mul", product(quantised, *form), top)
-
-    first = ("8bit.0s", "8bit.1s", "8bit.1s")
-    left = add("Sub", add("Slice", unit, *first), add("DequantizeLinear", add("Slice", quantised, *first), *form))
-    left_top = add("ReduceMax", add("Abs", left), "8bit.axis")
-    left_product = product(add("QuantizeLinear", add("Div", left, left_top), *signed), *signed)
-    left_scaled = add("Mul", left_product, add("Mul", left_top, add("Slice", top, *first)))
-    row = add("Squeeze", left_scaled, "8bit.1s")
-    whole = "" if after_gelu else output
-    sum_ = add("ScatterND", scaled, "8bit.rows", row, to=whole, reduction="add")
+    signed, first = ("8bit.scale", "8bit.zero"), ("8bit.0s", "8bit.1s", "8bit.1s")
     if after_gelu:
-        add("Add", sum_, f"{output}.shift", to=output)
+        form = ("8bit.gelu.scale", "8bit.gelu.zero")
+        tokens = size = add("Sub", tokens, "8bit.gelu.min")
+    else:
+        form, size = signed, add("Abs", tokens)
+    unit, quantised, top, product = in_bytes(tokens, size, *form)
+    scaled = add("Mul", product, top)
+    if after_gelu:
+        scaled = add("Add", scaled, f"{output}.shift")
+
+    rest = add("Sub", add("Slice", unit, *first), add("DequantizeLinear", add("Slice", quantised, *first), *form))
+    _, _, rest_top, rest_product = in_bytes(rest, add("Abs", rest), *signed)
+    row = add("Mul", rest_product, add("Mul", rest_top, add("Slice", top, *first)))
+    add("ScatterND", scaled, "8bit.rows", add("Squeeze", row, "8bit.1s"), to=output, reduction="add")
     return steps
