@@ -89,13 +89,13 @@ def make_files(preset: str, args: argparse.Namespace, folder: Path) -> tuple[tup
     import torch
 
     from vivid_monai.data.manifest import Manifest
-    from vivid_monai.data.phantom import prepare
-    from vivid_monai.data.preprocess import Preprocess
     from vivid_monai.deploy.formats.onnx import export_onnx
     from vivid_monai.deploy.formats.quantize import auroc_differences, quantize_onnx
     from vivid_monai.deploy.formats.torchscript import export_torchscript
+    from vivid_monai.images.preprocess import Preprocess
     from vivid_monai.networks.vit import ViT
     from vivid_monai.networks.weights import load_vit
+    from vivid_monai.prepare.phantoms import prepare
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -133,7 +133,7 @@ def with_fitted_head(vit: Any, images: list[np.ndarray], states: np.ndarray) -> 
     import torch
     from sklearn.linear_model import LogisticRegression
 
-    from vivid_monai.networks.classifier import ViTClassifier
+    from vivid_monai.networks.vit import ViTClassifier
 
     classifier = ViTClassifier(vit, states.shape[1]).eval()
     with torch.inference_mode():
@@ -241,8 +241,7 @@ def runner(way: str, path: str, threads: int) -> Any:
 def eager(path: str) -> Any:
     import torch
 
-    from vivid_monai.networks.classifier import ViTClassifier
-    from vivid_monai.networks.vit import ViT
+    from vivid_monai.networks.vit import ViT, ViTClassifier
 
     stored = torch.load(path, weights_only=True)
     classifier = ViTClassifier(ViT(**stored["config"]), len(stored["state"]["head.bias"]))

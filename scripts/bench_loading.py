@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from vivid_monai.data.augmentation import Augment, RandomAugmentation
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import image_loader
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.phantom import prepare
-from vivid_monai.data.preprocess import Preprocess
-from vivid_monai.engines.augmented_batch import AugmentedBatch
+from vivid_monai.engines.step import AugmentedBatch
+from vivid_monai.images.augment import Augment, RandomAugmentation
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.prepare.phantoms import prepare
 
 AUGMENTS = {"paper": Augment(), "default": Augment(rotate=0, translate=0, scale=0)}
 

@@ -27,18 +27,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vivid_monai.data.augmentation import RandomAugmentation
-from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.data.dataset import FieldSampler, ImageDataset
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.phantom import prepare
-from vivid_monai.data.preprocess import Preprocess
-from vivid_monai.data.questions import FieldSampler
 from vivid_monai.engines.step import PretrainLoss, PretrainStep, autocast, prepare_batch
+from vivid_monai.images.augment import RandomAugmentation
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.parameter_groups import parameter_groups
 from vivid_monai.networks.pretrainer import Pretrainer
-from vivid_monai.networks.projector import Projector
-from vivid_monai.networks.spd import SPD
+from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.vit import ViT
+from vivid_monai.prepare.phantoms import prepare
 from vivid_monai.ums.states import NULL
 
 

@@ -22,14 +22,14 @@ from tqdm import tqdm
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import image_loader
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.phantom import prepare
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.evaluation.encoders import Encoder, VividEncoder, load_encoder
 from vivid_monai.evaluation.features import Features, FeatureStore
-from vivid_monai.evaluation.leakage import check_leakage
-from vivid_monai.evaluation.metrics import Scored, measure
+from vivid_monai.evaluation.measure import Scored, measure
 from vivid_monai.evaluation.probes import fit_probe
+from vivid_monai.evaluation.task import check_leakage
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT
+from vivid_monai.prepare.phantoms import prepare
 
 STEPS, BATCH = 3000, 32
 

@@ -29,10 +29,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from vivid_monai.data.sources.lidc.nodules import Nodule
-from vivid_monai.data.sources.lidc.reads import RATINGS
-from vivid_monai.data.sources.lidc.source import read_identities
-from vivid_monai.data.sources.lidc.table import write_table
+from vivid_monai.prepare.lidc.nodules import Nodule
+from vivid_monai.prepare.lidc.reads import RATINGS
+from vivid_monai.prepare.lidc.source import read_identities, write_table
 from vivid_monai.ums.label_space import load_label_space
 
 Key = tuple[int, str]

@@ -27,12 +27,12 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
-from vivid_monai.data.images import ImageError, read_image
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.appearance import appearance
 from vivid_monai.deploy.assessment import Assessment, conformal_limit, mahalanobis, unfitted
 from vivid_monai.evaluation.encoders import Encoder, load_encoder
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.images.read import ImageError, read_image
 from vivid_monai.ums.states import PRESENT
 
 DEFAULT = "appearance"

@@ -14,9 +14,9 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 from tqdm import tqdm
 
-from vivid_monai.metrics import sums
+from vivid_monai.metrics import statistics as sums
 from vivid_monai.metrics.intervals import Patients, Resampled, auroc_resamples
-from vivid_monai.metrics.weighted import RankedField
+from vivid_monai.metrics.statistics import RankedField
 
 PREVALENCES = (0.1, 0.2, 0.3, 0.4, 0.5)
 SURENESS = {"Brier": 1.0, "ECE, calibrated": 1.0, "ECE, twice too sure": 2.0}

@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vivid_monai.data.columns import conform, state_columns
+from vivid_monai.data.loader import ResumableBatchSampler
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.sampler import ResumableBatchSampler
 from vivid_monai.data.splits import SplitRule
 from vivid_monai.ums.label_space import load_label_space
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vivid_monai.data.phantom import read_study
 from vivid_monai.networks.teacher import build_teacher
 from vivid_monai.networks.teacher.base import Teacher
 from vivid_monai.networks.teacher.published import PublishedTeacher
 from vivid_monai.networks.teacher.slots import SlotTeacher
+from vivid_monai.phantom import read_study
 from vivid_monai.ums.label_space import load_label_space
 from vivid_monai.ums.states import NULL, STATES, encode
 

@@ -1,6 +1,6 @@
 """The texts the tiny teacher is pretrained on: the schema, and the phantoms' reports with their states.
 
-Nothing here was written by or about a person: reports come from `vivid_monai.data.phantom`, names and hierarchy from
+Nothing here was written by or about a person: reports come from `vivid_monai.phantom`, names and hierarchy from
 the packaged label spaces, layouts from `vivid_monai.networks.teacher.text`, so that training and teaching read the same
 form.
 """
@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vivid_monai.data.phantom import read_study
-from vivid_monai.data.phantom.report import write_report
 from vivid_monai.networks.teacher.text import PROMPT, Piece, published_pieces, schema_text, slot_pieces
+from vivid_monai.phantom import read_study
+from vivid_monai.phantom.phantom import write_report
 from vivid_monai.ums.label_space import LabelSpace, available_label_spaces, load_label_space
 from vivid_monai.ums.states import STATES
 

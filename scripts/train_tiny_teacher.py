@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vivid_monai.assets import tiny_teacher_path
-from vivid_monai.networks.teacher.pieces import tokenize
+from vivid_monai.networks.teacher.text import tokenize
 
 POPULATION = 1_000_003
 EOS, PAD = "<|endoftext|>", "<|pad|>"

@@ -16,7 +16,7 @@ import jinja2
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.results import Results
-from vivid_monai.files import whole_file
+from vivid_monai.storage.files import whole_file
 
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "docs" / "results"

@@ -22,8 +22,8 @@ def test_is_clean(command: list[str]):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_file_of_the_package_is_longer_than_300_lines():
+def test_no_file_is_longer_than_500_lines():
     files = [path for folder in ("vivid_monai", "tests", "scripts") for path in (ROOT / folder).rglob("*.py")]
-    long = {str(path.relative_to(ROOT)): n for path in files if (n := len(path.read_text().splitlines())) > 300}
+    long = {str(path.relative_to(ROOT)): n for path in files if (n := len(path.read_text().splitlines())) > 500}
     assert files
     assert not long

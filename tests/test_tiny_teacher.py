@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from vivid_monai.assets import tiny_teacher_path
-from vivid_monai.data.phantom import read_study
 from vivid_monai.networks.teacher import build_teacher
 from vivid_monai.networks.teacher.text import published_pieces, slot_pieces
+from vivid_monai.phantom import read_study
 from vivid_monai.ums.label_space import load_label_space
 from vivid_monai.ums.states import NULL, STATES, encode
 

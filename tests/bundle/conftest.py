@@ -34,7 +34,7 @@ def bundle_command(*overlays: str, **knobs) -> list[str]:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory) -> Path:
     """A folder of phantoms that all small runs share."""
-    from vivid_monai.data.phantom import prepare
+    from vivid_monai.prepare.phantoms import prepare
 
     root = tmp_path_factory.mktemp("phantoms") / "small"
     prepare(root, n=SMALL["phantom_images"], seed=0, size=SMALL["image_size"])

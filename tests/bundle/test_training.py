@@ -16,9 +16,9 @@ from monai.bundle import ConfigParser
 from tests.bundle.conftest import ROOT, SMALL, bundle_command, quiet
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.evaluation.predictions import read_predictions
 from vivid_monai.evaluation.results import Results
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.spd_file import load_spd
 from vivid_monai.networks.weights import load_vit
 

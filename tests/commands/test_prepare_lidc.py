@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.sources.lidc.conftest import scan_of, sessions_of
-from tests.data.sources.lidc.making import balls, write_xml
+from tests.prepare.lidc.conftest import scan_of, sessions_of
+from tests.prepare.lidc.making import balls, write_xml
 from vivid_monai.cli import main
 from vivid_monai.data.manifest import Manifest
 

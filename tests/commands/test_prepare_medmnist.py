@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.sources.medmnist.making import COUNTS, arrays, call_official, write
+from tests.prepare.medmnist.making import COUNTS, arrays, call_official, write
 from vivid_monai.cli import main
 from vivid_monai.data.manifest import Manifest
 

@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from vivid_monai.data import checks
-from vivid_monai.data.checks import repeated
+from vivid_monai.data import manifest as checks
+from vivid_monai.data.manifest import repeated
 
 MANY = [f"id{n}" for n in range(70_000)]  # more than are hashed at once
 

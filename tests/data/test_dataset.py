@@ -9,13 +9,11 @@ import torch
 from monai.data import get_track_meta
 from PIL import Image
 
-from vivid_monai.data.augmentation import RandomAugmentation
-from vivid_monai.data.dataset import ImageDataset
-from vivid_monai.data.preprocess import Preprocess
-from vivid_monai.data.questions import FieldSampler
-from vivid_monai.data.skipped import Skipped
-from vivid_monai.data.steps import ReadImaged, ToBytesd
+from vivid_monai.data.dataset import FieldSampler, ImageDataset
 from vivid_monai.errors import VividError
+from vivid_monai.images.augment import RandomAugmentation
+from vivid_monai.images.preprocess import Preprocess, ReadImaged, ToBytesd
+from vivid_monai.storage.pixels import Skipped
 
 PREPROCESS = Preprocess(size=32)
 AUGMENTATION = RandomAugmentation(PREPROCESS)

@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.data.test_manifest import PLAIN, make
-from vivid_monai.data.arrow_file import ArrowFile
 from vivid_monai.data.items import Items
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
+from vivid_monai.storage.arrow import ArrowFile
 from vivid_monai.ums.record import Finding, ImageInfo
 
 N = 5000  # more than are made at once

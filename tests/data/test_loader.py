@@ -8,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vivid_monai.data.augmentation import RandomAugmentation
-from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.data.dataset import FieldSampler, ImageDataset
 from vivid_monai.data.loader import image_loader, ordered_loader
-from vivid_monai.data.preprocess import Preprocess
-from vivid_monai.data.questions import FieldSampler
 from vivid_monai.errors import VividError
+from vivid_monai.images.augment import RandomAugmentation
+from vivid_monai.images.preprocess import Preprocess
 
 PREPROCESS = Preprocess(size=32)
 

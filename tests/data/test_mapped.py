@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.test_manifest import FULL, PLAIN, make
-from vivid_monai.data import mapped
-from vivid_monai.data.arrow_file import ArrowFile
+from vivid_monai.data import manifest as mapped
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import SplitError
 from vivid_monai.errors import VividError
+from vivid_monai.storage.arrow import ArrowFile
 from vivid_monai.ums.record import Finding
 
 ARROW = ["m.parquet", "m.parquet.arrow"]
@@ -181,7 +181,7 @@ def no_room(monkeypatch):
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    return lambda: monkeypatch.setattr("vivid_monai.files.tempfile.mkstemp", refuse)
+    return lambda: monkeypatch.setattr("vivid_monai.storage.files.tempfile.mkstemp", refuse)
 
 
 def test_where_nothing_can_be_written_the_rows_are_held(path, no_room, capsys):

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from vivid_monai.data.sampler import ResumableBatchSampler
+from vivid_monai.data.loader import ResumableBatchSampler
 from vivid_monai.errors import VividError
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tests.evaluation.small import data_set, encoder
-from vivid_monai.data.phantom import generate
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.appearance import CELLS, DIRECTIONS, SIDE, WIDTH, appearance
 from vivid_monai.deploy.assessment import Assessment
 from vivid_monai.deploy.with_appearance import WithAppearance
 from vivid_monai.evaluation.features import FeatureStore
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.phantom import generate
 
 SIZE = 32
 

@@ -7,8 +7,7 @@ import torch
 
 from vivid_monai.deploy.network import from_network, network_layers, to_network
 from vivid_monai.errors import VividError
-from vivid_monai.networks.classifier import ViTClassifier
-from vivid_monai.networks.vit import ViT
+from vivid_monai.networks.vit import ViT, ViTClassifier
 
 
 def classifier(*, pool="cls", **options) -> ViTClassifier:

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from tests.deploy.test_network import classifier
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.overlay import SIDE, attention_maps, save_overlay
+from vivid_monai.images.preprocess import Preprocess
 
 
 def reference(one, images, pool):

@@ -20,16 +20,16 @@ from tests.deploy.conftest import NAME
 from tests.deploy.formats.recipes import recipes
 from tests.deploy.made_dicom import dicom
 from vivid_monai.cli import main
-from vivid_monai.data.augmentation import Augment, RandomAugmentation
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import collate
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.bundle.build import build_bundle
 from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
-from vivid_monai.engines.augmented_batch import AugmentedBatch
+from vivid_monai.engines.step import AugmentedBatch
 from vivid_monai.evaluation.encoders import load_encoder
 from vivid_monai.evaluation.features import FeatureStore
+from vivid_monai.images.augment import Augment, RandomAugmentation
+from vivid_monai.images.preprocess import Preprocess
 
 TOLERANCE = 1e-4
 N = 4

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vivid_monai.data.augmentation import RandomAugmentation
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import collate
-from vivid_monai.data.preprocess import Preprocess
-from vivid_monai.engines.augmented_batch import AugmentedBatch
+from vivid_monai.engines.step import AugmentedBatch
+from vivid_monai.images.augment import RandomAugmentation
+from vivid_monai.images.preprocess import Preprocess
 
 PREPROCESS = Preprocess(size=32, channels=3)
 

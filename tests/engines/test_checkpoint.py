@@ -11,9 +11,8 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch.utils.data import DataLoader
 
-from vivid_monai.data.sampler import ResumableBatchSampler
-from vivid_monai.engines.checkpoint import RunCheckpoint, Settings
-from vivid_monai.engines.run import Interrupted, KeepRun, new_run_dir, run
+from vivid_monai.data.loader import ResumableBatchSampler
+from vivid_monai.engines.run import Interrupted, KeepRun, RunCheckpoint, Settings, new_run_dir, run
 from vivid_monai.errors import VividError
 
 

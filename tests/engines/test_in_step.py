@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vivid_monai.engines import in_step
-from vivid_monai.engines.in_step import InStep
+from vivid_monai.engines import setup as in_step
+from vivid_monai.engines.setup import InStep
 from vivid_monai.engines.step import ValidationStep
 from vivid_monai.errors import VividError
 

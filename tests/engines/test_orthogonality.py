@@ -6,14 +6,13 @@ import torch
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import image_loader
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.phantom import prepare
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.engines.step import PretrainLoss, PretrainStep
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.pretrainer import Pretrainer
-from vivid_monai.networks.projector import Projector
-from vivid_monai.networks.spd import SPD
+from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.teacher.none import StateClassifier
 from vivid_monai.networks.vit import ViT
+from vivid_monai.prepare.phantoms import prepare
 
 from .test_step import make_engine
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vivid_monai.engines.schedule import warmup_cosine
+from vivid_monai.engines.step import warmup_cosine
 from vivid_monai.errors import VividError
 
 

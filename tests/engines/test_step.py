@@ -9,8 +9,7 @@ import torch
 from vivid_monai.engines.step import PretrainLoss, PretrainStep, ValidationStep, prepare_batch
 from vivid_monai.errors import VividError
 from vivid_monai.networks.pretrainer import Pretrainer
-from vivid_monai.networks.projector import Projector
-from vivid_monai.networks.spd import SPD
+from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.teacher import build_teacher
 from vivid_monai.networks.vit import ViT
 

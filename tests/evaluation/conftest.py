@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.phantom import prepare
+from vivid_monai.prepare.phantoms import prepare
 
 
 @pytest.fixture(scope="module")

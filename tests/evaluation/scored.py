@@ -3,7 +3,7 @@
 import numpy as np
 
 from vivid_monai.evaluation.features import Features
-from vivid_monai.evaluation.metrics import Scored, measure
+from vivid_monai.evaluation.measure import Scored, measure
 
 FIELDS = ["Edema", "Mass, left", "Nodule: small"]
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from vivid_monai.data.columns import FINDING
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.evaluation.encoders import VividEncoder
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT
 from vivid_monai.ums.label_space import load_label_space
 

@@ -8,7 +8,7 @@ from tests.evaluation.small import data_set, encoder
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.evaluate import evaluate
 from vivid_monai.evaluation.features import FeatureStore
-from vivid_monai.evaluation.provenance import provenance
+from vivid_monai.evaluation.output import provenance
 from vivid_monai.evaluation.task import Task
 
 FEW = {"min_present": 1, "min_absent": 1, "n_resamples": 20}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder
 from vivid_monai.evaluation.examples import Examples, collect_examples
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
 

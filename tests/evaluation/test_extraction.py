@@ -6,9 +6,9 @@ import torch
 
 from tests.evaluation.tiny_encoder import TinyEncoder
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.phantom import prepare
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import FeatureStore
+from vivid_monai.prepare.phantoms import prepare
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_the_global_random_state_is_left_alone(manifest):
 def test_kept_images_serve_the_next_encoder_with_the_same_preprocessing(manifest, monkeypatch):
     store = FeatureStore(None, batch_size=4, keep_images=True)
     reads = []
-    from vivid_monai.data import steps
+    from vivid_monai.images import preprocess as steps
 
     read = steps.ReadImaged.__call__
     monkeypatch.setattr(steps.ReadImaged, "__call__", lambda self, data: reads.append(1) or read(self, data))

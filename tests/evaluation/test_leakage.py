@@ -7,7 +7,7 @@ import pytest
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
-from vivid_monai.evaluation.leakage import check_leakage
+from vivid_monai.evaluation.task import check_leakage
 
 
 def side(name: str, n: int = 5) -> Features:

@@ -15,8 +15,8 @@ from sklearn.metrics import (
 
 from tests.evaluation.scored import FIELDS, classes, findings, measured
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.metrics import measure
-from vivid_monai.metrics import sums
+from vivid_monai.evaluation.measure import measure
+from vivid_monai.metrics import statistics as sums
 from vivid_monai.metrics.intervals import paired_auroc
 from vivid_monai.metrics.masked import masked_auroc
 

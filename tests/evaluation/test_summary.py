@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from tests.evaluation.scored import classes, findings, measured
-from vivid_monai.evaluation.results import Estimate
-from vivid_monai.evaluation.summary import summary_table
+from vivid_monai.evaluation.results import Estimate, summary_table
 
 
 def test_shows_every_number_with_its_interval_and_counts():

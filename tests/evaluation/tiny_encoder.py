@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.evaluation import sinks
 from vivid_monai.evaluation.features import FeatureStore
+from vivid_monai.images.preprocess import Preprocess
 
 BATCH_SIZE = 4
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score_loss, f1_score
 
-from vivid_monai.metrics import sums
+from vivid_monai.metrics import statistics as sums
 
 
 @pytest.fixture

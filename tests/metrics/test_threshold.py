@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.metrics import f1_score
 
-from vivid_monai.metrics.threshold import best_f1_thresholds
+from vivid_monai.metrics.masked import best_f1_thresholds
 
 
 def test_no_threshold_has_a_higher_f1():

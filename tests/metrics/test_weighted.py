@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vivid_monai.metrics import weighted
-from vivid_monai.metrics.weighted import RankedField
+from vivid_monai.metrics import statistics as weighted
+from vivid_monai.metrics.statistics import RankedField
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 12], ids=["many ties", "some ties", "no ties"])

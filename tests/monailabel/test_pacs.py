@@ -14,8 +14,8 @@ from tests.deploy.made_dicom import dicom
 from tests.monailabel.conftest import make_images, probabilities, said
 from tests.monailabel.orthanc import missing, orthanc
 from tests.monailabel.server import Refused, serve
-from vivid_monai.data.images import read_image
 from vivid_monai.deploy.model import BundleModel
+from vivid_monai.images.read import read_image
 from vivid_monai.ums.verify import verify
 
 pytestmark = pytest.mark.monailabel

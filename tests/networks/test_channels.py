@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.channels import fold_channels
+from vivid_monai.networks.weights import fold_channels
 
 COLOUR = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 GREY = ([0.53], [0.27])

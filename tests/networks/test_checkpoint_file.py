@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.checkpoint_file import read_checkpoint
+from vivid_monai.networks.checkpoint import read_checkpoint
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16)}
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.classifier import ViTClassifier
-from vivid_monai.networks.vit import ViT
+from vivid_monai.networks.vit import ViT, ViTClassifier
 
 
 def build(pool: str = "cls") -> ViTClassifier:

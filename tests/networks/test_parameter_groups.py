@@ -6,8 +6,7 @@ import torch
 from vivid_monai.errors import VividError
 from vivid_monai.networks.parameter_groups import parameter_groups
 from vivid_monai.networks.pretrainer import Pretrainer
-from vivid_monai.networks.projector import Projector
-from vivid_monai.networks.spd import SPD
+from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.teacher.none import StateClassifier
 from vivid_monai.networks.vit import ViT
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.position import resize_position_embeddings, square_grid
+from vivid_monai.networks.weights import resize_position_embeddings, square_grid
 
 
 def test_the_same_grid_gives_the_same_tensor() -> None:

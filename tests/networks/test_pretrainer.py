@@ -10,8 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.pretrainer import Pretrainer
-from vivid_monai.networks.projector import Projector
-from vivid_monai.networks.spd import SPD
+from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
 from vivid_monai.networks.vit import ViT
 

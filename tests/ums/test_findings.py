@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from vivid_monai.ums.findings import details, number, sets
 from vivid_monai.ums.label_space import load_label_space, parse_label_space
+from vivid_monai.ums.verify import details, number, sets
 
 CHEXPERT = load_label_space("chexpert-14")
 

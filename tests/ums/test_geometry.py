@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from vivid_monai.ums.geometry import boxes, image, sides
 from vivid_monai.ums.label_space import load_label_space
+from vivid_monai.ums.verify import boxes, image, sides
 
 CHEXPERT, ORGANS = load_label_space("chexpert-14"), load_label_space("organamnist-11")
 SIZE = {"path": "a.png", "height": 100, "width": 200}

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vivid_monai.data.phantom import prepare
+from vivid_monai.prepare.phantoms import prepare
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", *, summary: str = "") -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from vivid_monai.commands import prepare_lidc, prepare_medmnist
 from vivid_monai.commands.prepare_options import EPILOG, add_shared_options, check_workers, write_manifest
-from vivid_monai.data.sources import chexpert, nih, table
-from vivid_monai.data.sources.source import Source
+from vivid_monai.prepare import chexpert, nih, table
+from vivid_monai.prepare.source import Source
 
 
 def register(subparsers: Any, *, summary: str = "") -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vivid_monai.commands.prepare_options import EPILOG, add_shared_options, check_workers, write_manifest
-from vivid_monai.data.sources.lidc.crop import CropRule
-from vivid_monai.data.sources.lidc.source import read, read_identities
-from vivid_monai.data.sources.lidc.table import write_table
-from vivid_monai.data.sources.rows import write_skip_list
 from vivid_monai.errors import VividError
+from vivid_monai.prepare.lidc.crop import CropRule
+from vivid_monai.prepare.lidc.source import read, read_identities, write_table
+from vivid_monai.prepare.source import write_skip_list
 
 _WHAT = "LIDC-IDRI, from its CT series in DICOM and the readers' XML"
 

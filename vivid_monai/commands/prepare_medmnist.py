@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vivid_monai.commands.prepare_options import EPILOG, add_output_options, check_workers, write_manifest
-from vivid_monai.data.sources.medmnist.info import NAMES, SIZES
-from vivid_monai.data.sources.medmnist.source import read
+from vivid_monai.prepare.medmnist import NAMES, SIZES, read
 
 _WHAT = "OrganAMNIST or another set of MedMNIST, from its official file"
 

@@ -5,12 +5,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from vivid_monai.data.build import prepare
-from vivid_monai.data.card import to_markdown
-from vivid_monai.data.sources.image_files import CHECKS
-from vivid_monai.data.sources.source import Source
 from vivid_monai.data.splits import SplitRule
 from vivid_monai.errors import VividError
+from vivid_monai.prepare.build import prepare
+from vivid_monai.prepare.card import to_markdown
+from vivid_monai.prepare.image_files import CHECKS
+from vivid_monai.prepare.source import Source
 
 EPILOG = """\
 Written to --out, each whole or not at all: manifest.parquet, card.md and card.json (what is in it), skipped.csv (every

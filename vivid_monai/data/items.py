@@ -9,8 +9,8 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
-from vivid_monai.data.arrow_file import ArrowFile
 from vivid_monai.errors import VividError
+from vivid_monai.storage.arrow import ArrowFile
 
 _WORDS = ("image", "id", "patient_id", "slice")
 _CHUNK = 4096

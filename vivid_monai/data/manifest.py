@@ -12,19 +12,127 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from vivid_monai.data.arrow_file import ArrowFile
-from vivid_monai.data.checks import check_rows
-from vivid_monai.data.columns import FINDING, conform, manifest_schema, state_columns
+from vivid_monai import __version__
+from vivid_monai.data.columns import (
+    FINDING,
+    WORD,
+    LabelSpaceSource,
+    conform,
+    conform_column,
+    manifest_schema,
+    open_label_space,
+    record_of,
+    row_of,
+    state_columns,
+    stored_label_space,
+)
 from vivid_monai.data.items import Items
-from vivid_monai.data.label_spaces import LabelSpaceSource, open_label_space, stored_label_space
-from vivid_monai.data.mapped import MAPPED_FROM, arrow_file_of, mapped_rows, mapped_split
-from vivid_monai.data.records import record_of, row_of
 from vivid_monai.data.splits import SPLITS, SplitRule, assert_disjoint
 from vivid_monai.errors import VividError
-from vivid_monai.files import whole_file
+from vivid_monai.storage.arrow import ArrowFile
+from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.label_space import LabelSpace
 from vivid_monai.ums.record import Record
-from vivid_monai.ums.states import ABSENT, PRESENT
+from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
+
+
+def check_rows(table: pa.Table, fields: Sequence[str]) -> None:
+    """Look at a table of `manifest_schema` with unified dictionaries, in some tens of bytes for each row.
+
+    Raises:
+        VividError: no rows, states or splits that do not exist, an id twice.
+        SplitError: a patient in more than one split.
+    """
+    if not table.num_rows:
+        raise VividError("the manifest has no rows")
+    unknown = set(pc.unique(table["split"]).to_pylist()) - set(SPLITS)
+    if unknown:
+        raise VividError(f"the manifest has a split {sorted(unknown)[0]!r}; splits are {', '.join(SPLITS)}")
+    if (twice := repeated(table["id"])) is not None:
+        raise VividError(f"the manifest has the id {twice!r} on more than one row")
+    for field, column in zip(fields, state_columns(fields), strict=True):
+        lowest, highest = pc.min_max(table[column]).as_py().values()
+        if lowest < NULL or highest > UNCERTAIN:
+            raise VividError(f"the manifest's field {field!r} holds {lowest} to {highest}; states are −1, 0, 1 and 2")
+    assert_disjoint(table["patient_id"], table["split"], where="manifest")
+
+
+def repeated(words: pa.ChunkedArray) -> str | None:
+    """The first of the strings that is there more than once; None: there is no such string."""
+    # A set of ten million ids takes gigabytes, their hashes 80 MB; equal hashes are only a reason to look closer.
+    hashes = np.empty(len(words), np.int64)
+    first = 0
+    for chunk in words.chunks:
+        for part in (chunk[start : start + (1 << 16)] for start in range(0, len(chunk), 1 << 16)):
+            hashes[first : first + len(part)] = [hash(word) for word in part.to_pylist()]
+            first += len(part)
+    ordered = np.sort(hashes)
+    suspects = ordered[1:][ordered[1:] == ordered[:-1]]
+    counts = pc.value_counts(words.filter(pa.array(np.isin(hashes, suspects)))).to_pylist()
+    return next((pair["values"] for pair in counts if pair["counts"] > 1), None)
+
+
+MAPPED_FROM = 1_000_000
+"""Rows from which a manifest is mapped: a smaller one takes under 0.5 GB in memory."""
+
+_BATCH = 1 << 17
+
+
+def arrow_file_of(path: Path) -> ArrowFile:
+    """The Arrow file of a Parquet file as it is now: beside it, `.arrow` after its name."""
+    status = path.stat()
+    # A file replaced in place changes its ctime even where size and modification time are kept.
+    key = [__version__, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return ArrowFile(path.with_name(f"{path.name}.arrow"), json.dumps(key))
+
+
+def mapped_rows(file: pq.ParquetFile, fields: tuple[str, ...], arrow: ArrowFile) -> pa.Table | None:
+    """The rows of a Parquet file in `manifest_schema`, mapped; checked by `check_rows` when the Arrow file is made.
+
+    None, told on stderr: the Arrow file cannot be written.
+
+    Raises:
+        VividError: as `conform` and `check_rows`.
+    """
+    schema = manifest_schema(fields)
+    return arrow.open_or_make(schema, _batches(file, schema), lambda made: check_rows(made, fields))
+
+
+def mapped_split(table: pa.Table, split: str, arrow: ArrowFile) -> tuple[pa.Table, ArrowFile] | None:
+    """The rows of one split, mapped from a file of their own beside that of the whole `table`.
+
+    None, told on stderr: it cannot be written.
+    """
+    own = ArrowFile(arrow.path.with_suffix(f".{split}.arrow"), arrow.key)
+    rows = (batch.filter(pc.equal(batch["split"], split)) for batch in table.to_batches())
+    made = own.open_or_make(table.schema, rows)
+    return None if made is None else (made, own)
+
+
+def _batches(file: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    words = {field.name: _words(file, field) for field in schema if field.type == WORD}
+    others = [field.name for field in schema if field.name not in words]
+    first = 0
+    for batch in file.iter_batches(_BATCH, columns=others):
+        rows = slice(first, first + batch.num_rows)
+        first = rows.stop
+        columns = []
+        for field in schema:
+            if field.name in words:
+                codes, dictionary = words[field.name]
+                columns.append(pa.DictionaryArray.from_arrays(codes[rows].cast(pa.int32()), dictionary, safe=False))
+            else:
+                columns.append(conform_column(pa.Table.from_batches([batch]), field).combine_chunks())
+        yield pa.record_batch(columns, schema=schema)
+
+
+def _words(file: pq.ParquetFile, field: pa.Field) -> tuple[pa.Array, pa.Array]:
+    """Codes and dictionary of a whole column: an Arrow file has one dictionary for all its batches."""
+    column = conform_column(file.read([field.name]), field).unify_dictionaries()
+    dictionary = column.chunk(0).dictionary
+    narrow = pa.from_numpy_dtype(np.min_scalar_type(len(dictionary)))  # a byte a row for most columns, not four
+    return pa.concat_arrays([chunk.indices.cast(narrow) for chunk in column.chunks]), dictionary
+
 
 MANIFEST_VERSION = "1.0"
 _METADATA_KEY = b"vivid_monai"

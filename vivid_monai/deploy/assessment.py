@@ -16,8 +16,8 @@ from sklearn.model_selection import GroupKFold
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.probes.base import moments
-from vivid_monai.files import whole_file
-from vivid_monai.networks.checkpoint_file import CheckpointFile, read_checkpoint
+from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint
+from vivid_monai.storage.files import whole_file
 
 FORMAT = "vivid-assessment"
 VERSION = 1

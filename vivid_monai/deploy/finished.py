@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.assessment import Assessment
 from vivid_monai.deploy.calibration import Calibration, calibrate
 from vivid_monai.deploy.with_appearance import WithAppearance
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
 from vivid_monai.evaluation.features import Features, FeatureStore
-from vivid_monai.evaluation.leakage import check_leakage
 from vivid_monai.evaluation.probes import LinearProbe, load_probe
 from vivid_monai.evaluation.report.run_folder import images_digest
 from vivid_monai.evaluation.results import Results
-from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.evaluation.task import check_leakage
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.vit import ViTClassifier
 
 ENCODER = "pretrained"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vivid_monai.deploy.inputs import Input
 from vivid_monai.errors import VividError
-from vivid_monai.files import whole_file
+from vivid_monai.storage.files import whole_file
 
 ANSWERED, NOT_ASSESSED, UNREADABLE = "answered", "not assessed", "unreadable"
 

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.answers import Answers
 from vivid_monai.deploy.appearance import appearance
 from vivid_monai.deploy.assessment import Assessment
 from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
 from vivid_monai.deploy.network import from_network
 from vivid_monai.errors import VividError
-from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.vit import ViTClassifier
 
 WEIGHTS, ONNX, ASSESSMENT = "models/model.pt", "models/model.onnx", "models/assessment.safetensors"
 RUNTIMES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}

@@ -18,8 +18,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.classifier import ViTClassifier
-from vivid_monai.networks.vit import PRESETS, ViT
+from vivid_monai.networks.vit import PRESETS, ViT, ViTClassifier
 
 Config = dict[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 from vivid_monai.deploy.answers import Answers
 from vivid_monai.deploy.journal import ANSWERED, NOT_ASSESSED, UNREADABLE, Entry
 from vivid_monai.errors import VividError
-from vivid_monai.files import whole_file
+from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.record import Record
 from vivid_monai.ums.verify import verify
 

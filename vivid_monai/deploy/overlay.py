@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.evaluation.report.attention import blend
-from vivid_monai.files import whole_file
-from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.vit import ViTClassifier
+from vivid_monai.storage.files import whole_file
 
 SIDE = 448
 """Pixels of an overlay."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vivid_monai.deploy.answers import Answers
-from vivid_monai.metrics.sums import brier, ece
+from vivid_monai.metrics.statistics import brier, ece
 from vivid_monai.ums.states import ABSENT, PRESENT
 
 

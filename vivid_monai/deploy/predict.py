@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vivid_monai.data.dataset import ImageDataset
-from vivid_monai.data.skipped import Skipped
 from vivid_monai.deploy.inputs import Input, is_dicom, objection
 from vivid_monai.deploy.journal import ANSWERED, NOT_ASSESSED, UNREADABLE, Entry, Journal
 from vivid_monai.deploy.model import BundleModel
@@ -20,6 +19,7 @@ from vivid_monai.deploy.overlay import attention_maps, save_overlay
 from vivid_monai.deploy.sr import Algorithm, write_sr
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import library
+from vivid_monai.storage.pixels import Skipped
 
 UNLIKE = "unlike the images that the model was trained on"
 

@@ -15,7 +15,7 @@ from vivid_monai.deploy.codes import PRIVATE_SCHEME, finding_code
 from vivid_monai.deploy.sr_source import discreet, read_source
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import library
-from vivid_monai.files import whole_file
+from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.record import Finding, Record
 
 DEVELOPERS = "VIVID-Med developers"

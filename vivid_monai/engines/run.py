@@ -1,20 +1,187 @@
 """Running a trainer to its end, to its interruption, or not at all when it has already been there."""
 
 import os
+import re
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint, DiskSaver
 
-from vivid_monai.engines.checkpoint import RunCheckpoint
 from vivid_monai.engines.history import History
 from vivid_monai.errors import VividError
+
+PATTERN = re.compile(r"^step_(\d+)\.pt$")
+
+
+class TrainableWeights:
+    """What training changes of a :class:`~vivid_monai.networks.pretrainer.Pretrainer`: no frozen teacher."""
+
+    def __init__(self, pretrainer: Any) -> None:
+        self._pretrainer = pretrainer
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self._pretrainer.trainable_state_dict()
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._pretrainer.load_trainable_state_dict(state)
+
+
+class RandomState:
+    """The generators of every process. Data order and augmentation need none: they follow from seed and step alone."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        local = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        if not dist.is_initialized():
+            return {"ranks": [local]}
+        ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, local)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if len(state["ranks"]) != world_size:
+            raise VividError(
+                f"the checkpoint was written by {len(state['ranks'])} processes and this run has {world_size}; "
+                "resume with the same number"
+            )
+        self._pending = state["ranks"][rank]
+
+    def restore(self) -> None:
+        """Set the generators to the loaded state, once; done right before the first resumed step."""
+        if self._pending is not None:
+            torch.set_rng_state(self._pending["cpu"])
+            if self._pending["cuda"]:
+                torch.cuda.set_rng_state_all(self._pending["cuda"])
+            self._pending = None
+
+
+class Settings:
+    """Settings that must not change between a run and its continuation; a difference is an error that names it."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._settings)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        keys = [*self._settings, *(key for key in state if key not in self._settings)]
+        changed = [key for key in keys if self._settings.get(key) != state.get(key)]
+        if changed:
+            details = "; ".join(f"{key} was {state.get(key)!r}, is {self._settings.get(key)!r}" for key in changed)
+            raise VividError(
+                f"cannot resume: {details}. Use the run's own settings, or start a new run without --resume"
+            )
+
+
+class _Saver(DiskSaver):
+    """Writes whole files or none, and says what to do when the disk is full."""
+
+    def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
+        try:
+            super().__call__(checkpoint, filename, metadata)
+        except (OSError, RuntimeError) as error:
+            raise VividError(
+                f"could not write the checkpoint {self.dirname / filename}: {error}. Free some space on that disk and "
+                "go on with --resume True; the checkpoints before it are untouched"
+            ) from error
+
+
+class RunCheckpoint:
+    """Trainer handler that saves everything a run needs to go on, and resumes from the newest save.
+
+    Args:
+        directory: where ``step_<iteration>.pt`` files are kept.
+        save: name → object with ``state_dict`` / ``load_state_dict``; the trainer is added by itself.
+        sampler: endless batch sampler with a ``start`` attribute (first step), see :mod:`vivid_monai.data.loader`.
+        every: steps between two saves; there is one at the end of every epoch besides, after its validation.
+        keep: how many saves are kept.
+        resume: go on from the newest save in ``directory``; with none there, a :class:`VividError`.
+
+    Attach it after the validation handler, so that what validation records is in the save of the same epoch.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        save: Mapping[str, Any],
+        *,
+        sampler: Any,
+        every: int = 500,
+        keep: int = 2,
+        resume: bool = False,
+    ) -> None:
+        self.directory = Path(directory)
+        self.random_state = RandomState()
+        self._save = {**save, "random_state": self.random_state}
+        self._sampler, self._every, self._keep, self._resume = sampler, every, keep, resume
+
+    def attach(self, engine: Engine) -> None:
+        objects = {"trainer": engine, **self._save}
+        if self._resume:
+            self._load(objects)
+            self._sampler.start = engine.state.iteration
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._checkpoint = Checkpoint(
+            objects,
+            _Saver(str(self.directory), atomic=True, require_empty=False),
+            n_saved=self._keep,
+            filename_pattern="step_{global_step}.pt",
+            global_step_transform=lambda *_: engine.state.iteration,
+        )
+        # Ignite drops old saves by its own list, which starts empty: tell it of those that are already there.
+        self._checkpoint.load_state_dict({"_saved": [(step, path.name) for step, path in sorted(self.saves())]})
+        engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self.random_state.restore())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._within_epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._checkpoint)
+
+    def save_now(self, engine: Engine) -> None:
+        """Save at once, between two steps, for a run that is asked to stop."""
+        if not any(step == engine.state.iteration for step, _ in self.saves()):
+            self._checkpoint(engine)
+
+    def saves(self) -> list[tuple[int, Path]]:
+        """(step, file) of the saves in the directory."""
+        if not self.directory.is_dir():
+            return []
+        found = ((PATTERN.match(path.name), path) for path in self.directory.iterdir())
+        return [(int(match.group(1)), path) for match, path in found if match]
+
+    def _within_epoch(self, engine: Engine) -> None:
+        at_epoch_end = engine.state.epoch_length and engine.state.iteration % engine.state.epoch_length == 0
+        if engine.state.iteration % self._every == 0 and not at_epoch_end:
+            self._checkpoint(engine)
+
+    def _load(self, objects: Mapping[str, Any]) -> None:
+        saves = self.saves()
+        if not saves:
+            raise VividError(f"nothing to resume: no step_*.pt in {self.directory}; give the --output_dir of the run")
+        _, path = max(saves)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise VividError(
+                f"{path} cannot be read as a checkpoint ({error}); delete it and resume again from the save before it"
+            ) from error
+        if set(state) != set(objects):
+            raise VividError(
+                f"{path} is no checkpoint of this kind of run: it holds {sorted(state)}, not {sorted(objects)}"
+            )
+        for name in sorted(objects, key=lambda name: name != "settings"):  # the plainest error first
+            objects[name].load_state_dict(state[name])
 
 
 class Interrupted(VividError):

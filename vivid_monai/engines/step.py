@@ -10,8 +10,37 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from vivid_monai.errors import VividError
+from vivid_monai.images.augment import RandomAugmentation
+
+
+def warmup_cosine(
+    optimizer: Optimizer, *, steps: int, warmup_steps: int = 500, final_fraction: float = 0.1
+) -> LambdaLR:
+    """Scheduler stepped once per optimiser step (paper: 500 warm-up steps, cosine to 10 % of each group's peak).
+
+    Args:
+        steps: optimiser steps of the whole run.
+        warmup_steps: steps from 0 to the peak; must leave room for the cosine.
+        final_fraction: learning rate at the end, as a fraction of the peak, in [0, 1].
+
+    Raises:
+        VividError: the warm-up does not fit into the run, or the fraction is out of range.
+    """
+    if not 0 <= warmup_steps < steps:
+        raise VividError(
+            f"warmup_steps={warmup_steps} does not fit into a run of {steps} steps; set --warmup_steps below the "
+            "run's length (max_epochs x epoch_length)"
+        )
+    if not 0 <= final_fraction <= 1:
+        raise VividError(f"final_fraction must lie in [0, 1], got {final_fraction}")
+    return get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps, min_lr_rate=final_fraction
+    )
 
 
 def prepare_batch(
@@ -119,7 +148,7 @@ class ValidationStep:
 
     Returns (as ``engine.state.output``): ``log_probs`` float32 (B, F, 3) over absent, present, uncertain; ``states``
     int64 (B, F); ``blank`` float32 (1, F, 3), the same for an image that is one even grey. B is 0 for padding
-    (:class:`~vivid_monai.engines.in_step.InStep`).
+    (:class:`~vivid_monai.engines.setup.InStep`).
     """
 
     def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -171,3 +200,25 @@ def autocast(engine: Any) -> AbstractContextManager[Any]:
 
 def _no_sync(network: nn.Module, more_to_come: bool) -> AbstractContextManager[Any]:
     return network.no_sync() if more_to_come and isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+class AugmentedBatch:
+    """A trainer's ``prepare_batch``: moves pixels as uint8, a quarter of the bytes, and augments them on the device.
+
+    Args:
+        augmentation: that of the data set, which drew for each item what it does here to the batch.
+    """
+
+    def __init__(self, augmentation: RandomAugmentation) -> None:
+        self.augmentation = augmentation
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As :func:`~vivid_monai.engines.step.prepare_batch`."""
+        pixels, asked = prepare_batch(batch, device, non_blocking, **kwargs)
+        return self.augmentation(pixels, batch["drawn"].to(pixels.device, non_blocking=non_blocking)), asked

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vivid_monai.entries import disk_errors, entry_name, made_by_one, tell
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.sinks import FEATURES, OPTION, RECORD, Extracted, PartialEntry, load_record
+from vivid_monai.storage.files import disk_errors, entry_name, made_by_one, tell
 
 FORMAT = 1
 

@@ -8,20 +8,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.evaluation.encoders import Encoder, VividEncoder
 from vivid_monai.evaluation.evaluate import evaluate
 from vivid_monai.evaluation.features import FeatureStore
-from vivid_monai.evaluation.output import finish, print_output
+from vivid_monai.evaluation.output import finish, print_output, resolved_config
 from vivid_monai.evaluation.probes import LinearProbe
-from vivid_monai.evaluation.provenance import resolved_config
 from vivid_monai.evaluation.results import Results
 from vivid_monai.evaluation.task import Task
-from vivid_monai.files import whole_file
-from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.spd_file import save_spd
+from vivid_monai.networks.vit import ViTClassifier
 from vivid_monai.networks.weights import load_vit, save_vit
+from vivid_monai.storage.files import whole_file
 
 INITIAL = "initial_vit.safetensors"
 PRETRAINED = "pretrained_vit.safetensors"

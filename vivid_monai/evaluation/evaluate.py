@@ -10,7 +10,7 @@ import numpy as np
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import Encoder
 from vivid_monai.evaluation.features import Features, FeatureStore
-from vivid_monai.evaluation.metrics import Scored, measure
+from vivid_monai.evaluation.measure import Scored, measure
 from vivid_monai.evaluation.probes import Probe, fit_probe
 from vivid_monai.evaluation.results import Results
 from vivid_monai.evaluation.task import Task

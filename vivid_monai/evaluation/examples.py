@@ -14,12 +14,12 @@ import torch
 from monai.transforms import Compose
 
 from vivid_monai.data.dataset import ImageDataset
-from vivid_monai.data.plain import plain_tensors
-from vivid_monai.data.skipped import Skipped
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder
-from vivid_monai.files import whole_file
+from vivid_monai.images.preprocess import plain_tensors
 from vivid_monai.networks.spd import SPD
+from vivid_monai.storage.files import whole_file
+from vivid_monai.storage.pixels import Skipped
 from vivid_monai.ums.states import NULL, PRESENT
 
 

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.entries import versions
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.cache import FeatureCache
 from vivid_monai.evaluation.extraction import extract
 from vivid_monai.evaluation.sinks import Extracted, InMemory, Sink
+from vivid_monai.storage.files import versions
 
 if TYPE_CHECKING:
     from vivid_monai.evaluation.encoders import Encoder

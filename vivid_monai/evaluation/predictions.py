@@ -10,7 +10,7 @@ import numpy as np
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
-from vivid_monai.files import whole_file
+from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.states import decode, encode
 
 STATE = "state:"

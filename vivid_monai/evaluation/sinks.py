@@ -16,9 +16,8 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from vivid_monai.data.skipped import Skipped
-from vivid_monai.entries import disk_errors, flush
-from vivid_monai.files import whole_file
+from vivid_monai.storage.files import disk_errors, flush, whole_file
+from vivid_monai.storage.pixels import Skipped
 
 FEATURES, RECORD = "features.npy", "entry.json"
 OPTION = "--cache_dir"

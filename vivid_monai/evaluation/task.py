@@ -1,18 +1,77 @@
 """What is asked of an encoder: the images a probe learns on and is tested on, and the fields between them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.shared_labels import shared_fields, shared_states
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import Encoder, for_task
 from vivid_monai.evaluation.features import Features, FeatureStore
-from vivid_monai.evaluation.leakage import check_leakage
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
+from vivid_monai.ums.states import ABSENT, NULL, PRESENT
+
+
+def shared_states(states: NDArray[np.integer], source: LabelSpace, target: LabelSpace) -> NDArray[np.int64]:
+    """Return states (N, F of ``source``) as states int64 (N, F of ``target``), field by field through their concepts.
+
+    A field of the target that the source has no concept for is null. The target's "no finding" is found thus:
+
+    * the source has such a field too: its state, and absent where that is null but another field, other than those that
+      may stand beside it, is present;
+    * the source lists what it found and means the rest to be absent (it has a ``none_label``): present where every
+      field is absent, absent where one is present, null otherwise;
+    * else null.
+    """
+    out = np.full((len(states), len(target.fields)), NULL, dtype=np.int64)
+    for ours, theirs in source.mapping_to(target).items():
+        out[:, target.fields.index(theirs)] = states[:, source.fields.index(ours)]
+    if target.no_finding is None:
+        return out
+
+    column = out[:, target.fields.index(target.no_finding)]
+    beside = {source.no_finding, *source.no_finding_compatible}
+    findings = states[:, [i for i, field in enumerate(source.fields) if field not in beside]]
+    if source.no_finding is not None or source.none_label is not None:
+        column[(column == NULL) & (findings == PRESENT).any(axis=1)] = ABSENT
+    if source.no_finding is None and source.none_label is not None:
+        column[(findings == ABSENT).all(axis=1)] = PRESENT
+    return out
+
+
+def shared_fields(source: LabelSpace, target: LabelSpace) -> set[str]:
+    """The fields of the target that :func:`shared_states` can fill."""
+    mapped = set(source.mapping_to(target).values())
+    told = source.no_finding is not None or source.none_label is not None
+    return mapped | ({target.no_finding} if told and target.no_finding else set())
+
+
+def check_leakage(train: Features, validation: Features, test: Features) -> None:
+    """Refuse features whose training, validation and test sides share a patient or an image.
+
+    Images are told apart by their ids; the same picture under another id and another patient is not found here.
+
+    Raises:
+        VividError: naming up to three patients or images that are on two sides.
+    """
+    sides = {"training": train, "validation": validation, "test": test}
+    for (first, a), (second, b) in combinations(sides.items(), 2):
+        _check("image", a.ids, b.ids, f"the probe's {first} and {second} features")
+        _check("patient", a.patients, b.patients, f"the probe's {first} and {second} features")
+
+
+def _check(what: str, first: Iterable[str], second: Iterable[str], where: str) -> None:
+    both = sorted(set(map(str, first)) & set(map(str, second)))
+    if both:
+        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
+        raise VividError(
+            f"{len(both)} {what}{'s' * (len(both) > 1)} on both sides of {where}: {', '.join(both[:3])}{more}. What is "
+            "tested must be unknown to the probe: prepare the data again with one split by patient"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +85,7 @@ class Task:
         fields: what is asked, in order; names of the manifest's label space, or of ``label_space`` where there is one.
         source: another data set to learn on (transfer): its train and val splits, none of its test split.
         label_space: name or path of the space through which the two data sets speak; needed with ``source``. States
-            are carried over by concept (:func:`~vivid_monai.data.shared_labels.shared_states`).
+            are carried over by concept (:func:`~vivid_monai.evaluation.task.shared_states`).
         window: (centre, width) in HU that CT is seen through, whatever the encoder; None for other images.
         slices: 1, or 3 for a slice and its two neighbours.
 

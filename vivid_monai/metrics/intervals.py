@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from vivid_monai.errors import VividError
 from vivid_monai.metrics.masked import check_scores, counts, macro
-from vivid_monai.metrics.sums import Statistic
-from vivid_monai.metrics.weighted import RankedField
+from vivid_monai.metrics.statistics import RankedField, Statistic
 from vivid_monai.ums.states import ABSENT, PRESENT
 
 METHOD = "bootstrap over patients, t interval of its standard error on the logit scale"

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.projector import Projector
-from vivid_monai.networks.spd import SPD
+from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.teacher.base import Teacher
 from vivid_monai.networks.vit import ViT
 

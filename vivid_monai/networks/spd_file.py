@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save
 
 from vivid_monai.errors import VividError
-from vivid_monai.files import whole_file
-from vivid_monai.networks.checkpoint_file import CheckpointFile, read_checkpoint
+from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint
 from vivid_monai.networks.spd import SPD
+from vivid_monai.storage.files import whole_file
 
 FORMAT = "vivid-spd"
 VERSION = 1

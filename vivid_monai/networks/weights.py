@@ -6,20 +6,107 @@ and the preprocessing its images need. Nothing is matched by luck: a missing, ex
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from os import PathLike
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn import functional as F
 
 from vivid_monai.errors import VividError
-from vivid_monai.files import whole_file
-from vivid_monai.networks.channels import Statistics, fold_channels
-from vivid_monai.networks.checkpoint_file import CheckpointFile, read_checkpoint
-from vivid_monai.networks.checkpoint_names import CLS, NAMINGS, PATCHES, POSITIONS, VIVID, Naming, recognise
-from vivid_monai.networks.position import resize_position_embeddings, square_grid
+from vivid_monai.networks.checkpoint import (
+    CLS,
+    NAMINGS,
+    PATCHES,
+    POSITIONS,
+    VIVID,
+    CheckpointFile,
+    Naming,
+    read_checkpoint,
+    recognise,
+)
 from vivid_monai.networks.vit import PRESETS, ViT
+from vivid_monai.storage.files import whole_file
+
+
+def square_grid(positions: int) -> tuple[int, int]:
+    """The (rows, columns) of a square grid of `positions` patches; VividError where no square has that many."""
+    side = isqrt(positions)
+    if side * side != positions:
+        raise VividError(f"{positions} position embeddings are no square grid: give the checkpoint's image size")
+    return side, side
+
+
+def resize_position_embeddings(embeddings: Tensor, *, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Interpolate position embeddings from one grid of patches to another.
+
+    Bicubic with antialiasing, pixel centres aligned at half positions, computed in float32. Where the grids are equal
+    the very same tensor comes back.
+
+    Args:
+        embeddings: (1, rows * columns, D), row by row, without an entry for the CLS token.
+        source: (rows, columns) of the grid the embeddings belong to.
+        target: (rows, columns) wanted.
+
+    Returns:
+        (1, target rows * target columns, D), of the dtype given.
+
+    Raises:
+        VividError: the number of embeddings is not that of the source grid.
+    """
+    if embeddings.ndim != 3 or embeddings.shape[:2] != (1, source[0] * source[1]):
+        raise VividError(
+            f"position embeddings of shape {tuple(embeddings.shape)} do not fill a grid of {source[0]} x {source[1]}"
+        )
+    if source == target:
+        return embeddings
+    plane = embeddings.float().transpose(1, 2).unflatten(2, source)
+    resized = F.interpolate(plane, size=target, mode="bicubic", antialias=True, align_corners=False)
+    return resized.flatten(2).transpose(1, 2).to(embeddings.dtype, memory_format=torch.contiguous_format)
+
+
+Statistics = tuple[Sequence[float], Sequence[float]]
+
+
+def fold_channels(
+    weight: Tensor, bias: Tensor, *, colour_stats: Statistics, grey_stats: Statistics
+) -> tuple[Tensor, Tensor]:
+    """The projection of one grey channel that equals a projection of three equal colour channels.
+
+    A grey image g in [0, 1], repeated over the channels c and normalised as the colour weights expect, is
+    x_c = (g - m_c) / s_c. Our ViT sees y = (g - m) / s instead, so x_c = (s y + m - m_c) / s_c, and with it
+
+        Σ_c W_c x_c + b  =  (Σ_c W_c s / s_c) y  +  b + Σ_c Σ_pixels W_c (m - m_c) / s_c :
+
+    the same numbers from one channel, exactly, since patches are not padded.
+
+    Args:
+        weight: (D, C, P, P) of the colour projection.
+        bias: (D,) of the colour projection.
+        colour_stats: mean and standard deviation, C numbers each, on the scale [0, 1], of the colour weights.
+        grey_stats: mean and standard deviation, one number each, with which the grey images are normalised.
+
+    Returns:
+        weight (D, 1, P, P) and bias (D,), in the dtype given, computed in float64.
+
+    Raises:
+        VividError: the statistics do not fit the channels, or a standard deviation is not positive.
+    """
+    channels = weight.shape[1]
+    for name, stats, length in (("colour_stats", colour_stats, channels), ("grey_stats", grey_stats, 1)):
+        if len(stats) != 2 or len(stats[0]) != length or len(stats[1]) != length or min(stats[1]) <= 0:
+            raise VividError(f"{name}={stats!r} must be (mean, std) of {length} numbers each, std > 0")
+    colour_mean, colour_std = (
+        torch.tensor(values, dtype=torch.float64).view(1, channels, 1, 1) for values in colour_stats
+    )
+    grey_mean, grey_std = grey_stats[0][0], grey_stats[1][0]
+    scaled = weight.double() / colour_std
+    folded = (scaled * grey_std).sum(dim=1, keepdim=True)
+    shift = (scaled * (grey_mean - colour_mean)).sum(dim=(1, 2, 3))
+    return folded.to(weight.dtype), (bias.double() + shift).to(bias.dtype)
+
 
 FORMAT = "vivid-vit"
 VERSION = 1

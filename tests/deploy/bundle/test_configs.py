@@ -7,8 +7,8 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from tests.deploy.made_dicom import dicom
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.bundle.configs import to_normal, to_unit
+from vivid_monai.images.preprocess import Preprocess
 
 CASES = [
     Preprocess(size=32),
@@ -22,7 +22,7 @@ CASES = [
 def by_config(preprocess: Preprocess, path: str) -> torch.Tensor:
     targets = [dict(one) for one in (*to_unit(preprocess), *to_normal(preprocess))]
     for one in targets:
-        one["_target_"] = one["_target_"].replace("scripts.steps", "vivid_monai.data.steps")
+        one["_target_"] = one["_target_"].replace("scripts.preprocess", "vivid_monai.images.preprocess")
     parser = ConfigParser({"all": {"_target_": "Compose", "transforms": targets}})
     return parser.get_parsed_content("all")({"image": path})["image"]
 

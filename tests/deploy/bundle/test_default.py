@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tests.deploy.bundle.alone import run_bundle
-from vivid_monai.data.phantom import prepare
 from vivid_monai.deploy.bundle.configs import bundle_configs
 from vivid_monai.deploy.bundle.module import module_files
 from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.predict import predict
+from vivid_monai.prepare.phantoms import prepare
 
 FOLDER = Path(__file__).parents[3] / "bundle" / "chest_phantom_vit_classification"
 

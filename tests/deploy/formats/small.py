@@ -2,9 +2,8 @@
 
 import torch
 
-from vivid_monai.data.preprocess import Preprocess
-from vivid_monai.networks.classifier import ViTClassifier
-from vivid_monai.networks.vit import ViT
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.vit import ViT, ViTClassifier
 
 FIELDS = ["Edema", "Fracture, location unknown", "Überlagerung", "Support Devices", "Lung Opacity"]
 SIZE = 32

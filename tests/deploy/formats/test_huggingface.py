@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModel, AutoModelForImageClassification
 
 from tests.deploy.formats.small import FIELDS, PREPROCESS, SIZE, make_classifier, make_images
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.formats import huggingface as module
 from vivid_monai.deploy.formats.huggingface import export_huggingface
 from vivid_monai.errors import VividError
-from vivid_monai.networks.checkpoint_names import NAMINGS
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.checkpoint import NAMINGS
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import load_vit_weights, rename_vit_weights
 

@@ -12,8 +12,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from tests.deploy.formats.recipes import recipes
 from tests.deploy.formats.small import FIELDS, SIZE, make_classifier
 from tests.deploy.made_dicom import dicom
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.formats.huggingface import export_huggingface
+from vivid_monai.images.preprocess import Preprocess
 
 RULES = [
     {"resize": "pad"},

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tests.deploy.formats.small import FIELDS, PREPROCESS, SIZE, make_classifier, make_images
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.formats import onnx as module
 from vivid_monai.deploy.formats.onnx import export_onnx
 from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
 from vivid_monai.errors import VividError
+from vivid_monai.images.preprocess import Preprocess
 
 GIVEN = {"preprocess": PREPROCESS, "fields": FIELDS}
 

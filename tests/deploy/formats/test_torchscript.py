@@ -5,10 +5,10 @@ import torch
 from monai.data.torchscript_utils import load_net_with_metadata
 
 from tests.deploy.formats.small import FIELDS, PREPROCESS, make_classifier, make_images
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.formats import torchscript as module
 from vivid_monai.deploy.formats.torchscript import export_torchscript
 from vivid_monai.errors import VividError
+from vivid_monai.images.preprocess import Preprocess
 
 GIVEN = {"preprocess": PREPROCESS, "fields": FIELDS}
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vivid_monai.data.phantom import generate
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.evaluation.encoders import Encoder
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import save_vit
+from vivid_monai.phantom import generate
 
 PREPROCESS = Preprocess(size=32)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import Encoder, VividEncoder, load_encoder
 from vivid_monai.evaluation.encoders.base import library
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT
 
 PREPROCESS = Preprocess(size=32)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.evaluation.encoders.conftest import PREPROCESS, prepared
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder, for_task, load_encoder
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT
 
 WINDOW = (-400.0, 1000.0)

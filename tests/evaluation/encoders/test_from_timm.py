@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.evaluation.encoders.conftest import prepared
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import load_encoder
+from vivid_monai.images.preprocess import Preprocess
 
 timm = pytest.importorskip("timm")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.pooling import choose_pool, pool_tokens
+from vivid_monai.evaluation.encoders.base import choose_pool, pool_tokens
 
 
 @pytest.mark.parametrize(

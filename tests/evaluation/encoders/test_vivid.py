@@ -8,8 +8,7 @@ import torch
 from tests.evaluation.encoders.conftest import PREPROCESS, prepared
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
-from vivid_monai.networks.classifier import ViTClassifier
-from vivid_monai.networks.vit import ViT
+from vivid_monai.networks.vit import ViT, ViTClassifier
 from vivid_monai.networks.weights import load_vit, save_vit
 
 

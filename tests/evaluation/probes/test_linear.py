@@ -9,8 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tests.evaluation.made_features import classes, findings
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.probes.linear import STRENGTHS, LinearProbe, fit_linear
-from vivid_monai.evaluation.probes.logistic import Axes, sigmoid_loss, softmax_loss
+from vivid_monai.evaluation.probes.linear import STRENGTHS, Axes, LinearProbe, fit_linear, sigmoid_loss, softmax_loss
 
 
 def standardised(part, train):

@@ -8,7 +8,7 @@ import numpy as np
 
 from vivid_monai.evaluation.examples import Examples
 from vivid_monai.evaluation.features import Features
-from vivid_monai.evaluation.metrics import Scored, measure
+from vivid_monai.evaluation.measure import Scored, measure
 from vivid_monai.evaluation.predictions import write_predictions
 from vivid_monai.evaluation.results import Results
 

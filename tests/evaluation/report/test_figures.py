@@ -14,7 +14,7 @@ from vivid_monai.evaluation.report.curves import SIDE, Bins, roc
 from vivid_monai.evaluation.report.figure import INK, drawing, to_svg
 from vivid_monai.evaluation.report.forest import Row, forest
 from vivid_monai.evaluation.results import Estimate
-from vivid_monai.metrics import sums
+from vivid_monai.metrics import statistics as sums
 from vivid_monai.metrics.masked import masked_auroc
 
 RNG = np.random.default_rng(0)

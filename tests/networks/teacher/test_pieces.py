@@ -3,8 +3,7 @@ from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizer
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.teacher.pieces import read_answers, tokenize
-from vivid_monai.networks.teacher.text import Piece, published_pieces, slot_pieces
+from vivid_monai.networks.teacher.text import Piece, published_pieces, read_answers, slot_pieces, tokenize
 from vivid_monai.ums.states import STATES
 
 FINDINGS = {"Edema": "present", "Support Devices": None, "Pleural Effusion": "uncertain"}

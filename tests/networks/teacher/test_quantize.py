@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.teacher import ShortSlotTeacher, load_frozen_lm, quantize
+from vivid_monai.networks import language as quantize
+from vivid_monai.networks.teacher import ShortSlotTeacher, load_frozen_lm
 
 FIELDS = ("Edema", "Pleural Effusion")
 WIDTH = 64

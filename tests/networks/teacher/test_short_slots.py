@@ -3,8 +3,7 @@ import torch
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.teacher import ShortSlotTeacher, SlotTeacher
-from vivid_monai.networks.teacher.pieces import read_answers
-from vivid_monai.networks.teacher.text import schema_text, slot_pieces
+from vivid_monai.networks.teacher.text import read_answers, schema_text, slot_pieces
 from vivid_monai.ums.states import NULL
 from vivid_monai.ums.states import STATES as WORDS
 

@@ -22,7 +22,7 @@ from vivid_monai.deploy.model import ASSESSMENT, ONNX, WEIGHTS, metadata_sha256
 from vivid_monai.deploy.network import to_network
 from vivid_monai.deploy.performance import measure_answers
 from vivid_monai.errors import VividError
-from vivid_monai.files import whole_file
+from vivid_monai.storage.files import whole_file
 
 MODELS = (WEIGHTS, ONNX, ASSESSMENT)
 LARGE = 25 * 2**20

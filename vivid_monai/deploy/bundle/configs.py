@@ -4,10 +4,10 @@ import json
 from importlib import resources
 from typing import Any
 
-from vivid_monai.data.augmentation import Augment
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.network import network_layers
-from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.images.augment import Augment
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.vit import ViTClassifier
 
 Config = dict[str, Any]
 
@@ -42,9 +42,9 @@ def to_unit(preprocess: Preprocess) -> list[Config]:
     square = [preprocess.size, preprocess.size]
     window = None if preprocess.window is None else list(preprocess.window)
     return [
-        _transform("scripts.steps.ReadImaged", window=window, slices=preprocess.slices),
+        _transform("scripts.preprocess.ReadImaged", window=window, slices=preprocess.slices),
         _transform(
-            "scripts.steps.ResizeAntialiasedd",
+            "scripts.preprocess.ResizeAntialiasedd",
             size=preprocess.resize_to,
             side=_SIDES[preprocess.resize],
             interpolation=preprocess.interpolation,
@@ -52,7 +52,7 @@ def to_unit(preprocess: Preprocess) -> list[Config]:
         _transform("SpatialPadd", spatial_size=square)
         if preprocess.resize == "pad"
         else _transform("CenterSpatialCropd", roi_size=square),
-        _transform("scripts.steps.ToBytesd"),
+        _transform("scripts.preprocess.ToBytesd"),
         _transform("ScaleIntensityRanged", a_min=0, a_max=255, b_min=0, b_max=1),
     ]
 

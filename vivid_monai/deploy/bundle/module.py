@@ -10,11 +10,11 @@ from importlib import resources
 PREFIX = "vivid_monai."
 FILES = {  # in the bundle's scripts/ → in this package
     "errors.py": "errors.py",
-    "raster.py": "data/raster.py",
-    "dicom.py": "data/dicom.py",
-    "nifti.py": "data/nifti.py",
-    "images.py": "data/images.py",
-    "steps.py": "data/steps.py",
+    "raster.py": "images/raster.py",
+    "dicom.py": "images/dicom.py",
+    "nifti.py": "images/nifti.py",
+    "read.py": "images/read.py",
+    "preprocess.py": "images/preprocess.py",
     "appearance.py": "deploy/appearance.py",
     "assessed.py": "deploy/assessed.py",
     "answers.py": "deploy/answers.py",

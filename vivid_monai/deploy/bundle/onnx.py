@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vivid_monai.data.dataset import ImageDataset
-from vivid_monai.data.skipped import Skipped
 from vivid_monai.deploy.answers import Answers
 from vivid_monai.deploy.finished import Finished
 from vivid_monai.deploy.formats.onnx import export_onnx
@@ -22,6 +21,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import Encoder
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.metrics.masked import masked_auroc
+from vivid_monai.storage.pixels import Skipped
 
 KINDS = ("float32", "int8")
 MOST = 0.002

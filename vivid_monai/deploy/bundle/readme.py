@@ -10,13 +10,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.bundle.onnx import Change
 from vivid_monai.deploy.finished import ENCODER, Finished
 from vivid_monai.deploy.performance import FieldPerformance
 from vivid_monai.evaluation.report.curves import Bins
 from vivid_monai.evaluation.results import Estimate
-from vivid_monai.files import whole_file
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.storage.files import whole_file
 
 
 def write_docs(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.formats.onnx_classifier import FORMAT
 from vivid_monai.errors import VividError
-from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.vit import ViTClassifier
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)

@@ -13,12 +13,11 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Dinov2Config, PreTrainedConfig, ViTConfig
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.formats.description import check_same, describe, for_export
 from vivid_monai.errors import VividError
-from vivid_monai.networks.checkpoint_names import DINOV2, TRANSFORMERS
-from vivid_monai.networks.classifier import ViTClassifier
-from vivid_monai.networks.vit import PRESETS
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.checkpoint import DINOV2, TRANSFORMERS
+from vivid_monai.networks.vit import PRESETS, ViTClassifier
 from vivid_monai.networks.weights import rename_vit_weights
 
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers

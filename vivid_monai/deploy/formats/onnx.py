@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.formats.description import check_same, describe, for_export
 from vivid_monai.deploy.formats.onnx_classifier import INPUT, OUTPUTS, OnnxClassifier, need
 from vivid_monai.errors import VividError
-from vivid_monai.files import whole_file
-from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.vit import ViTClassifier
+from vivid_monai.storage.files import whole_file
 
 OPSET = 20
 """The first with Gelu as one operator, which runtimes compute in one pass."""

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from vivid_monai.errors import VividError
 
 if TYPE_CHECKING:
-    from vivid_monai.data.preprocess import Preprocess
+    from vivid_monai.images.preprocess import Preprocess
 
 FORMAT = "vivid-classifier 1"
 INPUT, OUTPUTS = "image", ("pred", "features")
@@ -79,7 +79,7 @@ class OnnxClassifier:
     @property
     def preprocess(self) -> "Preprocess":
         """What an image must go through before this classifier."""
-        from vivid_monai.data.preprocess import Preprocess  # MONAI takes seconds to import
+        from vivid_monai.images.preprocess import Preprocess  # MONAI takes seconds to import
 
         return Preprocess.from_dict(self.metadata["preprocess"])
 

@@ -13,8 +13,8 @@ from vivid_monai.deploy.formats.onnx import write_metadata
 from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier, need
 from vivid_monai.deploy.formats.rounding import input_moments, round_weight
 from vivid_monai.errors import VividError
-from vivid_monai.files import whole_file
 from vivid_monai.metrics.masked import masked_auroc
+from vivid_monai.storage.files import whole_file
 
 _GELU_MIN = -0.17  # no value of GELU is below
 _CONSTANTS: dict[str, Any] = {

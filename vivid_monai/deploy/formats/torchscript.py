@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from monai.data.torchscript_utils import load_net_with_metadata, save_net_with_metadata
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.deploy.formats.description import check_same, describe, for_export
-from vivid_monai.files import whole_file
-from vivid_monai.networks.classifier import ViTClassifier
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.vit import ViTClassifier
+from vivid_monai.storage.files import whole_file
 
 
 def export_torchscript(

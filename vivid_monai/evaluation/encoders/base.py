@@ -1,17 +1,56 @@
 """What every image encoder is to an evaluation: images in, features out, with the preprocessing its weights need."""
 
+import copy
 import hashlib
 import importlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
+from vivid_monai.images.preprocess import Preprocess
+
+POOLS = ("cls", "mean", "cls+mean", "pooled")
+
+
+def choose_pool(asked: str, *, cls: bool, patches: bool) -> str:
+    """The pooling to use: the one asked for where the network has such tokens, otherwise its own pooled output.
+
+    Args:
+        asked: one of `POOLS`.
+        cls: whether the network has a CLS token.
+        patches: whether it gives tokens per patch.
+
+    Raises:
+        VividError: `asked` is none of `POOLS`.
+    """
+    if asked not in POOLS:
+        raise VividError(f"pool={asked!r} must be one of {', '.join(POOLS)}")
+    has = {"cls": cls, "mean": patches, "cls+mean": cls and patches, "pooled": True}
+    return asked if has[asked] else "pooled"
+
+
+def pool_tokens(tokens: Tensor, pool: str, *, prefix: int) -> Tensor:
+    """Pool tokens into features.
+
+    Args:
+        tokens: (B, T, D), the CLS token first where there is one.
+        pool: "cls", "mean" (of the patches) or "cls+mean" (side by side).
+        prefix: tokens before those of the patches: CLS, registers, distillation.
+
+    Returns:
+        (B, D), or (B, 2 D) for "cls+mean", float32.
+    """
+    tokens = tokens.float()
+    if pool == "cls":
+        return tokens[:, 0]
+    mean = tokens[:, prefix:].mean(dim=1)
+    return mean if pool == "mean" else torch.cat((tokens[:, 0], mean), dim=1)
 
 
 class Encoder(nn.Module):
@@ -132,3 +171,39 @@ def library(name: str, package: str) -> ModuleType:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def for_task(encoder: Encoder, *, window: tuple[float, float] | None = None, slices: int = 1) -> Encoder:
+    """The encoder with the window and the slices of a task in its preprocessing, and so in its fingerprint.
+
+    Args:
+        encoder: stays as it is; the weights are shared.
+        window: (centre, width) in HU; None leaves the encoder's own.
+        slices: 1; or 3 for a slice with its two neighbours. An encoder of three channels sees them as its channels; one
+            of one channel encodes each, and the features lie side by side (3 D).
+
+    Raises:
+        VividError: a window or number of slices that cannot be meant.
+    """
+    own = encoder.preprocess
+    preprocess = replace(own, window=own.window if window is None else window, slices=slices)
+    if preprocess == own:
+        return encoder
+    seen = copy.copy(encoder)
+    seen.preprocess = preprocess
+    return SliceEncoder(seen) if slices > own.channels else seen
+
+
+class SliceEncoder(Encoder):
+    """A one-channel encoder that encodes each of several slices; the features lie side by side, lowest slice first."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.kind, self.architecture = encoder.kind, encoder.architecture
+        super().__init__(
+            encoder, encoder.preprocess, pool=encoder.pool, source=encoder.source, settings=encoder.settings
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        batch, slices = images.shape[:2]
+        features = self.network(images.flatten(0, 1).unsqueeze(1))
+        return torch.unflatten(features, 0, (batch, slices)).flatten(1)

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
+from vivid_monai.evaluation.encoders.base import Encoder, choose_pool, first_line, library, pool_tokens, structure
 from vivid_monai.evaluation.encoders.from_timm import timm_pool
-from vivid_monai.evaluation.encoders.pooling import choose_pool, pool_tokens
-from vivid_monai.networks.checkpoint_file import read_checkpoint
-from vivid_monai.networks.teacher.load import HUB_NAME
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.checkpoint import read_checkpoint
+from vivid_monai.networks.language import HUB_NAME
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
-from vivid_monai.evaluation.encoders.pooling import choose_pool, pool_tokens
+from vivid_monai.evaluation.encoders.base import Encoder, choose_pool, first_line, library, pool_tokens, structure
+from vivid_monai.images.preprocess import Preprocess
 
 NEEDED = ("input_size", "mean", "std", "interpolation", "crop_pct")
 RESIZE = {"center": "crop", "squash": "stretch"}

@@ -5,11 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
-from vivid_monai.evaluation.encoders.pooling import choose_pool
-from vivid_monai.networks.checkpoint_file import read_checkpoint
+from vivid_monai.evaluation.encoders.base import Encoder, choose_pool, first_line, library, structure
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.checkpoint import read_checkpoint
 
 
 class TorchXRayVisionEncoder(Encoder):

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import cached_file, logging
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, first_line
-from vivid_monai.evaluation.encoders.pooling import choose_pool, pool_tokens
+from vivid_monai.evaluation.encoders.base import Encoder, choose_pool, first_line, pool_tokens
 from vivid_monai.evaluation.encoders.processor import read_processor
-from vivid_monai.networks.teacher.load import HUB_NAME
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.language import HUB_NAME
 
 # Model types whose last hidden state is tokens, and how many stand before the patches': 0, or CLS and whatever follows
 # it. Register tokens (config.num_register_tokens) come on top.

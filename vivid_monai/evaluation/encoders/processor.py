@@ -8,8 +8,8 @@ from PIL.Image import Resampling
 from transformers.image_processing_backends import PilBackend
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-from vivid_monai.data.preprocess import Preprocess
 from vivid_monai.errors import VividError
+from vivid_monai.images.preprocess import Preprocess
 
 # Processors that do what their keys say: resize, cut the middle out, scale, normalise.
 KNOWN = ("Beit", "Bit", "CLIP", "ConvNext", "DINOv3ViT", "DeiT", "Siglip", "ViT")

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.probes.base import Probe
 from vivid_monai.evaluation.probes.linear import LinearProbe
-from vivid_monai.files import whole_file
+from vivid_monai.storage.files import whole_file
 
 FORMAT, VERSION = "vivid-probe", "1"
 

@@ -15,8 +15,8 @@ from vivid_monai.evaluation.report.run_folder import RunFolder
 from vivid_monai.evaluation.report.table import COLUMNS, difference_rows, metric_rows, write_table
 from vivid_monai.evaluation.report.words import headline, interval_words
 from vivid_monai.evaluation.results import METRICS, EncoderResult, Estimate, Results
-from vivid_monai.files import whole_file
 from vivid_monai.metrics.intervals import Patients
+from vivid_monai.storage.files import whole_file
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> Path:

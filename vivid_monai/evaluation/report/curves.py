@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from vivid_monai.evaluation.report.figure import DASHES, GRID, MARKERS, MUTED, drawing, series_colour, to_svg
-from vivid_monai.metrics.sums import BINS, calibration_bins
+from vivid_monai.metrics.statistics import BINS, calibration_bins
 from vivid_monai.ums.states import ABSENT, PRESENT
 
 SIDE = 200

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vivid_monai.evaluation.results import Difference, Estimate
-from vivid_monai.metrics import sums
+from vivid_monai.metrics import statistics as sums
 from vivid_monai.metrics.intervals import Patients, Resampled
-from vivid_monai.metrics.weighted import RankedField
+from vivid_monai.metrics.statistics import RankedField
 
 RANKING = {"auroc": "auroc", "ap": "average_precision"}
 

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from vivid_monai import __version__
 from vivid_monai.evaluation.report import words
 from vivid_monai.evaluation.report.figure import DASHES, MARKERS, drawing, series_colour, to_svg
-from vivid_monai.files import whole_file
-from vivid_monai.metrics.sums import BINS
+from vivid_monai.metrics.statistics import BINS
+from vivid_monai.storage.files import whole_file
 
 FOLDER = Path(__file__).parent / "templates"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 
 from vivid_monai.evaluation.results import Difference, Estimate, Results
-from vivid_monai.files import whole_file
+from vivid_monai.storage.files import whole_file
 
 COLUMNS = ("encoder", "field", "metric", "value", "low", "high", "n_present", "n_absent")
 MACRO, ALL = "(macro)", "(all)"

@@ -1,9 +1,8 @@
 """Teachers: what turns image embeddings, asked fields and their states into a loss per field."""
 
+from vivid_monai.networks.language import FrozenLM, load_frozen_lm
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
 from vivid_monai.networks.teacher.build import build_teacher
-from vivid_monai.networks.teacher.frozen_lm import FrozenLM
-from vivid_monai.networks.teacher.load import load_frozen_lm
 from vivid_monai.networks.teacher.none import StateClassifier
 from vivid_monai.networks.teacher.phrases import PhraseTeacher
 from vivid_monai.networks.teacher.published import PublishedTeacher

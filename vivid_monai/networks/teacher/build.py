@@ -8,8 +8,8 @@ import torch
 
 from vivid_monai.assets import tiny_teacher_path
 from vivid_monai.errors import VividError
+from vivid_monai.networks.language import load_frozen_lm
 from vivid_monai.networks.teacher.base import Teacher
-from vivid_monai.networks.teacher.load import load_frozen_lm
 from vivid_monai.networks.teacher.none import StateClassifier
 from vivid_monai.networks.teacher.phrases import PhraseTeacher
 from vivid_monai.networks.teacher.published import PublishedTeacher

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vivid_monai.networks.language import FrozenLM
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
-from vivid_monai.networks.teacher.frozen_lm import FrozenLM
 from vivid_monai.networks.teacher.text import schema_text, slot_pieces
 from vivid_monai.ums.states import NULL, STATES
 

@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vivid_monai.networks.language import FrozenLM
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput, nll_per_cell
-from vivid_monai.networks.teacher.branches import Query, branch_logits, check_padding_side
-from vivid_monai.networks.teacher.frozen_lm import FrozenLM
-from vivid_monai.networks.teacher.pieces import Token, read_answers, tokenize
-from vivid_monai.networks.teacher.text import PROMPT, Piece, published_pieces
+from vivid_monai.networks.teacher.slots import Query, branch_logits, check_padding_side
+from vivid_monai.networks.teacher.text import PROMPT, Piece, Token, published_pieces, read_answers, tokenize
 from vivid_monai.ums.states import STATES, decode
 
 _PROMPT = Piece(PROMPT)

@@ -6,10 +6,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vivid_monai.networks.language import FrozenLM, KeysValues, additive
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput, nll_per_cell
-from vivid_monai.networks.teacher.frozen_lm import FrozenLM, KeysValues, additive
-from vivid_monai.networks.teacher.pieces import read_answers
-from vivid_monai.networks.teacher.text import schema_text, slot_pieces
+from vivid_monai.networks.teacher.text import read_answers, schema_text, slot_pieces
 from vivid_monai.ums.states import NULL, STATES
 
 

@@ -1,0 +1,150 @@
+"""From a source to a manifest: what is dropped is listed, what is empty is an error."""
+
+import csv
+import hashlib
+import json
+
+import pyarrow as pa
+import pytest
+
+from vivid_monai.data.manifest import Manifest
+from vivid_monai.data.splits import SplitError, SplitRule
+from vivid_monai.errors import VividError
+from vivid_monai.prepare.build import prepare
+from vivid_monai.prepare.source import Rows, Source
+from vivid_monai.ums.label_space import load_label_space
+
+FIELDS = load_label_space("chexpert-12").fields
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A source of rows given as dicts; what they leave out is filled in."""
+    (tmp_path / "t.csv").write_text("a table\n")
+
+    def build(rows: list[dict], *, official=frozenset(), **options) -> Source:
+        plain = {
+            "#table": "t.csv", "patient_id": "p", "split": None, "view": "PA", "sex": None, "age": None, "dataset": "d",
+            "modality": "DX", "anatomy": "chest", "labeller": "l", "source": "human",
+            **{f"finding.{field}": -1 for field in FIELDS},
+        }  # fmt: skip
+        full = [
+            {**plain, "#row": i + 2, "#key": f"k{i}", "id": f"id{i}", "image": f"{i}.png", **row}
+            for i, row in enumerate(rows)
+        ]
+        table = pa.Table.from_pylist(full)
+        if not rows:
+            table = pa.table({name: [] for name in [*plain, "#row", "#key", "id", "image"]})
+        types = {name: pa.string() for name in plain} | {"age": pa.float64()}
+        types |= {f"finding.{field}": pa.int8() for field in FIELDS}
+        for name, kind in types.items():
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+        return Source(
+            dataset="d",
+            rows=Rows(table=table, n_read=len(rows)),
+            label_space="chexpert-12",
+            image_root=tmp_path,
+            files=[tmp_path / "t.csv"],
+            official=official,
+            label_policy="as told",
+            **{"contradictions": "skip", "val": 0.0, "test": 0.0, **options},
+        )
+
+    return build
+
+
+def test_the_card_adds_up(make):
+    edema = {"finding.Edema": 1}
+    rows = [
+        edema,
+        {**edema, "patient_id": "q", "sex": "F", "age": 40.0, "view": None},
+        {"image": "1.png", "patient_id": "q", **edema, "sex": "F", "age": 40.0, "view": None},  # says what row 3 says
+        {"finding.Edema": 1, "finding.Lung Opacity": 0},
+        {"age": 150.0},
+        {"finding.Edema": 0, "finding.Fracture": 2},
+    ]
+    prepared = prepare(make(rows), check="none", command="vivid prepare …")
+    card = prepared.card
+    assert card.rows == {"read": 6, "kept": 3, "skipped": 3}
+    assert card.skipped == {"duplicate": 1, "invalid-range": 1, "contradiction-hierarchy": 1}
+    assert sum(card.skipped.values()) == prepared.skipped.num_rows
+    assert card.states_read["Edema"] == {"null": 1, "absent": 1, "present": 4, "uncertain": 0}
+    assert card.states["train"]["Edema"] == {"null": 0, "absent": 1, "present": 2, "uncertain": 0}
+    assert card.states["train"]["Fracture"]["uncertain"] == 1
+    assert card.splits == {"train": {"images": 3, "patients": 2}}
+    assert (card.views, card.sexes) == (
+        {"PA": {"train": 2}, "unknown": {"train": 1}},
+        {"F": {"train": 1}, "unknown": {"train": 2}},
+    )
+    assert card.ages == {"known": 1, "min": 40.0, "median": 40.0, "max": 40.0}
+    assert "NOT CHECKED" in card.image_check
+    assert card.sources == [{"file": "t.csv", "sha256": hashlib.sha256(b"a table\n").hexdigest(), "rows": 6}]
+
+
+def test_files_are_written_and_the_card_is_in_the_manifest(make, tmp_path):
+    prepared = prepare(make([{}, {"finding.Edema": 1, "finding.Lung Opacity": 0}]), check="none")
+    path = prepared.write(tmp_path / "out")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["card.json", "card.md", "manifest.parquet", "skipped.csv"]
+    (row,) = csv.DictReader((path.parent / "skipped.csv").open())
+    assert (row["table"], row["row"], row["key"], row["reason"]) == ("t.csv", "3", "k1", "contradiction-hierarchy")
+    assert "'Edema' is present although 'Lung Opacity'" in row["detail"]
+    card = json.loads((path.parent / "card.json").read_text())
+    assert Manifest.load(path).card == card
+    assert card["rows"] == {"read": 2, "kept": 1, "skipped": 1}
+    assert "| contradiction-hierarchy |    1 |" in (path.parent / "card.md").read_text()
+
+
+def test_missing_images_are_listed(make, tmp_path):
+    (tmp_path / "1.png").write_bytes(b"x")
+    prepared = prepare(make([{}, {}]), check="files")
+    assert prepared.manifest.table["id"].to_pylist() == ["id1"]
+    assert prepared.card.skipped == {"missing-file": 1}
+
+
+def test_no_rows_left_is_an_error_that_says_why(make):
+    with pytest.raises(VividError, match=r"no rows are left of 2 \(missing-file 2\); the first: row 2, .*No such file"):
+        prepare(make([{}, {}]), check="files")
+    with pytest.raises(VividError, match=r"no rows are left of 0 \(the table holds none\)"):
+        prepare(make([]), check="none")
+
+
+def test_official_splits_are_kept_and_the_rest_is_drawn(make):
+    rows = [{"patient_id": f"p{i}", "split": "test" if i < 3 else None} for i in range(40)]
+    prepared = prepare(make(rows, official=frozenset({"test"}), val=0.5), check="none")
+    splits = prepared.manifest.table["split"].to_pylist()
+    assert splits[:3] == ["test"] * 3
+    assert splits[3:] == [SplitRule(val=0.5, test=0.0).of(f"p{i}") for i in range(3, 40)]
+    assert prepared.manifest.splits == {"official": ["test"], "salt": "vivid-med", "val": 0.5, "test": 0.0}
+
+
+def test_a_patient_on_two_sides_is_an_error_that_names_the_patient(make):
+    official = [{"patient_id": "p7", "split": "test"}, {"patient_id": "p7", "split": "train"}, {"split": None}]
+    with pytest.raises(SplitError, match=r"official splits: 1 patient.*p7"):
+        prepare(make(official, official=frozenset({"train", "test"})), check="none")
+    with pytest.raises(SplitError, match=r"splits: 1 patient.*p7"):
+        prepare(make([official[0], {"patient_id": "p7"}], official=frozenset({"test"})), check="none")
+
+
+def test_an_empty_split_is_an_error_that_says_so(make):
+    with pytest.raises(SplitError, match="split 'val' is empty"):
+        prepare(make([{}], val=0.0001), check="none")
+    with pytest.raises(SplitError, match="split 'test' is empty"):
+        prepare(make([{}], official=frozenset({"test"})), check="none")
+    with pytest.raises(SplitError, match="split 'train' is empty"):
+        prepare(make([{"patient_id": "p", "split": None}], test=0.999999), check="none")
+
+
+def test_contradictions_can_be_kept_skipped_or_refused(make):
+    rows = [{}, {"finding.Edema": 1, "finding.Lung Opacity": 0}]
+    assert len(prepare(make(rows), check="none", on_contradiction="keep").manifest) == 2
+    assert len(prepare(make(rows), check="none", on_contradiction="skip").manifest) == 1
+    with pytest.raises(VividError, match=r"1 rows contradict themselves; the first: t\.csv, row 3 \(k1\): 'Edema'"):
+        prepare(make(rows), check="none", on_contradiction="error")
+
+
+def test_growth_moves_nobody(make):
+    few = [{"patient_id": f"p{i}"} for i in range(30)]
+    many = [{"patient_id": f"p{i}"} for i in range(60)]
+    small = prepare(make(few, val=0.2, test=0.3), check="none").manifest.table
+    large = prepare(make(many, val=0.2, test=0.3), check="none").manifest.table
+    assert small["split"].to_pylist() == large["split"].to_pylist()[:30]

@@ -1,0 +1,159 @@
+"""Your own table: read through a mapping file, or one clear error."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vivid_monai.errors import VividError
+from vivid_monai.prepare import table
+from vivid_monai.prepare.build import prepare
+
+MAPPING = {
+    "mapping_version": "1.0",
+    "dataset": "my-hospital",
+    "source": "human",
+    "image": "file",
+    "patient": "mrn",
+    "label_space": "chexpert-14",
+    "label_columns": {"Pulmonary Edema": "oedema", "Fracture": "fx"},
+    "values": {"1": "present", "0": "absent", "?": "uncertain", "": None},
+}
+CSV = "file,mrn,oedema,fx\na.png,p1,1,0\nb.png,p2,0.0,?\nc.png,p2,,1.0\n"
+
+
+def read(tmp_path: Path, content: str | pa.Table = CSV, *, drop: tuple[str, ...] = (), **changes):
+    plan = {key: value for key, value in {**MAPPING, **changes}.items() if key not in drop}
+    (tmp_path / "map.json").write_text(json.dumps(plan))
+    path = tmp_path / ("t.csv" if isinstance(content, str) else "t.parquet")
+    if isinstance(content, str):
+        path.write_text(content)
+    else:
+        pq.write_table(content, path)
+    return table.read(path, mapping=tmp_path / "map.json", image_root=tmp_path)
+
+
+def column(source, name):
+    return source.rows.table[name].to_pylist()
+
+
+def test_cells_become_states_by_text_and_by_number(tmp_path):
+    source = read(tmp_path)
+    assert column(source, "finding.Edema") == [1, 0, -1]
+    assert column(source, "finding.Fracture") == [0, 2, 1]
+    assert column(source, "finding.Pneumonia") == [-1] * 3
+    assert column(source, "id") == column(source, "image") == ["a.png", "b.png", "c.png"]
+    assert column(source, "split") == [None] * 3
+    assert set(column(source, "labeller")) == {"my-hospital"}
+
+
+def test_parquet_gives_the_same_as_text(tmp_path):
+    columns = {"file": ["a.png", "b.png", "c.png"], "mrn": ["p1", "p2", "p2"]}
+    numbers = pa.table({**columns, "oedema": [1.0, 0.0, float("nan")], "fx": pa.array([0, None, 1], pa.int64())})
+    source = read(tmp_path, numbers)
+    assert column(source, "finding.Edema") == [1, 0, -1]
+    assert column(source, "finding.Fracture") == [0, -1, 1]
+    assert column(source, "#row") == [1, 2, 3]
+
+
+def test_every_optional_column(tmp_path):
+    head = "row,file,mrn,oedema,fx,v,s,y,st,part,z,text"
+    one = 'x,ct.nii.gz,p1,1,0,sag,female,047Y,s1,training,12,"two\nlines"'
+    two = "y,ct.nii.gz,p1,0,0,,,,,training,13,"
+    source = read(
+        tmp_path,
+        "\n".join([head, one, two]) + "\n",
+        view={"column": "v", "values": {"sag": "sagittal", "": None}},
+        sex={"column": "s", "values": {"female": "F", "": None}},
+        split={"column": "part", "values": {"training": "train"}},
+        age="y",
+        study="st",
+        slice="z",
+        report="text",
+        modality="CT",
+        labeller="two readers",
+    )
+    first, second = source.rows.table.to_pylist()
+    assert (first["view"], first["sex"], first["age"], first["study_id"]) == ("sagittal", "F", 47.0, "s1")
+    assert (first["slice"], first["id"], first["report"], first["split"]) == (12, "ct.nii.gz#12", "two\nlines", "train")
+    assert (second["view"], second["sex"], second["age"], second["study_id"], second["report"]) == (None,) * 5
+    assert (first["modality"], first["labeller"]) == ("CT", "two readers")
+    prepared = prepare(source, check="none")
+    assert prepared.manifest.splits["salt"] is None
+    assert [item["slice"] for item in prepared.manifest.items(["Edema"])] == [12, 13]
+
+
+def test_a_delimited_label_column(tmp_path):
+    text = "file\tmrn\tlabels\na.png\t1\tpulmonary edema; Fracture\nb.png\t2\tnormal\nc.png\t3\t\n"
+    entry = {"column": "labels", "delimiter": ";", "unlisted": "absent", "none": ["normal", ""]}
+    source = read(tmp_path, text, drop=("label_columns", "values"), label_list=entry, delimiter="\t")
+    assert column(source, "finding.Edema") == [1, 0, 0]
+    assert column(source, "finding.No Finding") == [0, 1, 1]
+    source = read(
+        tmp_path, text, drop=("label_columns", "values"), label_list={**entry, "unlisted": None}, delimiter="\t"
+    )
+    assert column(source, "finding.Edema") == [1, -1, -1]
+
+
+def test_without_a_label_space_the_columns_are_the_fields(tmp_path):
+    source = read(tmp_path, drop=("label_space",))
+    manifest = prepare(source, val=0.0, test=0.0, check="none").manifest
+    assert manifest.fields == ("Pulmonary Edema", "Fracture")
+    manifest.save(tmp_path / "m.parquet")
+    assert type(manifest).load(tmp_path / "m.parquet").label_space.name == "my-hospital"
+
+
+def test_absolute_paths_become_relative_where_they_lie_under_the_root(tmp_path):
+    text = f"file,mrn,oedema,fx\n{tmp_path}/x/a.png,p1,1,0\n/elsewhere/b.png,p2,1,0\n./x//c.png,p3,1,0\n"
+    source = read(tmp_path, text)
+    assert column(source, "image") == ["x/a.png", "/elsewhere/b.png", "x/c.png"]
+    items = prepare(source, val=0.0, test=0.0, check="none").manifest.items(["Edema"])
+    assert [item["image"] for item in items] == [f"{tmp_path}/x/a.png", "/elsewhere/b.png", f"{tmp_path}/x/c.png"]
+
+
+def test_rows_without_image_or_patient_are_listed(tmp_path):
+    source = read(tmp_path, CSV + ",p3,1,1\nd.png, ,1,1\n")
+    skipped = source.rows.all_skipped().to_pylist()
+    assert [(s["row"], s["reason"]) for s in skipped] == [(5, "no-image"), (6, "no-patient")]
+    assert source.rows.table.num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            CSV.replace("0.0", "-2"),
+            r"t\.csv, row 3: column 'oedema' holds '-2', not one of the mapping's values \('1', '0'",
+        ),
+        (CSV.replace("mrn", "patient"), "'patient' names column 'mrn', which t.csv does not have"),
+        (CSV.replace("fx", "fxx"), "label 'Fracture' names column 'fx'.*did you mean 'fxx'"),
+    ],
+)
+def test_what_the_table_lacks_is_an_error_that_names_it(tmp_path, content, message):
+    with pytest.raises(VividError, match=message):
+        read(tmp_path, content)
+
+
+def test_words_of_view_and_sex_that_nobody_explained_are_errors(tmp_path):
+    text = "file,mrn,oedema,fx,v\na.png,p1,1,0,post-ant\n"
+    with pytest.raises(VividError, match="column 'v' holds 'post-ant', not 'PA'"):
+        read(tmp_path, text, view="v")
+    source = read(tmp_path, text, view={"column": "v", "values": {"post-ant": "backwards"}})
+    with pytest.raises(VividError, match=r"no rows are left of 1 \(invalid-enum 1\).*backwards"):
+        prepare(source, check="none")
+
+
+def test_a_broken_parquet_file_is_an_error(tmp_path):
+    (tmp_path / "map.json").write_text(json.dumps(MAPPING))
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 not")
+    with pytest.raises(VividError, match="not a readable Parquet"):
+        table.read(tmp_path / "t.parquet", mapping=tmp_path / "map.json", image_root=tmp_path)
+
+
+def test_contradictory_rows_of_your_own_are_skipped(tmp_path):
+    changes = {"label_columns": {"Edema": "oedema", "Lung Opacity": "fx"}}
+    prepared = prepare(read(tmp_path, **changes), val=0.0, test=0.0, check="none")
+    assert prepared.card.contradictions == {"policy": "skip", "rows": 1, "by_code": {"hierarchy": 1}}
+    assert prepared.skipped.to_pylist()[0]["row"] == 2

@@ -1,0 +1,44 @@
+"""Files are replaced whole or left alone."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vivid_monai.errors import VividError
+from vivid_monai.storage.files import whole_file
+
+
+def test_a_finished_file_takes_its_place_with_ordinary_rights(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file.txt"
+    with whole_file(target) as part:
+        part.write_text("whole")
+        assert not target.exists()
+    plain = tmp_path / "plain.txt"
+    plain.write_text("")
+    assert target.read_text() == "whole"
+    assert target.stat().st_mode == plain.stat().st_mode
+    assert os.listdir(target.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken off"), OSError(28, "No space left on device")])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: Exception) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    expected = VividError if isinstance(error, OSError) else RuntimeError
+
+    def break_off() -> None:
+        with whole_file(target) as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(expected, match=r"file\.txt.*No space|broken off"):
+        break_off()
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VividError, match="file"), whole_file(tmp_path / "file" / "below.txt"):
+        pytest.fail("the block must not run")

@@ -1,0 +1,217 @@
+"""The cache of decoded images: every row its image's, found for nothing else, whole or not at all."""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.storage.numbered import BROKEN, SHAPE, N, Reader, assert_right, image, key
+from vivid_monai.errors import VividError
+from vivid_monai.storage import pixels as pixel_cache
+from vivid_monai.storage import pixels as pixel_writer
+from vivid_monai.storage.pixels import fingerprint, pixels_in_memory, pixels_on_disk
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Reader:
+    return Reader(tmp_path / "log")
+
+
+def entries(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_row_is_its_images(root: Path, reader: Reader, workers: int) -> None:
+    for _ in range(2):  # built, then found
+        pixels = pixels_on_disk(root, key, reader, SHAPE, workers=workers)
+        assert_right(pixels)
+    assert isinstance(pixels.array, np.memmap)
+    assert reader.read() == list(range(N)), "read once"
+    assert_right(pixels_in_memory(key, reader, SHAPE, workers=workers))
+
+
+def test_what_is_taken_out_can_be_changed(root: Path, reader: Reader) -> None:
+    pixels = pixels_on_disk(root, key, reader, SHAPE)
+    taken = pixels[1]
+    assert isinstance(taken, torch.Tensor)
+    taken.zero_()
+    assert_right(pixels)
+
+
+def test_pickled_it_is_its_folders_name(root: Path, reader: Reader) -> None:
+    shape = (5, 1, 200, 300)
+    pixels = pixels_on_disk(root, key, lambda index: torch.full(shape[1:], index, dtype=torch.uint8), shape)
+    pickled = pickle.dumps(pixels)
+    assert len(pickled) < 1000
+    assert isinstance(pickle.loads(pickled).array, np.memmap)
+    memory = pickle.loads(pickle.dumps(pixels_in_memory(key, reader, SHAPE)))
+    assert_right(memory)
+
+
+def test_another_key_or_number_or_version_is_another_entry(
+    root: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels_on_disk(root, key, reader, SHAPE)
+    pixels_on_disk(root, lambda: {"files": "others"}, reader, SHAPE)
+    assert_right(pixels_on_disk(root, key, reader, (100, *SHAPE[1:])), 100, [index for index in BROKEN if index < 100])
+    monkeypatch.setattr(pixel_cache, "versions", lambda packages: {"pillow": "0.1"})
+    pixels_on_disk(root, key, reader, SHAPE)
+    assert len(entries(root)) == 4
+
+
+def test_memory_is_shared_as_long_as_somebody_holds_it(reader: Reader) -> None:
+    def other() -> dict:
+        return {"files": "of this test"}
+
+    held = pixels_in_memory(other, reader, SHAPE)
+    assert pixels_in_memory(other, reader, SHAPE) is held
+    before = len(reader.read())
+    del held
+    pixels_in_memory(other, reader, SHAPE)
+    assert len(reader.read()) > before
+
+
+def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"12345")
+    places = [(str(path), None)]
+    before = fingerprint(places, 1)
+    assert fingerprint(places, 1) == before
+    assert fingerprint([(str(path), 3)], 1) != before
+    status = path.stat()
+    path.write_bytes(b"54321")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a copying tool may leave it
+    assert fingerprint(places, 1) != before
+    path.unlink()
+    assert len({before, fingerprint(places, 1), fingerprint([(str(tmp_path / "b.png"), None)], 1)}) == 3
+
+
+def test_a_full_disk_is_told_and_what_is_done_is_kept(
+    root: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(pixel_writer, "_SECONDS", -1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # No file may grow over 1000 bytes: the header (128) and two chunks of 64 × 6 fit, a third does not.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+        with pytest.raises(VividError, match=r"cannot be stored.*\(--cache\).*the same command goes on"):
+            pixels_on_disk(root, key, reader, SHAPE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [path.suffix for path in entries(root)] == [".part"], "nothing half-written is taken as whole"
+    reader.log.unlink()
+    assert_right(pixels_on_disk(root, key, reader, SHAPE))
+    assert reader.read() == list(range(128, N))
+    assert f"going on after 128 of {N} images" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_decoded(
+    root: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(root.parent)
+    monkeypatch.setattr(pixel_writer.shutil, "disk_usage", lambda path: usage._replace(free=N * 6 - 1))
+    with pytest.raises(VividError, match=r"0\.0 GB are needed.*--cache"):
+        pixels_on_disk(root, key, reader, SHAPE)
+    assert reader.read() == []
+    monkeypatch.setattr(pixel_writer.shutil, "disk_usage", lambda path: usage._replace(free=N * 6))
+    assert_right(pixels_on_disk(root, key, reader, SHAPE))
+
+
+def test_what_a_killed_process_left_behind_its_record_is_dropped(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(index: int) -> torch.Tensor:
+        if index == 200:
+            raise KeyboardInterrupt
+        return image(index)
+
+    monkeypatch.setattr(pixel_writer, "_SECONDS", -1)
+    with pytest.raises(KeyboardInterrupt):
+        pixels_on_disk(root, key, stopped, SHAPE)
+    (part,) = entries(root)
+    assert json.loads((part / "entry.json").read_text())["done"] == 192
+    with (part / "pixels.npy").open("ab") as file:
+        file.write(b"torn row")
+    with (part / "unreadable.jsonl").open("a") as file:
+        file.write('[195, "/images/195.png", "was there"]\n[196, "/im')
+    reader = Reader(tmp_path / "log", broken=(250,))
+    assert_right(pixels_on_disk(root, key, reader, SHAPE), broken=(250,))
+    assert reader.read() == list(range(192, N))
+
+
+@pytest.mark.parametrize("damage", ["short pixels", "other header", "record", "other key", "lines"])
+def test_a_part_that_cannot_be_gone_on_with_is_begun_again(root: Path, reader: Reader, damage: str) -> None:
+    pixels_on_disk(root, key, reader, SHAPE)
+    (entry,) = entries(root)
+    part = entry.rename(f"{entry}.part")
+    spoil(part, damage)
+    reader.log.unlink()
+    assert_right(pixels_on_disk(root, key, reader, SHAPE))
+    assert reader.read() == list(range(N))
+
+
+@pytest.mark.parametrize("damage", ["short pixels", "other header", "record", "lines", "no pixels"])
+def test_a_damaged_entry_is_told_with_the_way_out(root: Path, reader: Reader, damage: str) -> None:
+    pixels_on_disk(root, key, reader, SHAPE)
+    (entry,) = entries(root)
+    spoil(entry, damage)
+    with pytest.raises(VividError, match=rf"{entry}: damaged .*delete this folder, and the same command") as told:
+        pixels_on_disk(root, key, reader, SHAPE)
+    assert "\n" not in str(told.value)
+    shutil.rmtree(entry)
+    assert_right(pixels_on_disk(root, key, reader, SHAPE))
+
+
+def spoil(folder: Path, damage: str) -> None:
+    pixels, record, lines = folder / "pixels.npy", folder / "entry.json", folder / "unreadable.jsonl"
+    if damage == "short pixels":
+        pixels.write_bytes(pixels.read_bytes()[:-1])
+    elif damage == "other header":
+        pixels.write_bytes(pixels.read_bytes().replace(b"(300, 1, 2, 3)", b"(300, 1, 3, 2)"))
+    elif damage == "record":
+        record.write_text(record.read_text()[:-9])
+    elif damage == "other key":
+        record.write_text(record.read_text().replace("those", "THOSE"))
+    elif damage == "lines":
+        lines.write_text("".join(lines.read_text().splitlines(keepends=True)[:-1]))
+    else:
+        pixels.unlink()
+
+
+def test_files_that_change_meanwhile_leave_no_entry(root: Path, reader: Reader) -> None:
+    def change() -> dict:
+        return {"files": len(reader.read())}
+
+    for build in (lambda: pixels_on_disk(root, change, reader, SHAPE), lambda: pixels_in_memory(change, reader, SHAPE)):
+        with pytest.raises(VividError, match=r"changed while they were read; run the same command again"):
+            build()
+    assert entries(root) == []
+
+
+def test_images_that_cannot_be_cached_are_errors(root: Path, tmp_path: Path) -> None:
+    nothing = Reader(tmp_path / "log", broken=tuple(range(N)))
+    with pytest.raises(VividError, match=r"none of 300 images can be read; the first: nr\. 0"):
+        pixels_on_disk(root, key, nothing, SHAPE)
+    assert entries(root) == []
+    with pytest.raises(VividError, match=r"none of 300 images can be read; the first: nr\. 0"):
+        pixels_in_memory(key, nothing, SHAPE)
+    with pytest.raises(VividError, match=r"image 70 is \(1, 1, 1\), others are \(1, 2, 3\)"):
+        pixels_on_disk(root, key, lambda index: image(index)[:, : 2 - (index == 70), : 3 - 2 * (index == 70)], SHAPE)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, reader: Reader) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VividError, match=r"file/cache.*cannot be stored"):
+        pixels_on_disk(tmp_path / "file" / "cache", key, reader, SHAPE)

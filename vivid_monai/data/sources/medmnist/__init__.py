@@ -1,1 +1,0 @@
-"""OrganAMNIST and other grey sets of MedMNIST (Yang et al., Scientific Data 2023) from their official files."""

@@ -1,0 +1,74 @@
+"""Axial slices of NIfTI volumes, turned the way radiologists look at them."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+
+from vivid_monai.images.raster import MAX_PIXELS
+
+_RADIOLOGICAL = axcodes2ornt("LPS")  # index grows towards Left, Posterior, Superior
+
+
+def read_nifti(
+    path: Path, *, slice: int | None = None, slices: int = 1, window: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Read one axial slice as float (H, W) in [0, 1], or three neighbouring ones as (3, H, W).
+
+    Rows run from anterior to posterior and columns from the patient's right to left (patient left on image right),
+    by the axes of the affine matrix that are closest; oblique volumes are not resampled. A file whose header states
+    no orientation is taken as NIfTI's method 1 has it (left, anterior, superior).
+
+    Args:
+        slice: index along the inferior→superior axis, 0 = most inferior; needed unless there is only one slice.
+        slices: 1; or 3 for the slice below `slice`, the slice itself and the one above. Where the volume ends, its
+            last slice stands for the one that is not there.
+        window: (centre, width) in the volume's unit, HU for CT. Without it the smallest to the largest value of the
+            whole volume are scaled, so that slices of one volume stay comparable.
+
+    Raises:
+        ValueError: not two- or three-dimensional grey values, no or a wrong slice index, constant without a window,
+            neighbours wanted of the only slice there is.
+    """
+    volume = nibabel.load(path)
+    if not isinstance(volume, nibabel.Nifti1Image):
+        raise ValueError(f"is {type(volume).__name__}, not NIfTI")
+    if volume.header.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"holds {volume.header.get_data_dtype()} values, not grey ones")
+    shape = tuple(volume.shape) + (1,) * (3 - len(volume.shape))
+    if any(n != 1 for n in shape[3:]) or 0 in shape:
+        raise ValueError(f"has shape {volume.shape}; one volume (X, Y, Z) with voxels is needed")
+
+    turn = ornt_transform(io_orientation(volume.affine), _RADIOLOGICAL)
+    axial = int(np.flatnonzero(turn[:, 0] == 2)[0])
+    depth = shape[axial]
+    rows_columns = [n for axis, n in enumerate(shape[:3]) if axis != axial]
+    if depth > 1 and 1 in rows_columns:
+        raise ValueError(f"has shape {volume.shape} with one voxel across the axial plane; it holds no axial slices")
+    if rows_columns[0] * rows_columns[1] > MAX_PIXELS:
+        raise ValueError(f"slices of {rows_columns} voxels are more than the {MAX_PIXELS:,} pixels allowed")
+    if slice is None and depth > 1:
+        raise ValueError(f"is a volume of {depth} axial slices; say which one is meant (slice=0 … {depth - 1})")
+    index = slice or 0
+    if not 0 <= index < depth:
+        raise ValueError(f"has no slice {index}; its {depth} axial slices count from 0 to {depth - 1}")
+    if slices not in (1, 3) or (slices == 3 and depth == 1):
+        raise ValueError(f"has {depth} axial slices; {slices} neighbouring ones cannot be had (1 or 3)")
+
+    values = np.asanyarray(volume.dataobj).reshape(shape[:3])
+    if window is not None:
+        centre, width = window
+        low, high = centre - width / 2, centre + width / 2
+    else:
+        low, high = float(values.min()), float(values.max())
+        if low == high:
+            raise ValueError(f"every voxel is {low:g}, and no window says how bright that is")
+    reach = slices // 2
+    wanted = np.clip(np.arange(index - reach, index + reach + 1), 0, depth - 1)
+    stored = depth - 1 - wanted if turn[axial, 1] < 0 else wanted
+    # Turning the axes reverses the order of the taken slices where the volume is stored from top to bottom.
+    taken = np.sort(stored)
+    slab = apply_orientation(np.take(values, taken, axis=axial), turn)
+    pixels = np.clip((slab.transpose(2, 1, 0).astype(np.float64) - low) / (high - low), 0, 1)
+    return pixels[0] if slices == 1 else pixels

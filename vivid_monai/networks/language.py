@@ -1,0 +1,465 @@
+"""Get a causal LM and its tokenizer from a folder or the Hugging Face hub."""
+
+import importlib.util
+import inspect
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import cached_file
+
+from vivid_monai.errors import VividError
+
+KeysValues = list[tuple[Tensor, Tensor]]
+"""Per layer the keys and values (1, heads, length, head width) of a text shared by all images."""
+
+
+class FrozenLM(nn.Module):
+    """A transformers causal LM and its tokenizer, frozen, in eval mode, with the graph to its inputs kept.
+
+    The LM is no submodule: optimizers, checkpoints, DDP and `train()` never see it. `.to()` moves and casts it all the
+    same.
+
+    Args:
+        model: any decoder-only causal LM that takes `position_ids` and honours 4-D attention masks, with sdpa or eager
+            attention. That, and that it sees no future token, is verified here on three tokens.
+        tokenizer: its fast tokenizer.
+        name: what error messages call it.
+
+    Raises:
+        VividError: where the model is not such an LM or its tokenizer does not fit.
+    """
+
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+        super().__init__()
+        self.__dict__["model"] = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        if len(tokenizer) > (known := self._embeddings.shape[0]):
+            raise VividError(
+                f"{name}: the tokenizer has {len(tokenizer)} tokens but the model only {known} embeddings; "
+                "they are not of one model"
+            )
+        if (attention := model.config._attn_implementation) not in ("sdpa", "eager"):
+            raise VividError(f"{name}: attn_implementation must be sdpa or eager, got {attention}")
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            raise VividError(f"{name}: {type(model).__name__} takes no position_ids, so it cannot serve as a teacher")
+        with torch.inference_mode(False), torch.enable_grad():
+            self._verify()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.model._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.model.dtype
+
+    @property
+    def _embeddings(self) -> Tensor:
+        return cast(nn.Embedding, self.model.get_input_embeddings()).weight
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the token embeddings."""
+        return self._embeddings.shape[1]
+
+    @property
+    def embed_scale(self) -> float:
+        """Root mean square of the token embeddings."""
+        return self._embeddings.detach().float().square().mean().sqrt().item()
+
+    @property
+    def bos(self) -> list[int]:
+        """The token this model expects before any text, if its tokenizer puts one."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][0] == bos else []
+
+    @property
+    def eos(self) -> int:
+        """The token that ends a text."""
+        if self.tokenizer.eos_token_id is None:
+            raise VividError(f"{self.name}: the tokenizer has no EOS token; set eos_token in its tokenizer_config.json")
+        return self.tokenizer.eos_token_id
+
+    def embed(self, ids: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """Token embeddings (…, embed_dim) of int64 ids (…)."""
+        return self.model.get_input_embeddings()(torch.as_tensor(ids, dtype=torch.int64, device=self.device))
+
+    def check_length(self, positions: int, *, masked: int = 0) -> None:
+        """Raise VividError where the model cannot hold a sequence; nothing is ever cut.
+
+        Args:
+            positions: how many positions it has.
+            masked: its columns, where it brings its own attention mask, which takes the place of a sliding window.
+        """
+        config = self.model.config.get_text_config(decoder=True)
+        needs = {"max_position_embeddings": positions, "sliding_window": masked, "attention_chunk_size": masked}
+        for key, need in needs.items():
+            limit = getattr(config, key, None)
+            if limit is not None and need > limit:
+                raise VividError(
+                    f"{self.name}: the sequence needs {need} positions but {key} is {limit}; ask fewer fields, "
+                    "pass fewer image embeddings, or take a model with a longer context"
+                )
+
+    def keys_values(
+        self, ids: Sequence[int], *, positions: Tensor | None = None, allowed: Tensor | None = None
+    ) -> KeysValues:
+        """Keys and values of a text, without gradient.
+
+        Args:
+            ids: its tokens.
+            positions: int64 (len(ids),); None: 0, 1, …
+            allowed: bool (len(ids), len(ids)), who sees whom; None: all that come before.
+        """
+        cache: Any = DynamicCache()
+        position_ids = (torch.arange(len(ids), device=self.device) if positions is None else positions)[None]
+        seen = torch.ones_like(position_ids) if allowed is None else additive(allowed[None, None], self.dtype)
+        with torch.no_grad():
+            self.model.base_model(
+                inputs_embeds=self.embed([ids]),
+                attention_mask=seen,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def read(self, ids: Sequence[int]) -> Tensor:
+        """Last hidden states (len(ids), embed_dim), float32, of a text by itself, without gradient."""
+        with torch.no_grad():
+            output = self.model.base_model(inputs_embeds=self.embed([ids]), use_cache=False)
+        return output.last_hidden_state[0].float()
+
+    def logits(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        at: tuple[Tensor, Tensor],
+        past: KeysValues | None = None,
+        *,
+        words: Tensor | None = None,
+    ) -> Tensor:
+        """Next-token logits, float32 (N, vocabulary), at N positions.
+
+        The hidden states are gathered right before the LM's head, inside the LM's own forward, so that whatever it does
+        to the logits afterwards (scaling, soft-capping) still happens.
+
+        Args:
+            inputs_embeds: (B, L, embed_dim); cast to the LM's dtype.
+            attention_mask: int (B, L), or additive floating (B, 1, L, past length + L).
+            position_ids: int64 (B, L).
+            at: rows and columns, int64 (N,) each, of the positions wanted.
+            past: keys and values that precede every sequence.
+            words: int64 (W,): only the logits of these tokens are computed, (N, W).
+        """
+        head = cast(nn.Linear, self.model.get_output_embeddings())
+
+        def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0][at], *args[1:])
+
+        extra: dict[str, Any] = {"use_cache": False}
+        if past is not None:
+            cache = DynamicCache()
+            for layer, (keys, values) in enumerate(past):
+                batch = (len(inputs_embeds), -1, -1, -1)
+                cache.update(keys.expand(batch), values.expand(batch), layer)
+            extra = {"use_cache": True, "past_key_values": cache}
+        hook = head.register_forward_pre_hook(gather)
+        if words is not None:
+            rows = head.weight[words], None if head.bias is None else head.bias[words]
+            head.__dict__["forward"] = lambda hidden: nn.functional.linear(hidden, *rows)
+        try:
+            output = self.model(
+                inputs_embeds=inputs_embeds.to(self.dtype),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                **extra,
+            )
+        finally:
+            hook.remove()
+            head.__dict__.pop("forward", None)
+        return output.logits.float()
+
+    def _verify(self) -> None:
+        """Let three tokens show who sees whom: a token unseen has a gradient of exactly 0, in any dtype."""
+        kind = type(self.model).__name__
+        forbidden = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool, device=self.device)
+        try:
+            first, _ = self._seen(torch.ones(1, 3, dtype=torch.int64, device=self.device))
+            _, last = self._seen(additive(forbidden[None, None], self.dtype))
+        except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            raise VividError(
+                f"{self.name}: {kind} does not run as a teacher with "
+                f"attn_implementation={self.model.config._attn_implementation!r} (the other one may): {error}"
+            ) from error
+        if first[1:].any():
+            raise VividError(f"{self.name}: {kind} sees future tokens; it is not a causal LM")
+        if last.tolist() != [True, False, True]:
+            raise VividError(
+                f"{self.name}: {kind} does not honour a 4-D attention mask, on which the teacher relies to keep "
+                "fields apart; choose a plain decoder such as Qwen2, Llama or GPT-2"
+            )
+
+    def _seen(self, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of three tokens the first and the last one see, bool (3,) each."""
+        positions = torch.arange(3, device=self.device)
+        inputs = self.embed([[0, 1, 2]]).detach().clone().requires_grad_()
+        at = (torch.zeros_like(positions[:2]), positions[::2])
+        first, last = (
+            torch.autograd.grad(row[:8].sum(), inputs, retain_graph=True)[0][0].any(-1)
+            for row in self.logits(inputs, attention_mask, positions[None], at)
+        )
+        return first, last
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask (True: may see) as the additive mask that sdpa and eager attention both take."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def quantization(name: str, bits: int, *, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+    """Keyword arguments that make `from_pretrained` quantise what it reads.
+
+    8 bits: LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339), weights by row and activations by token. 4 bits: NF4
+    (Dettmers et al. 2023, arXiv:2305.14314), weights in blocks of 64, multiplied in `dtype`. Embeddings, norms and the
+    head keep `dtype`, as teachers read them directly. The gradient to the inputs is that of the quantised weights.
+
+    Raises:
+        VividError: other bits, or the libraries are not installed.
+    """
+    if bits not in (8, 4):
+        raise VividError(f"{name}: bits must be 8, 4 or null, got {bits!r}")
+    if missing := [package for package in ("bitsandbytes", "accelerate") if not importlib.util.find_spec(package)]:
+        raise VividError(
+            f"{name}: bits={bits} needs {' and '.join(missing)}: pip install -c constraints.txt -e '.[quantized]'"
+        )
+    # It warns at every product that activations are rounded, which is what 8 bits are.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if bits == 8:
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference, which it does once a CPU reads without gradient.
+
+    The repacked weights give no gradient ever after; the schema's keys and values are such a reading.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def spread(lm: FrozenLM, device: torch.device) -> FrozenLM:
+    """Spread an LM's decoder layers over all processes, in place, by FSDP2; what it computes stays the same.
+
+    Every process keeps its part of each layer on `device` and gathers a layer while it runs, forward and backward. The
+    embeddings, the final norm and the head stay whole on every process, as teachers read them directly. From then on
+    all processes must run the LM equally often (`vivid_monai.engines.setup.InStep`).
+
+    Layers move to `device` one by one, so the LM may be larger than the device while it is on the CPU.
+
+    Raises:
+        VividError: there is one process only, or the LM's class does not say what its layers are.
+    """
+    if not dist.is_initialized() or dist.get_world_size() < 2:
+        raise VividError(
+            f"{lm.name}: shard=True spreads it over several processes, and there is one; start them by torchrun with "
+            "configs/multi_gpu_train.json"
+        )
+    kinds = set(lm.model._no_split_modules or ())
+    layers = [module for module in lm.model.modules() if type(module).__name__ in kinds]
+    if not layers:
+        raise VividError(f"{lm.name}: {type(lm.model).__name__} does not name its layers; it cannot be sharded")
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    inside = {parameter for layer in layers for parameter in layer.parameters()}
+    # The root, which holds nothing itself, lets one layer be gathered while another runs.
+    fully_shard(lm.model.base_model, mesh=mesh, ignored_params=set(lm.model.parameters()) - inside)
+    return lm.to(device)
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def load_frozen_lm(
+    path: str | Path,
+    *,
+    weights: str = "pretrained",
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    attn_implementation: str = "sdpa",
+    layers: int | None = None,
+    bits: int | None = None,
+    shard: bool = False,
+) -> FrozenLM:
+    """Load a causal LM, frozen. Code that comes with a model is never run.
+
+    Args:
+        path: a folder in the transformers format; or, where no such folder exists, a hub name, looked for in the hub's
+            cache on this machine first.
+        weights: "pretrained", or "random": the same architecture, freshly initialised.
+        seed: of the random weights; the global random state is left alone.
+        dtype: one of `DTYPES`.
+        device: where to put it.
+        attn_implementation: "sdpa" or "eager".
+        layers: keep the first so many decoder layers only, before the final norm and the head; None: all.
+        bits: 8 or 4: quantise the linear layers while they are read, see `quantize`; None: all in `dtype`.
+        shard: spread the LM over the processes of the run, each of which reads all of it first; see `spread`.
+
+    Raises:
+        VividError: for a wrong argument, and where the path or name is not a complete causal LM that can be had.
+    """
+    if weights not in ("pretrained", "random"):
+        raise VividError(f"weights must be pretrained or random, got {weights!r}")
+    if dtype not in DTYPES:
+        raise VividError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if attn_implementation not in ("sdpa", "eager"):
+        raise VividError(f"attn_implementation must be sdpa or eager, got {attn_implementation!r}")
+    settings: dict[str, Any] = {"dtype": DTYPES[dtype], "attn_implementation": attn_implementation}
+    settings["trust_remote_code"] = False
+    if bits is not None:
+        if weights == "random" or shard:
+            raise VividError(f"teacher {path}: bits={bits} is for pretrained weights that are whole on every process")
+        settings |= quantization(f"teacher {path}", bits, dtype=DTYPES[dtype], device=device)
+    folder = Path(path).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise VividError(f"teacher {folder}: not a folder with a config.json, as a transformers model has it")
+        model, tokenizer = _read(str(folder), weights, seed, settings, layers, offline=True)
+    else:
+        model, tokenizer = _from_hub(str(path), weights, seed, settings, layers)
+    keep_gradients(model)
+    try:
+        if shard:
+            return spread(FrozenLM(model, tokenizer, name=f"teacher {path}"), torch.device(device))
+        torch.nn.Module.to(model, torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise VividError(f"teacher {path}: cannot be placed on device {device!r}: {_first_line(error)}") from error
+    return FrozenLM(model, tokenizer, name=f"teacher {path}")
+
+
+def _from_hub(
+    name: str, weights: str, seed: int, settings: dict[str, Any], layers: int | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not HUB_NAME.fullmatch(name):
+        raise VividError(f"teacher {name}: no such folder")
+    try:
+        return _read(name, weights, seed, settings, layers, offline=True)
+    except _NotThereError:
+        pass
+    try:
+        return _read(name, weights, seed, settings, layers, offline=False)
+    except _NotThereError as error:
+        raise VividError(
+            f"teacher {name}: no such folder, not in the hub's cache on this machine, and the hub does not give it "
+            f"({_first_line(error.__cause__ or error)}). Where there is a connection run "
+            f"`hf download {name} --local-dir FOLDER`, copy FOLDER here and give its path instead of the name"
+        ) from error
+
+
+class _NotThereError(VividError):
+    """A file of the model could not be had."""
+
+
+def _read(
+    source: str, weights: str, seed: int, settings: dict[str, Any], layers: int | None, *, offline: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    where = {"local_files_only": offline, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **where)
+        _check_causal(source, config)
+        if layers is not None:
+            _cut(source, config, layers)
+        if weights == "random":
+            model = _initialise(config, seed, settings)
+        else:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, config=config, local_files_only=offline, output_loading_info=True, **settings
+            )
+            model, report = loaded
+            # transformers fills gaps with random numbers and a warning; a teacher with gaps is no teacher.
+            if missing := sorted(report["missing_keys"]):
+                names = ", ".join(missing[:5])
+                raise VividError(f"teacher {source}: the folder lacks weights: {names} ({len(missing)} in all)")
+        return model, _read_tokenizer(source, where)
+    except VividError:
+        raise
+    except OSError as error:
+        raise _NotThereError(f"teacher {source}: {_first_line(error)}") from error
+    except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds on a broken file
+        raise VividError(f"teacher {source}: cannot be read as a causal LM: {_first_line(error)}") from error
+
+
+def _read_tokenizer(source: str, where: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        cached_file(source, "tokenizer.json", local_files_only=where["local_files_only"])
+    except OSError:
+        return AutoTokenizer.from_pretrained(source, **where)
+    # AutoTokenizer rebuilds the tokenizer of some model types by a class of its own and drops what tokenizer.json says
+    # of splitting; the file itself is what the model was trained with.
+    return PreTrainedTokenizerFast.from_pretrained(source, **where)
+
+
+def _check_causal(source: str, config: Any) -> None:
+    classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
+    expected = {classes} if isinstance(classes, str) else set(classes)
+    found = set(config.architectures or expected)
+    if not expected or not found & expected:
+        raise VividError(
+            f"teacher {source}: a {config.model_type} model ({', '.join(sorted(found)) or 'no architecture named'}) is "
+            "not a causal LM; choose one such as Qwen2ForCausalLM, LlamaForCausalLM or GPT2LMHeadModel"
+        )
+
+
+def _cut(source: str, config: Any, layers: int) -> None:
+    """Let a configuration say that there are fewer layers; those of the file that are over are not read."""
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise VividError(f"teacher {source}: layers={layers}, but it has {config.num_hidden_layers}")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+
+
+def _initialise(config: Any, seed: int, settings: dict[str, Any]) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, **settings)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,346 @@
+"""Your own table: CSV, TSV or Parquet, read through a mapping file."""
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from vivid_monai.data.columns import FINDING, WORD, LabelSpaceSource, open_label_space, stored_label_space
+from vivid_monai.data.splits import SPLITS
+from vivid_monai.errors import VividError
+from vivid_monai.prepare.csv_table import BadCell, CellReader, Translated, age_in_years, constant, read_csv, read_header
+from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source
+from vivid_monai.ums.label_space import LabelSpace
+from vivid_monai.ums.schema import parse_json
+from vivid_monai.ums.states import NULL, PRESENT, encode
+
+_SCHEMA = resources.files("vivid_monai.prepare") / "mapping-1.0.schema.json"
+_SEXES = {"M": "M", "F": "F", "O": "O", "Male": "M", "Female": "F", "Other": "O", "": None}
+_PLAIN = ("image", "patient", "id", "study", "age", "slice", "report")
+_WORDS = ("view", "sex", "split")
+
+
+@dataclass(frozen=True)
+class TableMapping:
+    """A checked mapping file.
+
+    Attributes:
+        path: where it was read from, for messages.
+        data: its content.
+        label_space: of the manifest.
+        label_columns: field → column; empty where the labels are a list in one column.
+    """
+
+    path: Path
+    data: dict[str, Any]
+    label_space: LabelSpaceSource
+    label_columns: dict[str, str]
+
+    @property
+    def space(self) -> LabelSpace:
+        """The label space, opened."""
+        return open_label_space(stored_label_space(self.label_space))
+
+    def column(self, role: str) -> str | None:
+        """The column for a role ("image", "view", …), ``None`` where the mapping has none."""
+        entry = self.data.get(role)
+        return entry["column"] if isinstance(entry, dict) else entry
+
+    def words(self, role: str) -> Mapping[str, str | None]:
+        """Cell → word for "view", "sex" or "split". Without ``values`` the cells must be the words themselves."""
+        entry = self.data[role]
+        if isinstance(entry, dict):
+            return entry["values"]
+        return {"view": _views(), "sex": _SEXES, "split": {**dict(zip(SPLITS, SPLITS, strict=True)), "": None}}[role]
+
+    def columns(self) -> list[str]:
+        """Every column that is read."""
+        roles = [name for role in (*_PLAIN, *_WORDS) if (name := self.column(role))]
+        listed = [self.data["label_list"]["column"]] if "label_list" in self.data else []
+        return list(dict.fromkeys([*roles, *self.label_columns.values(), *listed]))
+
+    def check_columns(self, there: list[str], table: Path) -> None:
+        """Raise a VividError that names a column the table lacks, and those like it."""
+        for role, name in self._named():
+            if name not in there:
+                near = difflib.get_close_matches(name, there, n=3)
+                hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(there)}"
+                raise VividError(f"{self.path}: {role} names column {name!r}, which {table.name} does not have; {hint}")
+
+    def _named(self) -> Iterator[tuple[str, str]]:
+        yield from ((repr(role), name) for role in (*_PLAIN, *_WORDS) if (name := self.column(role)))
+        yield from ((f"label {label!r}", name) for label, name in self.label_columns.items())
+        if "label_list" in self.data:
+            yield "'label_list'", self.data["label_list"]["column"]
+
+
+def load_mapping(path: Path | str) -> TableMapping:
+    """Read and check a mapping file (docs/data.md tells its keys).
+
+    Raises:
+        VividError: unreadable, not JSON, a key missing or unknown, an unknown label or state, labels twice or never.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VividError(f"{path}: the mapping file cannot be read: {error}") from error
+    data = parse_json(text, where=str(path))
+    schema = json.loads(_SCHEMA.read_text(encoding="utf-8"))
+    for broken in Draft202012Validator(schema).iter_errors(data):
+        raise VividError(f"{path}: {_sentence(broken, schema)}")
+    if ("label_columns" in data) == ("label_list" in data):
+        raise VividError(f"{path}: give either label_columns (one column for each label) or label_list (all in one)")
+    if ("label_columns" in data) != ("values" in data):
+        raise VividError(f"{path}: label_columns needs values, the state that each cell means, and label_list has none")
+    split_words = data["split"]["values"].values() if isinstance(data.get("split"), dict) else ()
+    for word in split_words:
+        if word is not None and word not in SPLITS:
+            raise VividError(f"{path}: split word {word!r} is none of {', '.join(SPLITS)} or null")
+    space = _label_space(path, data)
+    return TableMapping(path, data, space, _fields(path, data.get("label_columns", {}), space))
+
+
+def _label_space(path: Path, data: dict[str, Any]) -> LabelSpaceSource:
+    given = data.get("label_space")
+    if given is None:
+        if "label_list" in data:
+            raise VividError(f"{path}: label_list needs a label_space, so that a misspelt label is not a new one")
+        return {
+            "label_space_version": "1.0",
+            "name": data["dataset"],
+            "description": f"The labels of {data['dataset']}, as its mapping file names them.",
+            "source": path.name,
+            "fields": [{"name": label} for label in data["label_columns"]],
+        }
+    beside = path.parent / given if isinstance(given, str) else None
+    source = beside if beside is not None and beside.is_file() else given
+    try:
+        return stored_label_space(source)
+    except VividError as error:
+        raise VividError(f"{path}: label_space: {error}") from error
+
+
+def _fields(path: Path, columns: dict[str, str], source: LabelSpaceSource) -> dict[str, str]:
+    space = open_label_space(stored_label_space(source))
+    fields: dict[str, str] = {}
+    for label, column in columns.items():
+        try:
+            field = space.resolve(label)
+        except VividError as error:
+            raise VividError(f"{path}: label_columns: {error}") from error
+        if fields.setdefault(field, column) != column:
+            raise VividError(f"{path}: label_columns gives {field!r} two columns, {fields[field]!r} and {column!r}")
+    return fields
+
+
+def _views() -> dict[str, str | None]:
+    schema = json.loads((resources.files("vivid_monai.ums") / "schemas" / "ums-1.0.schema.json").read_text("utf-8"))
+    return {view or "": view for view in schema["properties"]["view"]["enum"]}
+
+
+def _sentence(error: ValidationError, schema: dict[str, Any]) -> str:
+    where = "/".join(map(str, error.absolute_path)) or "the top"
+    if error.validator == "additionalProperties" and not error.absolute_path:
+        unknown = next(key for key in error.instance if key not in schema["properties"])
+        near = difflib.get_close_matches(unknown, schema["properties"], n=1)
+        return f"unknown key {unknown!r}{f', did you mean {near[0]!r}?' if near else ''}"
+    if error.validator == "required":
+        return f"at {where}: {error.message}; every mapping names {', '.join(error.validator_value)}"
+    return f"at {where}: {error.message}"
+
+
+_DELIMITERS = {".tsv": "\t", ".tab": "\t"}
+
+
+def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> Source:
+    """Read a table through a mapping file.
+
+    Rows without an image or a patient are listed as skipped. A cell that the mapping gives no meaning is an error that
+    names it, because the mapping can be mended.
+
+    Raises:
+        VividError: the table or the mapping cannot be used: the message says which key, column, label, row or cell.
+    """
+    path, root = Path(table), Path(image_root)
+    plan = load_mapping(mapping)
+    rows = _read_parquet(path, plan) if path.suffix.lower() in (".parquet", ".pq") else _read_text(path, plan)
+    for role, reason in (("image", "no-image"), ("patient", "no-patient")):
+        blank = pc.equal(pc.utf8_trim_whitespace(rows.table[plan.column(role)]), "")
+        rows.drop(blank, reason, f"column {plan.column(role)!r} is blank")
+    _parse(rows, plan, root)
+    return Source(
+        dataset=plan.data["dataset"],
+        rows=rows,
+        label_space=plan.label_space,
+        image_root=root,
+        files=[path, plan.path],
+        official=frozenset(pc.unique(rows.table["split"]).drop_null().to_pylist()),
+        label_policy=_policy(plan),
+        contradictions="skip",
+        val=0.1,
+        test=0.2,
+    )
+
+
+def _read_text(path: Path, plan: TableMapping) -> Rows:
+    suffix = next((s for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".zst")), "")
+    delimiter = plan.data.get("delimiter", _DELIMITERS.get(suffix.lower(), ","))
+    text = {"delimiter": delimiter, "encoding": plan.data.get("encoding", "utf-8")}
+    plan.check_columns(read_header(path, **text), path)
+    return read_csv(path, required=[], key=str(plan.column("image")), multiline=True, **text)
+
+
+def _read_parquet(path: Path, plan: TableMapping) -> Rows:
+    try:
+        plan.check_columns(pq.read_schema(path).names, path)
+        table = pq.read_table(path, columns=plan.columns())
+    except (OSError, pa.ArrowException) as error:
+        raise VividError(f"{path}: not a readable Parquet file: {error}") from error
+    texts = {}
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)  # other tools write "nothing" as NaN
+        try:
+            texts[name] = pc.fill_null(column.cast(pa.string()), "")
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise VividError(f"{path}: column {name!r} is {column.type}, which is not text or numbers") from error
+    n = table.num_rows
+    own = {TABLE: constant(path.name, n), ROW: pa.array(np.arange(1, n + 1)), KEY: texts[str(plan.column("image"))]}
+    return Rows(table=pa.table({**texts, **own}), n_read=n)
+
+
+def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
+    n, space = rows.table.num_rows, plan.space
+    cells = CellReader(rows)
+
+    def text(role: str) -> pa.Array:
+        return cells.read(name, lambda cell: cell or None, pa.string()) if (name := plan.column(role)) else None
+
+    def words(role: str) -> pa.Array:
+        return cells.read(name, plan.words(role), WORD) if (name := plan.column(role)) else constant(None, n)
+
+    image = cells.read(str(plan.column("image")), lambda cell: _under(root, cell), pa.string())
+    place = cells.read(name, _whole_number, pa.int32()) if (name := plan.column("slice")) else pa.nulls(n, pa.int32())
+    of_slice = pc.binary_join_element_wise(image, place.cast(pa.string()), "#")  # null without a slice
+    age = cells.read(name, age_in_years, pa.float64()) if (name := plan.column("age")) else pa.nulls(n, pa.float64())
+    columns: dict[str, pa.Array] = {
+        "id": pc.coalesce(text("id") if plan.column("id") else of_slice, image),
+        "image": image,
+        "slice": place,
+        "patient_id": cells.read(str(plan.column("patient")), str, WORD),
+        "study_id": text("study") if plan.column("study") else pa.nulls(n, pa.string()),
+        "report": text("report") if plan.column("report") else pa.nulls(n, pa.string()),
+        "split": words("split"),
+        "view": words("view"),
+        "sex": words("sex"),
+        "age": age,
+        "dataset": constant(plan.data["dataset"], n),
+        "modality": constant(plan.data.get("modality", "DX"), n),
+        "anatomy": constant(plan.data.get("anatomy", "chest"), n),
+        "labeller": constant(plan.data.get("labeller", plan.data["dataset"]), n),
+        "labeller_version": constant(plan.data.get("labeller_version"), n),
+        "source": constant(plan.data["source"], n),
+        **_states(cells, plan, space, n),
+    }
+    first = cells.first_problem()
+    if first is not None:
+        position, problem = first
+        where = f"{rows.table[TABLE][position]}, row {rows.table[ROW][position]}"
+        raise VividError(f"{where}: {problem}. Say in {plan.path.name} what it means, or mend the table")
+    cells.finish(columns)
+
+
+def _states(cells: CellReader, plan: TableMapping, space: LabelSpace, n: int) -> dict[str, pa.Array]:
+    never = pa.array(np.full(n, NULL, dtype=np.int8))
+    if "label_list" not in plan.data:
+        state = _state_of(plan.data["values"])
+        return {
+            FINDING + field: cells.read(plan.label_columns[field], state, pa.int8())
+            if field in plan.label_columns
+            else never
+            for field in space.fields
+        }
+    entry = plan.data["label_list"]
+    listed = cells.translate(entry["column"], _listed(entry, space))
+    unlisted = encode(entry["unlisted"])
+    return {FINDING + field: _membership(listed, field, unlisted) for field in space.fields}
+
+
+def _membership(listed: Translated, field: str, unlisted: int) -> pa.Array:
+    return listed.take([unlisted if s is None or field not in s else PRESENT for s in listed.values], pa.int8())
+
+
+def _state_of(values: Mapping[str, str | None]) -> Callable[[str], int]:
+    """Cell → state: by its text, else by its number ("1" also means 1.0)."""
+    exact = {text: encode(state) for text, state in values.items()}
+    numbers = {number: state for text, state in exact.items() if (number := _number(text)) is not None}
+
+    def state(text: str) -> int:
+        if text in exact:
+            return exact[text]
+        number = _number(text)
+        if number is None or number not in numbers:
+            raise BadCell(f"one of the mapping's values ({', '.join(map(repr, values))})")
+        return numbers[number]
+
+    return state
+
+
+def _listed(entry: Mapping, space: LabelSpace) -> Callable[[str], frozenset[str]]:
+    """Cell → the fields that it lists; its words for "nothing" list none but the space's own No Finding."""
+    nothing = {*entry.get("none", ()), *([space.none_label] if space.none_label else [])}
+
+    def fields(text: str) -> frozenset[str]:
+        if text in nothing:
+            return frozenset({space.no_finding} if space.no_finding else ())
+        labels = [label for part in text.split(entry.get("delimiter", "|")) if (label := part.strip())]
+        if not labels:
+            raise BadCell('a list of labels; if a blank lists nothing, put "" into label_list\'s none')
+        try:
+            return frozenset(space.resolve(label) for label in labels)
+        except VividError as error:
+            raise BadCell(f"a list of labels: {error}") from None
+
+    return fields
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _whole_number(text: str) -> int | None:
+    number = _number(text) if text else None
+    if text and (number is None or number != int(number) or number < 0):
+        raise BadCell("a whole number from 0")
+    return None if number is None else int(number)
+
+
+def _under(root: Path, image: str) -> str:
+    """The path from ``root`` where the image lies under it; else as it is, absolute."""
+    path = os.path.normpath(image)
+    base = os.path.abspath(root)
+    return os.path.relpath(path, base) if os.path.isabs(path) and Path(path).is_relative_to(base) else path
+
+
+def _policy(plan: TableMapping) -> str:
+    if "label_list" in plan.data:
+        entry = plan.data["label_list"]
+        return f"A label listed in column {entry['column']!r} is present, any other {entry['unlisted'] or 'null'}."
+    values = ", ".join(f"{cell!r} is {state or 'null'}" for cell, state in plan.data["values"].items())
+    return f"{values}. Fields without a column are null."
