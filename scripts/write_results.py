@@ -9,6 +9,7 @@ What is stored holds aggregates only: no image, no patient, no path of a machine
 import argparse
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ STORE = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 METRICS = {"auroc": "AUROC", "ap": "AP", "f1": "F1", "brier": "Brier", "ece": "ECE"}
 CLASS_METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+DIFFERENCES = {"auroc": "AUROC", "ap": "AP", "accuracy": "accuracy"}
 
 
 def main() -> None:
@@ -64,20 +66,66 @@ def rounded(value: Any) -> Any:
 def write_page(page: Path) -> None:
     """The page, from every file in the store, in the order of their names."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": cell, "signed": signed}
     template = environment.from_string((Path(__file__).with_suffix(".md.j2")).read_text(encoding="utf-8"))
     stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(STORE.glob("*.json"))}
     if not stored:
         raise VividError(f"{STORE}: nothing is stored; add a run with --add NAME=RUN")
+    sections = {name: section(results) for name, results in stored.items()}
     with whole_file(page) as part:
-        part.write_text(
-            template.render(stored=stored, metrics=METRICS, class_metrics=CLASS_METRICS).rstrip() + "\n",
-            encoding="utf-8",
-        )
+        part.write_text(template.render(sections=sections).rstrip() + "\n", encoding="utf-8")
+
+
+def section(results: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of one result: a table with a row per encoder, macro averages only."""
+    compared = [metric for metric in DIFFERENCES if any(d["metric"] == metric for d in results["differences"])]
+    columns = METRICS | (CLASS_METRICS if results["kind"] == "classes" else {})
+    first = next(iter(results["encoders"]))
+    rows = []
+    for name, encoder in results["encoders"].items():
+        macro = encoder["macro"]
+        row = [name, *(cell((macro | (encoder["classes"] or {}))[metric]) for metric in columns)]
+        if len(results["seeds"]) > 1:
+            row.append(" ".join(f"{value:.3f}".removeprefix("0") for value in macro["auroc"]["per_seed"]))
+        for metric in compared:
+            found = [d for d in results["differences"] if (d["metric"], d["second"]) == (metric, name)]
+            row.append(signed(found[0]["estimate"]) if found else "")
+        rows.append(row)
+    head = ["encoder", *columns.values()]
+    head += ["AUROC of each seed"] if len(results["seeds"]) > 1 else []
+    head += [f"{DIFFERENCES[metric]}: {first} − it" for metric in compared]
+    return {"text": text(results), "head": head, "rows": rows, "command": shortened(results["run"]["command"])}
+
+
+def text(results: dict[str, Any]) -> str:
+    """Task, number of images, and the warnings that concern more than the fit of one seed."""
+    test, averaged, excluded = results["test"], len(results["macro_fields"]), len(results["excluded"])
+    sentences = [
+        f"`{results['task']}`: {test['n_images']} test images of {test['n_patients']} patients,"
+        f" macro over {averaged} of {averaged + excluded} findings."
+    ]
+    if results["skipped"]:
+        sentences.append(f"{results['skipped']} unreadable images are left out.")
+    of_seeds = [warning for warning in results["warnings"] if ", seed " in warning]
+    said = [w for w in results["warnings"] if w not in of_seeds and not w.startswith("macro averages over")]
+    sentences += [f"Warning: {warning}." for warning in said]
+    if of_seeds:
+        sentences.append(f"{len(of_seeds)} warnings about the fit of single seeds.")
+    return textwrap.fill(" ".join(sentences), 128, break_long_words=False, break_on_hyphens=False)
+
+
+def shortened(command: str) -> str:
+    """The command without the list of encoders, its options in lines of about 120 characters."""
+    first, *options = re.sub(r'--encoder "\{.*?\}"', "--encoder …", command).split(" --")
+    lines = [first]
+    for option in options:
+        if len(lines[-1]) + len(option) > 120:
+            lines.append("    ")
+        lines[-1] += f" --{option}" if lines[-1].strip() else f"--{option}"
+    return " \\\n    ".join(lines)
 
 
 def cell(estimate: dict[str, Any] | None) -> str:
-    """``.712 (.640–.781)``."""
+    """``0.712 (0.640–0.781)``; a dash where it is not defined."""
     if estimate is None or estimate["value"] is None:
         return "–"
     if estimate["low"] is None:
@@ -86,8 +134,11 @@ def cell(estimate: dict[str, Any] | None) -> str:
 
 
 def signed(estimate: dict[str, Any]) -> str:
-    """``+.012 (-.003 to +.027)``."""
-    return f"{estimate['value']:+.3f} ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
+    """``+0.012 (-0.003…+0.027)``, bold where the interval excludes 0; a dash where it is not defined."""
+    if estimate["value"] is None or estimate["low"] is None:
+        return "–"
+    shown = f"{estimate['value']:+.3f} ({estimate['low']:+.3f}…{estimate['high']:+.3f})"
+    return shown if estimate["low"] <= 0 <= estimate["high"] else f"**{shown}**"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The page of results is what the stored results say, and nothing else."""
+"""docs/results.md is generated from the stored results."""
 
 import json
 
@@ -31,11 +31,22 @@ def test_numbers_of_a_run_reach_the_page(tmp_path, run):
     write_results.store("made", tmp_path)
     write_results.write_page(tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text()
-    auroc = run.encoders["good"].fields["Edema"]["auroc"]
-    assert f"| Edema | {run.test['n_present']['Edema']} | {run.test['n_absent']['Edema']} |" in page
-    assert f"{auroc.value:.3f} ({auroc.low:.3f}–{auroc.high:.3f})" in page
-    assert "auroc: good − poor" in page
-    assert "python -m x" in page
+    auroc = run.encoders["good"].macro["auroc"]
+    assert f"| good | {auroc.value:.3f} ({auroc.low:.3f}–{auroc.high:.3f}) |" in page
+    assert "| AUROC: good − it |" in page
+    assert "\n    python -m x\n" in page
+    assert f"{run.test['n_images']} test images of {run.test['n_patients']} patients" in page
+
+
+def test_a_command_loses_its_encoders_and_is_split_between_options():
+    command = "python -m x --encoder \"{'a': 'b.safetensors', 'c d': 'e'}\" " + " ".join(
+        f"--key{i} {i}" for i in range(20)
+    )
+    lines = write_results.shortened(command).split(" \\\n")
+    assert lines[0].startswith("python -m x --encoder … --key0 0")
+    assert max(map(len, lines)) <= 130
+    assert all(line.strip().startswith("--key") for line in lines[1:])
+    assert sum(line.count("--key") for line in lines) == 20
 
 
 def test_nothing_of_one_machine_and_no_image_is_stored(tmp_path, run):
@@ -49,7 +60,7 @@ def test_nothing_of_one_machine_and_no_image_is_stored(tmp_path, run):
         write_results.store("made", tmp_path)
 
 
-def test_an_empty_store_is_told(tmp_path, monkeypatch):
+def test_an_empty_store_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(write_results, "STORE", tmp_path)
     with pytest.raises(VividError, match="nothing is stored"):
         write_results.write_page(tmp_path / "results.md")
