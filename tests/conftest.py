@@ -1,9 +1,34 @@
 """Fixtures shared by the suite."""
 
+import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    torch.set_num_threads(1)  # the workers share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"  # and so do the processes they start
+
+
+def _declare_torchvision_operators() -> None:
+    """Let a CUDA build of torchvision, the one kind that PyPI has, be imported beside a CPU build of PyTorch.
+
+    Its compiled operators cannot be loaded there, and it expects two of them to be declared. No test calls them.
+    """
+    if importlib.util.find_spec("torchvision") is None or torch.cuda.is_available():
+        return
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        _declared.append(torch.library.Library("torchvision", "DEF"))
+        for name in ("nms", "qnms"):
+            _declared[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+_declared: list[torch.library.Library] = []
+_declare_torchvision_operators()
 
 
 @pytest.fixture(scope="session")
