@@ -1,13 +1,13 @@
 """Golden results: what users get from the commands, so that a change of structure can be shown to change nothing.
 
-    python scripts/golden.py make  OUT --code CHECKOUT --data REAL_DATA    # run everything with the code of a checkout
-    python scripts/golden.py make  NEW --code .        --data REAL_DATA --from OUT   # with OUT's fixtures and bundle
+    python scripts/golden.py make OUT --code CHECKOUT --data REAL_DATA                # by the code of another checkout
+    python scripts/golden.py make NEW --code . --data REAL_DATA --earlier OUT         # by this one, on the same inputs
     python scripts/golden.py compare OUT NEW
 
-``make`` runs, on one thread and with fixed seeds, only commands of the README: the default run, ``vivid bundle`` of it,
-``vivid predict`` on 60 mixed files of the real data, 50 steps on the NIH images, and every evaluation task. With
-``--from`` the manifests and the bundle that the earlier version wrote are read again, which is a test of their own.
-``compare`` lists the largest difference of every number in every file that both have.
+``make`` runs commands of the README only, on one thread and with fixed seeds: the default run, ``vivid bundle`` of it,
+``vivid predict`` on 52 real files of all kinds and on 40 phantoms, 50 steps on NIH images, and every evaluation task.
+With ``--earlier`` the manifests, the encoder and the bundle that the earlier code wrote are read again, which is a test
+of its own. ``compare`` lists the largest difference of every number in every file.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -28,89 +29,98 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 SPACES = {"chexpert": "chexpert-14", "nih_made": "nih-14", "organamnist": "organamnist-11", "table": "chexpert-12"}
-FEW = ("--min_present", "5", "--min_absent", "5", "--n_resamples", "100")
+FEW = {"min_present": 5, "min_absent": 5, "n_resamples": 100}
+BUNDLE = "chest_classification"
+INPUTS = ("fixtures", "mixed", "earlier", "models", "data", "phantoms")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, dest="command")
-    make_ = commands.add_parser("make")
-    make_.add_argument("out", type=Path)
-    make_.add_argument("--code", type=Path, required=True)
-    make_.add_argument("--data", type=Path, required=True)
-    make_.add_argument("--from", dest="earlier", type=Path)
-    make_.add_argument("--only", default="")
-    compare_ = commands.add_parser("compare")
-    compare_.add_argument("first", type=Path)
-    compare_.add_argument("second", type=Path)
-    args = parser.parse_args()
-    if args.command == "make":
-        make(args.out.absolute(), args.code.absolute(), args.data.absolute(), args.earlier, args.only)
-    else:
-        sys.exit(compare(args.first, args.second))
+class Maker:
+    """Runs commands with the code of a checkout in the folder ``out``.
+
+    Args:
+        only: run only the steps whose name starts with it; "" for all.
+    """
+
+    def __init__(self, out: Path, code: Path, only: str) -> None:
+        self.out, self.code, self.only = out, code, only
+        quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        self.env = {**os.environ, **quiet, "PYTHONPATH": str(code)}
+
+    def run(self, name: str, *command: object) -> None:
+        """Run a module; its output goes to ``<name>.log``."""
+        if not name.startswith(self.only):
+            return
+        started = time.perf_counter()
+        full = [sys.executable, "-m", *map(str, command)]
+        with (self.out / f"{name}.log").open("w") as log:
+            code = subprocess.run(full, cwd=self.out, env=self.env, stdout=log, stderr=subprocess.STDOUT).returncode
+        print(f"{name}: exit code {code}, {time.perf_counter() - started:.0f} s", flush=True)
+
+    def vivid(self, name: str, *arguments: object) -> None:
+        self.run(name, "vivid_monai.cli", *arguments)
+
+    def workflow(self, name: str, workflow: str, *files: str, **knobs: object) -> None:
+        config = str([str(self.code / "configs" / file) for file in files])
+        options = [part for key, value in knobs.items() for part in (f"--{key}", value)]
+        self.run(name, "monai.bundle", "run", workflow, "--config_file", config, "--bundle_root", self.out, *options)
+
+    def evaluate(self, name: str, task: str, **knobs: object) -> None:
+        files = ("evaluate.json", f"eval/{task}.json")
+        self.workflow(f"eval_{name}", "evaluating", *files, output_dir=self.out / "eval" / name, **FEW, **knobs)
 
 
 def make(out: Path, code: Path, data: Path, earlier: Path | None, only: str) -> None:
+    """Run all steps."""
     out.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(code), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-
-    def run(name: str, *command: str) -> None:
-        if only and not name.startswith(only):
-            return
-        started = time.perf_counter()
-        full = [sys.executable, "-m", *command]
-        with (out / f"{name}.log").open("w") as log:
-            rc = subprocess.run(full, cwd=out, env=env, stdout=log, stderr=subprocess.STDOUT).returncode
-        print(f"{name}: rc {rc}, {time.perf_counter() - started:.0f} s", flush=True)
-
-    def bundle(name: str, workflow: str, *files: str, **knobs: object) -> None:
-        config = str([str(code / "configs" / file) for file in files])
-        options = [part for key, value in knobs.items() for part in (f"--{key}", str(value))]
-        few = () if workflow == "training" else FEW
-        run(name, "monai.bundle", "run", workflow, "--config_file", config, "--bundle_root", str(out), *options, *few)
-
     if not (out / "fixtures").exists():
         if earlier is None:
-            fixtures(out / "fixtures")
-            mixed(out / "mixed", data)
+            make_fixtures(out / "fixtures", code)
+            make_mixed(out / "mixed", data)
         else:
-            shutil.copytree(earlier / "fixtures", out / "fixtures", copy_function=shutil.copy2)
-            shutil.copytree(earlier / "mixed", out / "mixed", copy_function=shutil.copy2)
-            shutil.copytree(earlier / "chest_classification", out / "bundle_earlier", copy_function=shutil.copy2)
-            shutil.copytree(earlier / "runs" / "default", out / "run_earlier", copy_function=shutil.copy2)
-    cli = "vivid_monai.cli"
-    made = out / "fixtures"
-    default = out / "runs" / "default"
-    bundle("default", "training", "train.json", output_dir=default)
-    run("bundle", cli, "bundle", str(default), "--out", str(out / "chest_classification"))
-    run("predict", cli, "predict", str(out / "mixed"), "--bundle", str(out / "chest_classification"), "--out", str(out / "answers"))
-    if earlier is not None:
-        old = out / "bundle_earlier"
-        run("predict_old", cli, "predict", str(out / "mixed"), "--bundle", str(old), "--out", str(out / "answers_old"))
-    run("prepare_nih", cli, "prepare", "nih", str(data / "nih"), "--out", str(out / "data" / "nih"))
-    bundle("nih", "training", "train.json", "data/nih.json", output_dir=out / "runs" / "nih", max_epochs=1, epoch_length=50, warmup_steps=10)
-    encoder = default / "pretrained_vit.safetensors"
-    if earlier is not None:
-        encoder = out / "run_earlier" / "pretrained_vit.safetensors"
-    bundle("eval_phantom", "evaluating", "evaluate.json", "eval/phantom.json", encoder=encoder, phantom_images=600, phantom_size=64, dataset_dir=out / "data" / "p600", output_dir=out / "eval" / "phantom")
-    bundle("eval_knn", "evaluating", "evaluate.json", "eval/phantom.json", encoder=encoder, probe="knn", phantom_images=600, phantom_size=64, dataset_dir=out / "data" / "p600", output_dir=out / "eval" / "knn")
-    for task, name in (("table", "table"), ("chexpert_probe", "chexpert"), ("nih_probe", "nih_made"), ("organamnist", "organamnist"), ("lidc_malignancy", "lidc")):
-        bundle(f"eval_{task}", "evaluating", "evaluate.json", f"eval/{task}.json", encoder=encoder, dataset_dir=made / name, output_dir=out / "eval" / task)
-    bundle("eval_lidc3", "evaluating", "evaluate.json", "eval/lidc_malignancy.json", encoder=encoder, dataset_dir=made / "lidc", slices=3, output_dir=out / "eval" / "lidc3")
-    bundle("eval_nih_transfer", "evaluating", "evaluate.json", "eval/nih_transfer.json", encoder=encoder, source_dir=made / "chexpert", dataset_dir=made / "nih_made", output_dir=out / "eval" / "nih_transfer")
-    bundle("eval_nih_real", "evaluating", "evaluate.json", "eval/nih_probe.json", encoder=encoder, dataset_dir=out / "data" / "nih", output_dir=out / "eval" / "nih_real")
+            for name in ("fixtures", "mixed", "phantoms"):
+                shutil.copytree(earlier / name, out / name)
+            shutil.copytree(earlier / BUNDLE, out / "earlier" / BUNDLE)
+            shutil.copytree(earlier / "runs" / "default", out / "earlier" / "run")
+    do, made, default = Maker(out, code, only), out / "fixtures", out / "runs" / "default"
+    do.workflow("default", "training", "train.json", output_dir=default)
+    do.vivid("bundle", "bundle", default, "--out", out / BUNDLE)
+    phantoms = out / "phantoms"
+    if not phantoms.exists():
+        phantoms.mkdir()
+        for file in sorted((out / "data" / "phantom" / "images").rglob("*.png"))[:40]:
+            shutil.copyfile(file, phantoms / file.name)
+    bundles = {"answers": out / BUNDLE} | ({"answers_by_earlier": out / "earlier" / BUNDLE} if earlier else {})
+    for name, bundle in bundles.items():
+        for kind in ("mixed", "phantoms"):
+            do.vivid(f"{name}_{kind}", "predict", out / kind, "--bundle", bundle, "--out", out / name / kind)
+    do.vivid("prepare_nih", "prepare", "nih", data / "nih", "--out", out / "data" / "nih")
+    steps = {"max_epochs": 1, "epoch_length": 50, "warmup_steps": 10}
+    do.workflow("nih", "training", "train.json", "data/nih.json", output_dir=out / "runs" / "nih", **steps)
+    encoder = (out / "earlier" / "run" if earlier else default) / "pretrained_vit.safetensors"
+    small = {"phantom_images": 600, "phantom_size": 64, "dataset_dir": out / "data" / "p600", "encoder": encoder}
+    do.evaluate("phantom", "phantom", **small)
+    do.evaluate("knn", "phantom", probe="knn", **small)
+    for task, name in (("table", "table"), ("chexpert_probe", "chexpert"), ("nih_probe", "nih_made")):
+        do.evaluate(task, task, encoder=encoder, dataset_dir=made / name)
+    do.evaluate("organamnist", "organamnist", encoder=encoder, dataset_dir=made / "organamnist")
+    for slices in (1, 3):
+        do.evaluate(f"lidc{slices}", "lidc_malignancy", encoder=encoder, dataset_dir=made / "lidc", slices=slices)
+    both = {"source_dir": made / "chexpert", "dataset_dir": made / "nih_made"}
+    do.evaluate("nih_transfer", "nih_transfer", encoder=encoder, **both)
+    do.evaluate("nih_real", "nih_probe", encoder=encoder, dataset_dir=out / "data" / "nih")
 
 
-def fixtures(folder: Path) -> None:
-    """Small data sets in the form of a prepared manifest (docs/data.md): the findings are bright spots."""
-    sys.path.insert(0, os.environ.get("GOLDEN_CODE", "."))
+def make_fixtures(folder: Path, code: Path) -> None:
+    """Small data sets as prepared manifests (docs/data.md): findings are bright spots, nodules are dense."""
     for number, (name, space) in enumerate(SPACES.items()):
         root = folder / name
         (root / "images").mkdir(parents=True)
-        fields, exclusive = _space(space)
-        rng = np.random.default_rng(number)
-        n = 180
-        states = np.eye(len(fields), dtype=int)[rng.integers(0, len(fields), n)] if exclusive else rng.random((n, len(fields))) < 0.4
+        fields, exclusive = label_space(code, space)
+        rng, n = np.random.default_rng(number), 180
+        if exclusive:
+            states = np.eye(len(fields), dtype=int)[rng.integers(0, len(fields), n)]
+        else:
+            states = (rng.random((n, len(fields))) < 0.4).astype(int)
         rows = []
         for i in range(n):
             image = rng.integers(60, 100, (64, 64), dtype=np.uint8)
@@ -119,13 +129,11 @@ def fixtures(folder: Path) -> None:
             Image.fromarray(image).save(root / "images" / f"{i:03d}.png")
             row = {"id": f"{name}-{i:03d}", "image": f"images/{i:03d}.png", "patient_id": f"{name}-p{i // 3}"}
             row |= {"split": ("train", "train", "val", "test", "test")[i // 3 % 5], "dataset": name, "modality": "DX"}
-            row |= {"anatomy": "chest", "labeller": "made", "source": "human"}
-            rows.append(row | {f"finding.{field}": int(state) for field, state in zip(fields, states[i], strict=True)})
-        _manifest(rows, space, root)
-    rng = np.random.default_rng(0)
-    root = folder / "lidc"
+            row |= {f"finding.{field}": int(state) for field, state in zip(fields, states[i], strict=True)}
+            rows.append(row | {"anatomy": "chest", "labeller": "made", "source": "human"})
+        write_manifest(rows, space, root)
+    rng, root, rows = np.random.default_rng(0), folder / "lidc", []
     (root / "crops").mkdir(parents=True)
-    rows = []
     for i in range(120):
         state = i % 2 if i % 5 else 2
         volume = rng.normal(-700 + 300 * (state == 1), 200, (20, 20, 3)).astype(np.int16)
@@ -133,28 +141,32 @@ def fixtures(folder: Path) -> None:
         row = {"id": f"n{i}", "image": f"crops/{i}.nii", "slice": 1, "slices": 3, "patient_id": f"p{i}"}
         row |= {"split": ("train", "train", "val", "test", "test", "test")[i % 6], "dataset": "lidc", "modality": "CT"}
         rows.append(row | {"anatomy": "chest", "labeller": "readers", "source": "human", "finding.Malignancy": state})
-    _manifest(rows, "lidc-malignancy", root)
+    write_manifest(rows, "lidc-malignancy", root)
 
 
-def _space(name: str) -> tuple[list[str], bool]:
-    from vivid_monai.ums.label_space import load_label_space
+def label_space(code: Path, name: str) -> tuple[list[str], bool]:
+    """The fields of a label space of the checkout, and whether they exclude each other."""
+    said = "from vivid_monai.ums.label_space import load_label_space as load; import json, sys; s = load(sys.argv[1]); "
+    said += "print(json.dumps([list(s.fields), s.exclusive]))"
+    done = subprocess.run([sys.executable, "-c", said, name], cwd=code, capture_output=True, text=True, check=True)
+    fields, exclusive = json.loads(done.stdout)
+    return fields, exclusive
 
-    space = load_label_space(name)
-    return list(space.fields), space.exclusive
 
-
-def _manifest(rows: list[dict], space: str, root: Path) -> None:
+def write_manifest(rows: list[dict], space: str, root: Path) -> None:
+    """Rows as the Parquet file that ``vivid prepare`` writes."""
     meta = {"manifest_version": "1.0", "label_space": space, "image_root": ".", "splits": {}, "sources": [], "card": {}}
     table = pa.Table.from_pylist(rows).replace_schema_metadata({b"vivid_monai": json.dumps(meta).encode()})
     pq.write_table(table, root / "manifest.parquet")
 
 
-def mixed(folder: Path, data: Path) -> None:
-    """60 files of all kinds, some of them damaged."""
+def make_mixed(folder: Path, data: Path) -> None:
+    """Real files of all kinds and four damaged ones."""
     folder.mkdir(parents=True)
-    files = [*sorted((data / "nih" / "images_001" / "images").glob("*.png"))[:24], *sorted((data / "nih_fullsize").glob("*.png"))[:4]]
-    files += [*sorted((data / "cr_dicom").glob("*.dcm")), *sorted((data / "covid" / "images").iterdir())[:16]]
-    files += [*sorted((data / "ct" / "dicom_series").iterdir())[:4], *sorted((data / "kermany" / "images").iterdir())[:6]]
+    files = sorted((data / "nih" / "images_001" / "images").glob("*.png"))[:24]
+    for part, most in (("nih_fullsize", 4), ("cr_dicom", 2), ("covid/images", 16), ("ct/dicom_series", 4)):
+        files += sorted(file for file in (data / part).iterdir() if file.suffix != ".txt")[:most]
+    files += sorted((data / "kermany" / "images").iterdir())[:6]
     for number, file in enumerate(files):
         shutil.copyfile(file, folder / f"{number:02d}_{file.name}")
     for number, cut in enumerate((0, 40, 2000, 9000)):
@@ -162,58 +174,75 @@ def mixed(folder: Path, data: Path) -> None:
 
 
 def compare(first: Path, second: Path) -> int:
-    """Print the largest difference in every result; returns 1 where something differs by more than 1e-6 or is missing."""
-    a, b = (dict(numbers(folder)) for folder in (first, second))
-    pairs = {**{name: name for name in a}, **{n: n.replace("answers_old", "answers") for n in b if n.startswith("answers_old")}}
-    worst = 0.0
-    bad = 0
-    for name, of_first in sorted(pairs.items()):
-        x = a.get(of_first)
-        y = b.get(name)
-        if x is None or y is None:
-            print(f"MISSING  {name} in {'second' if y is None else 'first'}")
+    """Print the largest difference in every result; 1 where one exceeds 1e-6 or a result is missing, else 0."""
+    of_first, of_second = (dict(results(folder)) for folder in (first, second))
+    bad, worst, compared = 0, 0.0, 0
+    for name in sorted(of_first.keys() | of_second.keys()):
+        one = of_first.get(name.replace("answers_by_earlier", "answers"))
+        other = of_second.get(name)
+        compared += 1
+        if one is None or other is None:
+            print(f"MISSING  {name} in {first if one is None else second}")
             bad += 1
-        elif isinstance(x, str) or isinstance(y, str):
-            if x != y:
-                print(f"DIFFERS  {name}: {str(x)[:80]!r} / {str(y)[:80]!r}")
+        elif isinstance(one, str) or isinstance(other, str) or one.shape != other.shape:
+            if not (isinstance(one, str) and isinstance(other, str) and one == other):
+                print(f"DIFFERS  {name}")
                 bad += 1
-        else:
-            if x.shape != y.shape:
-                print(f"DIFFERS  {name}: shapes {x.shape} {y.shape}")
-                bad += 1
-                continue
-            off = float(np.nanmax(np.abs(x - y), initial=0)) if (np.isnan(x) == np.isnan(y)).all() else np.inf
-            worst = max(worst, off)
-            if off:
-                bad += off > 1e-6
-                print(f"{'DIFFERS' if off > 1e-6 else 'close  '}  {name}: {off:.2e}")
-    print(f"{len(pairs)} results compared: {bad} differ by more than 1e-6, the largest difference is {worst:.2e}")
+        elif off := largest_difference(one, other):
+            print(f"{'DIFFERS' if off > 1e-6 else 'close  '}  {name}: {off:.2e}")
+            worst, bad = max(worst, off), bad + (off > 1e-6)
+    print(f"{compared} results: {bad} differ by more than 1e-6 or are missing; the largest difference is {worst:.2e}")
     return int(bad > 0)
 
 
-def numbers(folder: Path):
-    """(name, numbers or words) of all results in a folder."""
+def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Of two arrays of one shape; infinite where one of them alone is NaN."""
+    same_gaps = (np.isnan(one) == np.isnan(other)).all()
+    return float(np.nanmax(np.abs(one - other), initial=0)) if same_gaps else float("inf")
+
+
+def results(folder: Path) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Name → numbers or text of every result in a folder of :func:`make`."""
+    where = str(folder.absolute())
     for file in sorted(folder.rglob("*")):
         name = str(file.relative_to(folder))
-        if name.startswith(("fixtures", "mixed", "bundle_earlier", "run_earlier", "models", "data", "cache")) or "/checkpoints/" in name:
+        if name.startswith(INPUTS) or "/checkpoints/" in name or "features" in name:
             continue
         if file.name in ("curves.csv", "metrics.csv", "predictions.csv"):
-            with file.open(newline="") as rows:
-                table = list(csv.reader(rows))
-            for column, head in enumerate(table[0]):
-                cells = [row[column] if column < len(row) else "" for row in table[1:]]
-                if head in ("reason", "overlay", "report"):
-                    continue
+            with file.open(newline="") as lines:
+                head, *rows = csv.reader(lines)
+            for column, title in enumerate(head):
+                cells = [row[column].replace(where, "") for row in rows]
                 try:
-                    yield f"{name}:{head}", np.array([float(cell) if cell else np.nan for cell in cells])
+                    yield f"{name}:{title}", np.array([float(cell) if cell else np.nan for cell in cells])
                 except ValueError:
-                    yield f"{name}:{head}", "\n".join(cells).replace(str(folder.absolute()), "")
-        elif file.suffix == ".safetensors" and "feature" not in name:
+                    if title not in ("reason", "overlay", "report"):
+                        yield f"{name}:{title}", "\n".join(cells)
+        elif file.suffix == ".safetensors":
             for key, value in load_file(file).items():
                 yield f"{name}:{key}", value.astype(np.float64)
         elif file.name == "records.jsonl":
-            yield name, file.read_text().replace(str(folder.absolute()), "")
+            yield name, file.read_text().replace(where, "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, dest="command")
+    making = commands.add_parser("make")
+    making.add_argument("out", type=Path)
+    making.add_argument("--code", type=Path, required=True, help="the checkout to run")
+    making.add_argument("--data", type=Path, required=True, help="the folder of small real data sets")
+    making.add_argument("--earlier", type=Path, help="what an earlier version made")
+    making.add_argument("--only", default="", help="steps whose name starts with this")
+    comparing = commands.add_parser("compare")
+    comparing.add_argument("first", type=Path)
+    comparing.add_argument("second", type=Path)
+    args = parser.parse_args()
+    if args.command == "compare":
+        return compare(args.first, args.second)
+    make(args.out.absolute(), args.code.absolute(), args.data.absolute(), args.earlier, args.only)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
