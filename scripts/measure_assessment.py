@@ -20,7 +20,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
-from monai.transforms import Compose
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
@@ -31,7 +30,7 @@ from vivid_monai.data.manifest import Manifest
 from vivid_monai.deploy.appearance import appearance
 from vivid_monai.deploy.assessment import Assessment, conformal_limit, mahalanobis, unfitted
 from vivid_monai.evaluation.encoders import Encoder, load_encoder
-from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.images.preprocess import Preprocess, transform_of
 from vivid_monai.images.read import ImageError, read_image
 from vivid_monai.ums.states import PRESENT
 
@@ -75,8 +74,8 @@ class Describer:
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         preprocess: Preprocess = encoder.preprocess
-        self.square = Compose([*preprocess.to_bytes()[1:], *preprocess.to_unit()])
-        self.normal = Compose(preprocess.to_normal())
+        self.square = transform_of(preprocess.config(stages=["stored", "unit"])[1:])
+        self.normal = preprocess.transform(stages=["normal"])
 
     def squares(self, images: Iterable[np.ndarray]) -> list[np.ndarray]:
         """(H, W) each → (size, size) each, in [0, 1]."""

@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 def draw(augmentation: RandomAugmentation, path: Path, seed: int) -> torch.Tensor:
     """One image of 64 px."""
-    pixels = Compose(PLAIN.to_bytes())({"image": path})["image"]
+    pixels = PLAIN.transform(stages=["stored"])({"image": path})["image"]
     return augmentation(torch.as_tensor(pixels)[None], augmentation.draw(seed)[None])[0]
 
 
@@ -60,13 +60,13 @@ def by_monai(preprocess: Preprocess, augment: Augment) -> Compose:
     )
     return Compose(
         [
-            *preprocess.to_unit(),
+            *preprocess.transform(stages=["unit"]).transforms,
             *flip,
             *([affine] if augment.rotate or augment.translate or augment.scale else []),
             RandScaleIntensityd(key, factors=augment.brightness, prob=1.0),
             RandScaleIntensityFixedMeand(key, factors=augment.contrast, prob=1.0),
             ScaleIntensityRanged(key, a_min=0, a_max=1, b_min=0, b_max=1, clip=True),
-            *preprocess.to_normal(),
+            *preprocess.transform(stages=["normal"]).transforms,
         ]
     )
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import Dataset
-from monai.transforms import Compose
 
 from vivid_monai.data.items import Items
 from vivid_monai.errors import VividError
@@ -123,11 +122,11 @@ class ImageDataset(Dataset):
         _check(data, questions)
         if seed < 0:
             raise VividError(f"ImageDataset: seed must not be negative, but is {seed}")
-        super().__init__(data, Compose(preprocess.to_bytes()))
+        super().__init__(data, preprocess.transform(stages=["stored"]))
         self.preprocess, self.augmentation, self.questions, self.seed = preprocess, augmentation, questions, seed
-        self._to_input = Compose([*preprocess.to_unit(), *preprocess.to_normal()])
+        self._to_input = preprocess.transform(stages=["unit", "normal"])
         self._cached: Pixels | None = None
-        shape = (len(data), preprocess.slices, preprocess.size, preprocess.size)
+        shape = (len(data), *preprocess.stored_shape)
         if cache is True:
             self._cached = pixels_in_memory(self._key, self.pixels, shape, workers=num_workers)
         elif cache:
@@ -179,10 +178,8 @@ class ImageDataset(Dataset):
         }
 
     def _key(self) -> dict[str, Any]:
-        later = ("channels", "mean", "std")  # of what is done to pixels after the cache
-        how = {name: value for name, value in self.preprocess.to_dict().items() if name not in later}
         files = ((str(row["image"]), row.get("slice")) for row in self.data)
-        return {"preprocess": how, "files": fingerprint(files, len(self.data))}
+        return {"preprocess": self.preprocess.stored_dict(), "files": fingerprint(files, len(self.data))}
 
 
 def _check(data: Sequence[dict[str, Any]], questions: FieldSampler | None) -> None:

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from monai.transforms import Compose
 
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.errors import VividError
@@ -127,7 +126,7 @@ def _read(
 ) -> tuple[list[np.ndarray], list[torch.Tensor], list[str]]:
     """The first n readable images: as bytes, as the network's input, and their ids."""
     preprocess = encoder.preprocess
-    to_input = Compose([*preprocess.to_unit(), *preprocess.to_normal()])
+    to_input = preprocess.transform(stages=["unit", "normal"])
     images: list[np.ndarray] = []
     inputs: list[torch.Tensor] = []
     ids: list[str] = []

@@ -4,25 +4,18 @@ import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, get_track_meta, set_track_meta
-from monai.transforms import (
-    CenterSpatialCropd,
-    Compose,
-    MapTransform,
-    NormalizeIntensityd,
-    RepeatChanneld,
-    ScaleIntensityRanged,
-    SpatialPadd,
-    Transform,
-)
+from monai.transforms import Compose, MapTransform
+from monai.utils import CompInitMode, instantiate
 from torch.nn.functional import interpolate
 
 from vivid_monai.errors import VividError
+from vivid_monai.images.geometry import centring, resizing
 from vivid_monai.images.read import read_image
 
 
@@ -78,19 +71,22 @@ class ResizeAntialiasedd(MapTransform):
         d = dict(data)
         for key in self.keys:
             height, width = d[key].shape[-2:]
-            target = self._target(height, width)
+            target = target_size((height, width), self.size, self.side)
             if target != (height, width):
                 d[key] = interpolate(d[key][None], target, mode=self.interpolation, antialias=True)[0]
         return d
 
-    def _target(self, height: int, width: int) -> tuple[int, int]:
-        if self.side == "longest":
-            scale = self.size / max(height, width)
-            return max(1, round(height * scale)), max(1, round(width * scale))
-        if self.side == "shortest":  # rounded down, as torchvision, timm and transformers have it
-            short = min(height, width)
-            return self.size * height // short, self.size * width // short
-        return self.size, self.size
+
+def target_size(spatial: Sequence[int], size: int, side: str) -> tuple[int, int]:
+    """Height and width of an image after :class:`ResizeAntialiasedd`."""
+    height, width = spatial
+    if side == "longest":
+        scale = size / max(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+    if side == "shortest":  # rounded down, as torchvision, timm and transformers have it
+        short = min(height, width)
+        return size * height // short, size * width // short
+    return size, size
 
 
 class ToBytesd(MapTransform):
@@ -135,6 +131,22 @@ def plain_tensors() -> Iterator[None]:
                 set_track_meta(_before)
 
 
+Stage = Literal["stored", "unit", "normal"]
+STAGES: tuple[Stage, ...] = ("stored", "unit", "normal")
+"""The parts of every preprocessing, in order: up to what a cache holds, up to values in [0, 1], up to the network."""
+
+
+def transform_of(config: Sequence[Mapping[str, Any]]) -> Compose:
+    """The transforms that a list of configs says; names without a dot are MONAI's."""
+    made = []
+    for one in config:
+        options = {name: value for name, value in one.items() if name != "_target_"}
+        target = one["_target_"]
+        path = target if "." in target else f"monai.transforms.{target}"
+        made.append(instantiate(path, CompInitMode.DEFAULT, **options))
+    return Compose(made)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """How images become network input. Belongs to the weights and is stored with them.
@@ -165,6 +177,9 @@ class Preprocess:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     window: tuple[float, float] | None = None
     slices: int = 1
+
+    kind: ClassVar[str] = "image"
+    stored_dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
 
     def __post_init__(self) -> None:
         _require(_whole(self.size) and self.size > 0, "size", self.size, "a positive whole number")
@@ -208,40 +223,95 @@ class Preprocess:
             raise VividError(f"preprocess: missing keys {missing}, unknown keys {unknown}")
         return cls(**values)
 
-    def transform(self, keys: KeysCollection = "image") -> Compose:
-        """Path under each key → float32 tensor (C, size, size), normalised. Nothing in it is random.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the network's input, without the batch: (C, size, size). C is `channels`, or 3 of three slices."""
+        return (max(self.channels, self.slices), self.size, self.size)
 
-        C is `channels`, or 3 where there are three slices.
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of what a cache holds: (slices, size, size)."""
+        return (self.slices, self.size, self.size)
+
+    def stored_dict(self) -> dict[str, Any]:
+        """Those of the plain values that what a cache holds depends on."""
+        later = ("channels", "mean", "std")
+        return {name: value for name, value in self.to_dict().items() if name not in later}
+
+    def config(
+        self,
+        keys: KeysCollection = "image",
+        *,
+        module: str = "vivid_monai.images.preprocess",
+        stages: Sequence[Stage] = STAGES,
+    ) -> list[dict[str, Any]]:
+        """The transforms as a MONAI bundle config (a ``ConfigParser`` makes them of it): path → network input.
+
+        Args:
+            keys: keys of an item that hold paths.
+            module: where this file is found by whoever reads the config.
+            stages: a part of them. ``"stored"``: path → uint8 (slices, size, size), what a cache holds; ``"unit"``:
+                → float32 in [0, 1], what augmentation works on; ``"normal"``: → float32 (C, size, size), normalised.
         """
-        return Compose([*self.to_bytes(keys), *self.to_unit(keys), *self.to_normal(keys)])
+        square = [self.size, self.size]
+        repeat = self.slices // self.channels if self.slices > self.channels else 1
+        mean, std = (list(_numbers(name, getattr(self, name))) * repeat for name in ("mean", "std"))
+        fit = ("SpatialPadd", {"spatial_size": square}) if self.resize == "pad" else (
+            "CenterSpatialCropd", {"roi_size": square}
+        )  # fmt: skip
+        steps: dict[Stage, list[tuple[str, dict[str, Any]]]] = {
+            "stored": [
+                (f"{module}.ReadImaged", {"window": self.window and list(self.window), "slices": self.slices}),
+                (
+                    f"{module}.ResizeAntialiasedd",
+                    {"size": self.resize_to, "side": _SIDES[self.resize], "interpolation": self.interpolation},
+                ),
+                fit,
+                (f"{module}.ToBytesd", {}),
+            ],
+            "unit": [("ScaleIntensityRanged", {"a_min": 0, "a_max": 255, "b_min": 0, "b_max": 1})],
+            "normal": [
+                *([("RepeatChanneld", {"repeats": self.channels})] if self.channels > self.slices else []),
+                ("NormalizeIntensityd", {"subtrahend": mean, "divisor": std, "channel_wise": True}),
+            ],
+        }
+        return [{"_target_": name, "keys": keys, **options} for stage in stages for name, options in steps[stage]]
 
-    def to_bytes(self, keys: KeysCollection = "image") -> list[Transform]:
-        """First part of :meth:`transform`: path → uint8 tensor (slices, size, size), what a cache holds."""
-        square = (self.size, self.size)
-        fit: Transform = SpatialPadd(keys, square) if self.resize == "pad" else CenterSpatialCropd(keys, square)
-        return [
-            ReadImaged(keys, window=self.window, slices=self.slices),
-            ResizeAntialiasedd(
-                keys, self.resize_to or self.size, side=_SIDES[self.resize], interpolation=self.interpolation
-            ),
-            fit,
-            ToBytesd(keys),
-        ]
+    def transform(self, keys: KeysCollection = "image", *, stages: Sequence[Stage] = STAGES) -> Compose:
+        """The transforms of :meth:`config`. Nothing in them is random."""
+        return transform_of(self.config(keys, stages=stages))
 
-    def to_unit(self, keys: KeysCollection = "image") -> list[Transform]:
-        """Second part: uint8 → float32 tensor (slices, size, size) in [0, 1], what augmentation works on."""
-        return [ScaleIntensityRanged(keys, a_min=0, a_max=255, b_min=0, b_max=1)]
+    def unit(self, stored: torch.Tensor) -> torch.Tensor:
+        """A batch of what a cache holds → float32 in [0, 1]: the stage ``"unit"`` on a batch at once."""
+        return stored / 255
 
-    def to_normal(self, keys: KeysCollection = "image") -> list[Transform]:
-        """Third part: float32 tensor (slices, size, size) in [0, 1] → (C, size, size), normalised."""
-        mean, std = np.array(self.mean), np.array(self.std)
-        if self.slices > self.channels:
-            mean, std = mean.repeat(self.slices), std.repeat(self.slices)
-        return [
-            *([RepeatChanneld(keys, self.channels)] if self.channels > self.slices else []),
-            NormalizeIntensityd(keys, mean, std, channel_wise=True),
-        ]
+    def matrix(self, spatial: Sequence[int]) -> np.ndarray:
+        """Index (row, column) of a pixel of the image → that of the network's grid; see :mod:`.geometry`.
 
+        Args:
+            spatial: height and width of the image as it is read.
+
+        Returns:
+            float64 (3, 3).
+        """
+        between = target_size(spatial, self.resize_to or self.size, _SIDES[self.resize])
+        return centring(between, (self.size, self.size)) @ resizing(spatial, between)
+
+
+def preprocess_from_dict(values: Mapping[str, Any]) -> Preprocess:
+    """The preprocessing that ``to_dict`` made `values` of; where they name no kind, it is of images.
+
+    Raises:
+        VividError: an unknown kind; as the kind's own ``from_dict``.
+    """
+    kind = values.get("kind", "image")
+    if kind not in KINDS:
+        raise VividError(f"preprocess: kind must be {' or '.join(KINDS)}, not {kind!r}")
+    return KINDS[kind].from_dict({name: value for name, value in values.items() if name != "kind"})
+
+
+KINDS = {kind.kind: kind for kind in (Preprocess,)}
+"""Kinds of preprocessing, by the word that is stored with the weights."""
 
 _SIDES: dict[str, Literal["longest", "shortest", "both"]] = {"pad": "longest", "crop": "shortest", "stretch": "both"}
 

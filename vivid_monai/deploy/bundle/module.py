@@ -14,6 +14,7 @@ FILES = {  # in the bundle's scripts/ → in this package
     "dicom.py": "images/dicom.py",
     "nifti.py": "images/nifti.py",
     "read.py": "images/read.py",
+    "geometry.py": "images/geometry.py",
     "preprocess.py": "images/preprocess.py",
     "appearance.py": "deploy/appearance.py",
     "assessed.py": "deploy/assessed.py",
