@@ -13,7 +13,7 @@ from vivid_monai.data.dataset import FieldSampler, ImageDataset
 from vivid_monai.errors import VividError
 from vivid_monai.images.augment import RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess, ReadImaged, ToBytesd
-from vivid_monai.storage.pixels import Skipped
+from vivid_monai.storage.skipped import Skipped
 
 PREPROCESS = Preprocess(size=32)
 AUGMENTATION = RandomAugmentation(PREPROCESS)
@@ -159,6 +159,15 @@ def test_images_are_decoded_once_for_data_sets_that_share_them(
     Path(data[3]["image"]).touch()
     ImageDataset(data, PREPROCESS, cache=True)
     assert set(reads) == {row["image"] for row in data}
+
+
+def test_other_versions_of_what_reads_images_do_not_hit(
+    data: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("0.1", "0.1", "0.2"):
+        monkeypatch.setattr("vivid_monai.data.dataset.versions", lambda packages, version=version: {"pillow": version})
+        ImageDataset(data, PREPROCESS, cache=tmp_path / "cache")
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 2
 
 
 def test_what_cannot_work_is_refused_at_once(data: list[dict]) -> None:

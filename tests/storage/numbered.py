@@ -3,14 +3,16 @@
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from vivid_monai.storage.pixels import Pixels, Skipped, pixels_on_disk
+from vivid_monai.storage.arrays import ArrayCache, Chunk, Rows, in_chunks
+from vivid_monai.storage.skipped import Skipped
 
 N = 300  # several chunks, the last one smaller
 SHAPE = (N, 1, 2, 3)
@@ -52,7 +54,24 @@ def key() -> dict:
     return {"files": "those"}
 
 
-def assert_right(pixels: Pixels, n: int = N, broken: Iterable[int] = BROKEN) -> None:
+def get(
+    root: Path | None,
+    read: Callable[[int], torch.Tensor | Skipped],
+    key: Callable[[], dict] = key,
+    *,
+    shape: tuple[int, ...] = SHAPE,
+    workers: int = 0,
+    **options: Any,
+) -> Rows:
+    """The entry of a key in the cache `root`, of images that `read` reads."""
+
+    def fill(first: int) -> Iterator[Chunk]:
+        return in_chunks(read, shape[1:], np.uint8, range(first, shape[0]), workers=workers)
+
+    return ArrayCache(root, **options).get(key, fill, shape[0], shape=shape[1:], dtype=np.uint8)
+
+
+def assert_right(pixels: Rows, n: int = N, broken: Iterable[int] = BROKEN) -> None:
     """Every row is that of its image."""
     assert pixels.array.shape == (n, 1, 2, 3)
     assert pixels.array.dtype == np.uint8
@@ -71,4 +90,4 @@ def build_in_process(root: Path, log: Path, kill_at: int, wait_at: int) -> None:
     """Build the entry; what is told on stderr goes to a file beside the log."""
     with log.with_suffix(".err").open("w") as told:
         os.dup2(told.fileno(), 2)
-        assert_right(pixels_on_disk(root, key, Reader(log, kill_at=kill_at, wait_at=wait_at), SHAPE))
+        assert_right(get(root, Reader(log, kill_at=kill_at, wait_at=wait_at)))

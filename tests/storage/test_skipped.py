@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vivid_monai.errors import VividError
-from vivid_monai.storage.pixels import Skipped, SkipReport
+from vivid_monai.storage.skipped import Skipped, SkipReport
 
 A, B = Skipped("a, b.png", 'says "no"'), Skipped("ü.png", "truncated")
 

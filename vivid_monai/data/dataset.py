@@ -1,6 +1,6 @@
 """Items of a manifest as tensors, with randomness that depends on the seed and the draw alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from vivid_monai.data.items import Items
 from vivid_monai.errors import VividError
 from vivid_monai.images.augment import RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess, plain_tensors
-from vivid_monai.images.read import image_error_behind
-from vivid_monai.storage.pixels import Pixels, Skipped, fingerprint, pixels_in_memory, pixels_on_disk
+from vivid_monai.images.read import PACKAGES, image_error_behind
+from vivid_monai.storage.arrays import ArrayCache, Chunk, Rows, fingerprint, in_chunks
+from vivid_monai.storage.files import versions
+from vivid_monai.storage.skipped import Skipped
 
 RARE_FIELDS = ("Fracture", "Pneumonia", "Lung Lesion", "Cardiomegaly", "Enlarged Cardiomediastinum")
 """The fields that the paper (arXiv 2603.09109) asks more often than chance would."""
@@ -100,7 +102,7 @@ class ImageDataset(Dataset):
         questions: chooses the fields that are asked; None: all answerable ones.
         seed: of augmentation and questions, >= 0.
         cache: decode all images now and keep them as uint8, 50 kB per image at 224 px: True in memory, a folder on
-            disk (:func:`~vivid_monai.storage.pixels.pixels_on_disk`). Items are equal bit for bit either way.
+            disk (:class:`~vivid_monai.storage.arrays.ArrayCache`). Items are equal bit for bit either way.
         num_workers: processes that decode for the cache; 0: threads.
 
     Raises:
@@ -125,12 +127,15 @@ class ImageDataset(Dataset):
         super().__init__(data, preprocess.transform(stages=["stored"]))
         self.preprocess, self.augmentation, self.questions, self.seed = preprocess, augmentation, questions, seed
         self._to_input = preprocess.transform(stages=["unit", "normal"])
-        self._cached: Pixels | None = None
-        shape = (len(data), *preprocess.stored_shape)
-        if cache is True:
-            self._cached = pixels_in_memory(self._key, self.pixels, shape, workers=num_workers)
-        elif cache:
-            self._cached = pixels_on_disk(cache, self._key, self.pixels, shape, workers=num_workers)
+        self._cached: Rows | None = None
+        if cache:
+            shape, dtype, n = preprocess.stored_shape, preprocess.stored_dtype, len(data)
+
+            def fill(first: int) -> Iterator[Chunk]:
+                return in_chunks(self.pixels, shape, dtype, range(first, n), workers=num_workers)
+
+            store = ArrayCache(None if cache is True else cache)
+            self._cached = store.get(self._key, fill, n, shape=shape, dtype=dtype)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, tuple):
@@ -179,7 +184,11 @@ class ImageDataset(Dataset):
 
     def _key(self) -> dict[str, Any]:
         files = ((str(row["image"]), row.get("slice")) for row in self.data)
-        return {"preprocess": self.preprocess.stored_dict(), "files": fingerprint(files, len(self.data))}
+        return {
+            "preprocess": self.preprocess.stored_dict(),
+            "files": fingerprint(files, len(self.data)),
+            "versions": versions(PACKAGES),
+        }
 
 
 def _check(data: Sequence[dict[str, Any]], questions: FieldSampler | None) -> None:

@@ -9,7 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.errors import VividError
-from vivid_monai.storage.pixels import Skipped
+from vivid_monai.storage.skipped import Skipped
 
 
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):

@@ -19,7 +19,7 @@ from vivid_monai.deploy.overlay import attention_maps, save_overlay
 from vivid_monai.deploy.sr import Algorithm, write_sr
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import library
-from vivid_monai.storage.pixels import Skipped
+from vivid_monai.storage.skipped import Skipped
 
 UNLIKE = "unlike the images that the model was trained on"
 

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from vivid_monai.storage.files import whole_file
-from vivid_monai.storage.pixels import SkipReport
+from vivid_monai.storage.skipped import SkipReport
 
 
 class Progress:

@@ -18,7 +18,7 @@ from vivid_monai.evaluation.encoders import VividEncoder
 from vivid_monai.images.preprocess import plain_tensors
 from vivid_monai.networks.spd import SPD
 from vivid_monai.storage.files import whole_file
-from vivid_monai.storage.pixels import Skipped
+from vivid_monai.storage.skipped import Skipped
 from vivid_monai.ums.states import NULL, PRESENT
 
 

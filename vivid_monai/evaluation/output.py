@@ -23,7 +23,7 @@ from vivid_monai.evaluation.results import Results, summary_table
 from vivid_monai.evaluation.task import Task
 from vivid_monai.networks.spd_file import load_spd
 from vivid_monai.storage.files import whole_file
-from vivid_monai.storage.pixels import Skipped, SkipReport
+from vivid_monai.storage.skipped import Skipped, SkipReport
 
 PACKAGES = ("vivid-monai", "monai", "torch", "transformers", "pytorch-ignite", "numpy", "scikit-learn", "scipy")
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from vivid_monai.storage.files import disk_errors, flush, whole_file
-from vivid_monai.storage.pixels import Skipped
+from vivid_monai.storage.skipped import Skipped
 
 FEATURES, RECORD = "features.npy", "entry.json"
 OPTION = "--cache_dir"

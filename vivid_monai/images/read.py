@@ -16,6 +16,12 @@ from vivid_monai.images.dicom import read_dicom
 from vivid_monai.images.nifti import read_nifti
 from vivid_monai.images.raster import read_jpeg, read_png
 
+PACKAGES = (
+    *("vivid-monai", "numpy", "torch", "monai", "pillow", "pydicom", "nibabel"),
+    *("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"),
+)
+"""What stands between an image file and its pixels; another version of one may give others."""
+
 _HEAD = 352  # bytes: up to the end of a NIfTI-1 header and its magic number
 
 

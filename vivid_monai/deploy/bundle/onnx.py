@@ -21,7 +21,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import Encoder
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.metrics.masked import masked_auroc
-from vivid_monai.storage.pixels import Skipped
+from vivid_monai.storage.skipped import Skipped
 
 KINDS = ("float32", "int8")
 MOST = 0.002

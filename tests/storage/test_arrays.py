@@ -1,21 +1,22 @@
-"""The cache of decoded images: every row its image's, found for nothing else, whole or not at all."""
+"""The array cache: every row its image's, found for nothing else, whole or not at all."""
 
 import json
 import os
 import pickle
 import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.storage.numbered import BROKEN, SHAPE, N, Reader, assert_right, image, key
+from tests.storage.numbered import BROKEN, SHAPE, N, Reader, assert_right, get, image
 from vivid_monai.errors import VividError
-from vivid_monai.storage import pixels as pixel_cache
-from vivid_monai.storage import pixels as pixel_writer
-from vivid_monai.storage.pixels import fingerprint, pixels_in_memory, pixels_on_disk
+from vivid_monai.storage import arrays
+from vivid_monai.storage.arrays import ArrayCache, Chunk, Rows, fingerprint, open_rows
+from vivid_monai.storage.skipped import Skipped
 
 
 @pytest.fixture
@@ -35,15 +36,15 @@ def entries(root: Path) -> list[Path]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_row_is_its_images(root: Path, reader: Reader, workers: int) -> None:
     for _ in range(2):  # built, then found
-        pixels = pixels_on_disk(root, key, reader, SHAPE, workers=workers)
+        pixels = get(root, reader, workers=workers)
         assert_right(pixels)
     assert isinstance(pixels.array, np.memmap)
     assert reader.read() == list(range(N)), "read once"
-    assert_right(pixels_in_memory(key, reader, SHAPE, workers=workers))
+    assert_right(get(None, reader, workers=workers))
 
 
 def test_what_is_taken_out_can_be_changed(root: Path, reader: Reader) -> None:
-    pixels = pixels_on_disk(root, key, reader, SHAPE)
+    pixels = get(root, reader)
     taken = pixels[1]
     assert isinstance(taken, torch.Tensor)
     taken.zero_()
@@ -52,34 +53,31 @@ def test_what_is_taken_out_can_be_changed(root: Path, reader: Reader) -> None:
 
 def test_pickled_it_is_its_folders_name(root: Path, reader: Reader) -> None:
     shape = (5, 1, 200, 300)
-    pixels = pixels_on_disk(root, key, lambda index: torch.full(shape[1:], index, dtype=torch.uint8), shape)
+    pixels = get(root, lambda index: torch.full(shape[1:], index, dtype=torch.uint8), shape=shape)
     pickled = pickle.dumps(pixels)
     assert len(pickled) < 1000
     assert isinstance(pickle.loads(pickled).array, np.memmap)
-    memory = pickle.loads(pickle.dumps(pixels_in_memory(key, reader, SHAPE)))
+    memory = pickle.loads(pickle.dumps(get(None, reader)))
     assert_right(memory)
 
 
-def test_another_key_or_number_or_version_is_another_entry(
-    root: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pixels_on_disk(root, key, reader, SHAPE)
-    pixels_on_disk(root, lambda: {"files": "others"}, reader, SHAPE)
-    assert_right(pixels_on_disk(root, key, reader, (100, *SHAPE[1:])), 100, [index for index in BROKEN if index < 100])
-    monkeypatch.setattr(pixel_cache, "versions", lambda packages: {"pillow": "0.1"})
-    pixels_on_disk(root, key, reader, SHAPE)
-    assert len(entries(root)) == 4
+def test_another_key_or_number_is_another_entry(root: Path, reader: Reader) -> None:
+    get(root, reader)
+    get(root, reader, lambda: {"files": "others"})
+    assert_right(get(root, reader, shape=(100, *SHAPE[1:])), 100, [index for index in BROKEN if index < 100])
+    get(root, reader)
+    assert len(entries(root)) == 3
 
 
 def test_memory_is_shared_as_long_as_somebody_holds_it(reader: Reader) -> None:
     def other() -> dict:
         return {"files": "of this test"}
 
-    held = pixels_in_memory(other, reader, SHAPE)
-    assert pixels_in_memory(other, reader, SHAPE) is held
+    held = get(None, reader, other)
+    assert get(None, reader, other) is held
     before = len(reader.read())
     del held
-    pixels_in_memory(other, reader, SHAPE)
+    get(None, reader, other)
     assert len(reader.read()) > before
 
 
@@ -94,39 +92,42 @@ def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
     path.write_bytes(b"54321")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a copying tool may leave it
     assert fingerprint(places, 1) != before
+    folder, within = fingerprint([(str(tmp_path), None)], 1), path.stat()
+    path.write_bytes(b"67890")
+    os.utime(path, ns=(within.st_atime_ns, within.st_mtime_ns))
+    assert fingerprint([(str(tmp_path), None)], 1) != folder, "of a folder, every file counts"
     path.unlink()
     assert len({before, fingerprint(places, 1), fingerprint([(str(tmp_path / "b.png"), None)], 1)}) == 3
 
 
 def test_a_full_disk_is_told_and_what_is_done_is_kept(
-    root: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    root: Path, reader: Reader, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(pixel_writer, "_SECONDS", -1)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         # No file may grow over 1000 bytes: the header (128) and two chunks of 64 × 6 fit, a third does not.
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
         with pytest.raises(VividError, match=r"cannot be stored.*\(--cache\).*the same command goes on"):
-            pixels_on_disk(root, key, reader, SHAPE)
+            get(root, reader, seconds=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [path.suffix for path in entries(root)] == [".part"], "nothing half-written is taken as whole"
     reader.log.unlink()
-    assert_right(pixels_on_disk(root, key, reader, SHAPE))
+    assert_right(get(root, reader))
     assert reader.read() == list(range(128, N))
-    assert f"going on after 128 of {N} images" in capsys.readouterr().err
+    assert f"continued after 128 of {N} images" in capsys.readouterr().err
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_decoded(
     root: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(root.parent)
-    monkeypatch.setattr(pixel_writer.shutil, "disk_usage", lambda path: usage._replace(free=N * 6 - 1))
+    monkeypatch.setattr(arrays.shutil, "disk_usage", lambda path: usage._replace(free=N * 6 - 1))
     with pytest.raises(VividError, match=r"0\.0 GB are needed.*--cache"):
-        pixels_on_disk(root, key, reader, SHAPE)
+        get(root, reader)
     assert reader.read() == []
-    monkeypatch.setattr(pixel_writer.shutil, "disk_usage", lambda path: usage._replace(free=N * 6))
-    assert_right(pixels_on_disk(root, key, reader, SHAPE))
+    monkeypatch.setattr(arrays.shutil, "disk_usage", lambda path: usage._replace(free=N * 6))
+    assert_right(get(root, reader))
 
 
 def test_what_a_killed_process_left_behind_its_record_is_dropped(
@@ -137,45 +138,91 @@ def test_what_a_killed_process_left_behind_its_record_is_dropped(
             raise KeyboardInterrupt
         return image(index)
 
-    monkeypatch.setattr(pixel_writer, "_SECONDS", -1)
     with pytest.raises(KeyboardInterrupt):
-        pixels_on_disk(root, key, stopped, SHAPE)
+        get(root, stopped, seconds=0)
     (part,) = entries(root)
     assert json.loads((part / "entry.json").read_text())["done"] == 192
-    with (part / "pixels.npy").open("ab") as file:
+    with (part / "array.npy").open("ab") as file:
         file.write(b"torn row")
     with (part / "unreadable.jsonl").open("a") as file:
         file.write('[195, "/images/195.png", "was there"]\n[196, "/im')
     reader = Reader(tmp_path / "log", broken=(250,))
-    assert_right(pixels_on_disk(root, key, reader, SHAPE), broken=(250,))
+    assert_right(get(root, reader), broken=(250,))
     assert reader.read() == list(range(192, N))
 
 
 @pytest.mark.parametrize("damage", ["short pixels", "other header", "record", "other key", "lines"])
 def test_a_part_that_cannot_be_gone_on_with_is_begun_again(root: Path, reader: Reader, damage: str) -> None:
-    pixels_on_disk(root, key, reader, SHAPE)
+    get(root, reader)
     (entry,) = entries(root)
     part = entry.rename(f"{entry}.part")
     spoil(part, damage)
     reader.log.unlink()
-    assert_right(pixels_on_disk(root, key, reader, SHAPE))
+    assert_right(get(root, reader))
     assert reader.read() == list(range(N))
 
 
 @pytest.mark.parametrize("damage", ["short pixels", "other header", "record", "lines", "no pixels"])
-def test_a_damaged_entry_is_told_with_the_way_out(root: Path, reader: Reader, damage: str) -> None:
-    pixels_on_disk(root, key, reader, SHAPE)
+def test_a_damaged_entry_is_made_again_with_a_message(
+    root: Path, reader: Reader, damage: str, capsys: pytest.CaptureFixture
+) -> None:
+    get(root, reader)
     (entry,) = entries(root)
     spoil(entry, damage)
-    with pytest.raises(VividError, match=rf"{entry}: damaged .*delete this folder, and the same command") as told:
-        pixels_on_disk(root, key, reader, SHAPE)
-    assert "\n" not in str(told.value)
-    shutil.rmtree(entry)
-    assert_right(pixels_on_disk(root, key, reader, SHAPE))
+    with pytest.raises(VividError, match=rf"{entry}: damaged entry of a cache"):
+        open_rows(entry)
+    assert_right(get(root, reader))
+    assert capsys.readouterr().err.count("it is made again") == 1
+
+
+def test_a_checksum_finds_a_changed_value(root: Path, reader: Reader) -> None:
+    get(root, reader)
+    (entry,) = entries(root)
+    content = bytearray((entry / "array.npy").read_bytes())
+    content[-9] ^= 1
+    (entry / "array.npy").write_bytes(content)
+    reader.log.unlink()
+    get(root, reader)
+    assert reader.read() == [], "not looked for unless asked for"
+    assert_right(get(root, reader, checksum=True))
+    assert reader.read() == list(range(N))
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_the_first_chunk_says_how_long_a_row_is(root: Path, where: str) -> None:
+    """As features, whose length their encoder knows."""
+
+    def fill(first: int) -> Iterator[Chunk]:
+        started.append(first)
+        for start in range(first, 10, 4):
+            if len(started) == 1 and start == 8:
+                raise KeyboardInterrupt
+            rows = np.arange(start, min(start + 4, 10), dtype=np.float64)[:, None] + [0, 0.5, 0.25]
+            rows[rows[:, 0] == 5] = 0
+            yield rows, {5: Skipped("5.png", "torn")} if start == 4 else {}
+
+    def run() -> Rows:
+        cache = ArrayCache(None if where == "memory" else root, checksum=True, seconds=0)
+        return cache.get(lambda: {"encoder": "x"}, fill, 10, title="features")
+
+    started: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    got = run()
+    assert started == ([0, 0] if where == "memory" else [0, 8])
+    assert (got.array.dtype, got.array.shape) == (np.float32, (10, 3))
+    assert got.unreadable == {5: Skipped("5.png", "torn")}
+    assert got.array[[0, 4, 9], 1].tolist() == [0.5, 4.5, 9.5]
+    assert not got.array[5].any()
+
+
+def test_too_few_rows_are_an_error(root: Path) -> None:
+    with pytest.raises(VividError, match="the pass ended after 4 of 10 images"):
+        ArrayCache(root).get(dict, lambda first: [(np.ones((4, 2)), {})], 10)
 
 
 def spoil(folder: Path, damage: str) -> None:
-    pixels, record, lines = folder / "pixels.npy", folder / "entry.json", folder / "unreadable.jsonl"
+    pixels, record, lines = folder / "array.npy", folder / "entry.json", folder / "unreadable.jsonl"
     if damage == "short pixels":
         pixels.write_bytes(pixels.read_bytes()[:-1])
     elif damage == "other header":
@@ -194,7 +241,7 @@ def test_files_that_change_meanwhile_leave_no_entry(root: Path, reader: Reader) 
     def change() -> dict:
         return {"files": len(reader.read())}
 
-    for build in (lambda: pixels_on_disk(root, change, reader, SHAPE), lambda: pixels_in_memory(change, reader, SHAPE)):
+    for build in (lambda: get(root, reader, change), lambda: get(None, reader, change)):
         with pytest.raises(VividError, match=r"changed while they were read; run the same command again"):
             build()
     assert entries(root) == []
@@ -203,15 +250,15 @@ def test_files_that_change_meanwhile_leave_no_entry(root: Path, reader: Reader) 
 def test_images_that_cannot_be_cached_are_errors(root: Path, tmp_path: Path) -> None:
     nothing = Reader(tmp_path / "log", broken=tuple(range(N)))
     with pytest.raises(VividError, match=r"none of 300 images can be read; the first: nr\. 0"):
-        pixels_on_disk(root, key, nothing, SHAPE)
+        get(root, nothing)
     assert entries(root) == []
     with pytest.raises(VividError, match=r"none of 300 images can be read; the first: nr\. 0"):
-        pixels_in_memory(key, nothing, SHAPE)
+        get(None, nothing)
     with pytest.raises(VividError, match=r"image 70 is \(1, 1, 1\), others are \(1, 2, 3\)"):
-        pixels_on_disk(root, key, lambda index: image(index)[:, : 2 - (index == 70), : 3 - 2 * (index == 70)], SHAPE)
+        get(root, lambda index: image(index)[:, : 2 - (index == 70), : 3 - 2 * (index == 70)])
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, reader: Reader) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(VividError, match=r"file/cache.*cannot be stored"):
-        pixels_on_disk(tmp_path / "file" / "cache", key, reader, SHAPE)
+        get(tmp_path / "file" / "cache", reader)

@@ -1,4 +1,4 @@
-"""The cache of decoded images between processes: killed, waiting for each other, started afresh."""
+"""The array cache between processes: killed, waiting for each other, started afresh."""
 
 import multiprocessing
 import pickle
@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tests.storage.numbered import SHAPE, N, Reader, assert_right, build_in_process, key
+from tests.storage.numbered import N, Reader, assert_right, build_in_process, get
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.images.augment import RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.storage.pixels import pixels_on_disk
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +45,9 @@ def test_a_killed_process_is_gone_on_with(processes, tmp_path: Path) -> None:
     assert not any(path.is_dir() and path.suffix != ".part" for path in root.iterdir())
     log.unlink()
     reader = Reader(log)
-    assert_right(pixels_on_disk(root, key, reader, SHAPE))
+    assert_right(get(root, reader))
     assert reader.read() == list(range(192, N)), "what was recorded is not read again"
-    assert_right(pixels_on_disk(root, key, Reader(tmp_path / "other", kill_at=1), SHAPE))
+    assert_right(get(root, Reader(tmp_path / "other", kill_at=1)))
 
 
 def test_a_second_process_waits_for_the_first(processes, tmp_path: Path) -> None:
@@ -58,7 +57,7 @@ def test_a_second_process_waits_for_the_first(processes, tmp_path: Path) -> None
     wait_for(logs[0].exists)
     second.start()
     told = logs[1].with_suffix(".err")
-    wait_for(lambda: told.exists() and "another process is decoding these images" in told.read_text())
+    wait_for(lambda: told.exists() and "another process is making these images" in told.read_text())
     assert not logs[1].exists()
     (tmp_path / "go").touch()
     for process in (first, second):
