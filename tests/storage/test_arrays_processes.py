@@ -66,7 +66,7 @@ def test_a_second_process_waits_for_the_first(processes, tmp_path: Path) -> None
     assert not logs[1].exists(), "the second has read nothing"
 
 
-def test_workers_started_afresh_map_the_same_file(tmp_path: Path) -> None:
+def test_workers_started_afresh_map_the_same_file(processes, tmp_path: Path) -> None:
     rows = []
     for index in range(5):
         path = tmp_path / f"{index}.png"
@@ -80,7 +80,7 @@ def test_workers_started_afresh_map_the_same_file(tmp_path: Path) -> None:
     for row in rows:
         Path(row["image"]).unlink()
     draws = [(index, 7 + index) for index in range(5)]
-    loader = DataLoader(dataset, batch_size=None, sampler=draws, num_workers=1, multiprocessing_context="spawn")
+    loader = DataLoader(dataset, batch_size=None, sampler=draws, num_workers=1, multiprocessing_context=processes)
     for one, other in zip(loader, expected, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in ("image", "drawn", "states", "asked"))
