@@ -84,8 +84,8 @@ def bench(args: argparse.Namespace, manifest: Manifest, encoder: Encoder, cache:
         test=test,
         seeds=list(seeds),
     )
-    told = {name: results.encoders[name].macro["auroc"] for name in scored}
-    (difference,) = (one.estimate for one in results.differences if one.metric == "auroc")
+    told = {name: results.get("auroc", "(macro)", name) for name in scored}
+    (difference,) = (one for one in results.differences if one.metric == "auroc")
     parts = f"{len(train.ids)} + {len(validation.ids)} + {len(test.ids)} images"
     print(f"{encoder.source}, {parts} (train, val, test), {len(fields)} fields, {torch.get_num_threads()} threads")
     print(f"extraction of all features, once            {extraction:9.2f} s")

@@ -7,7 +7,6 @@ What is stored holds aggregates only: no image, no patient, no path of a machine
 """
 
 import argparse
-import json
 import re
 import textwrap
 from pathlib import Path
@@ -16,15 +15,13 @@ from typing import Any
 import jinja2
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.results import Results
+from vivid_monai.evaluation.format import SHORT, estimate
+from vivid_monai.evaluation.results import ALL, CLASS_METRICS, MACRO, METRICS, Results, Row, dumps
 from vivid_monai.storage.files import whole_file
 
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
-METRICS = {"auroc": "AUROC", "ap": "AP", "f1": "F1", "brier": "Brier", "ece": "ECE"}
-CLASS_METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
-DIFFERENCES = {"auroc": "AUROC", "ap": "AP", "accuracy": "accuracy"}
 
 
 def main() -> None:
@@ -47,11 +44,11 @@ def store(name: str, run: Path) -> None:
     for encoder in content["encoders"].values():
         for probe in encoder["probes"]:
             probe.pop("tried", None)
-    text = json.dumps(rounded(content), indent=1, ensure_ascii=False)
+    text = dumps(rounded(content))
     if found := re.search(r'["\' =](/[\w.-]+/[\w./-]+)', text):
         raise VividError(f"{run}: its results name {found[1]}; run it again with paths inside the repository")
     with whole_file(STORE / f"{name}.json") as part:
-        part.write_text(text + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
 
 
 def rounded(value: Any) -> Any:
@@ -67,7 +64,7 @@ def write_page(page: Path) -> None:
     """The page, from every file in the store, in the order of their names."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).with_suffix(".md.j2")).read_text(encoding="utf-8"))
-    stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(STORE.glob("*.json"))}
+    stored = {path.stem: Results.load(path) for path in sorted(STORE.glob("*.json"))}
     if not stored:
         raise VividError(f"{STORE}: nothing is stored; add a run with --add NAME=RUN")
     sections = {name: section(results) for name, results in stored.items()}
@@ -75,38 +72,38 @@ def write_page(page: Path) -> None:
         part.write_text(template.render(sections=sections).rstrip() + "\n", encoding="utf-8")
 
 
-def section(results: dict[str, Any]) -> dict[str, Any]:
+def section(results: Results) -> dict[str, Any]:
     """What the page shows of one result: a table with a row per encoder, macro averages only."""
-    compared = [metric for metric in DIFFERENCES if any(d["metric"] == metric for d in results["differences"])]
-    columns = METRICS | (CLASS_METRICS if results["kind"] == "classes" else {})
-    first = next(iter(results["encoders"]))
+    compared = list(dict.fromkeys(row.metric for row in results.differences))
+    columns = dict.fromkeys(METRICS, MACRO)
+    columns |= dict.fromkeys(CLASS_METRICS, ALL) if results.kind == "classes" else {}
     rows = []
-    for name, encoder in results["encoders"].items():
-        macro = encoder["macro"]
-        row = [name, *(cell((macro | (encoder["classes"] or {}))[metric]) for metric in columns)]
-        if len(results["seeds"]) > 1:
-            row.append(" ".join(f"{value:.3f}".removeprefix("0") for value in macro["auroc"]["per_seed"]))
+    for name in results.encoders:
+        row = [name, *(estimate(results.get(metric, field, name)) for metric, field in columns.items())]
+        if len(results.seeds) > 1:
+            seeds = results.per_seed("auroc", MACRO, name)
+            row.append(" ".join(f"{value:.3f}".removeprefix("0") for value in seeds))
         for metric in compared:
-            found = [d for d in results["differences"] if (d["metric"], d["second"]) == (metric, name)]
-            row.append(signed(found[0]["estimate"]) if found else "")
+            found = [d for d in results.differences if (d.metric, d.minus) == (metric, name)]
+            row.append(signed(found[0]) if found else "")
         rows.append(row)
-    head = ["encoder", *columns.values()]
-    head += ["AUROC of each seed"] if len(results["seeds"]) > 1 else []
-    head += [f"{DIFFERENCES[metric]}: {first} − it" for metric in compared]
-    return {"text": text(results), "head": head, "rows": rows, "command": shortened(results["run"]["command"])}
+    head = ["encoder", *(SHORT[metric] for metric in columns)]
+    head += ["AUROC of each seed"] if len(results.seeds) > 1 else []
+    head += [f"{SHORT[metric]}: {next(iter(results.encoders))} − it" for metric in compared]
+    return {"text": text(results), "head": head, "rows": rows, "command": shortened(results.run["command"])}
 
 
-def text(results: dict[str, Any]) -> str:
+def text(results: Results) -> str:
     """Task, number of images, and the warnings that concern more than the fit of one seed."""
-    test, averaged, excluded = results["test"], len(results["macro_fields"]), len(results["excluded"])
+    test, averaged, excluded = results.test, len(results.macro_fields), len(results.excluded)
     sentences = [
-        f"`{results['task']}`: {test['n_images']} test images of {test['n_patients']} patients,"
+        f"`{results.task}`: {test['n_images']} test images of {test['n_patients']} patients,"
         f" macro over {averaged} of {averaged + excluded} findings."
     ]
-    if results["skipped"]:
-        sentences.append(f"{results['skipped']} unreadable images are left out.")
-    of_seeds = [warning for warning in results["warnings"] if ", seed " in warning]
-    said = [w for w in results["warnings"] if w not in of_seeds and not w.startswith("macro averages over")]
+    if results.skipped:
+        sentences.append(f"{results.skipped} unreadable images are left out.")
+    of_seeds = [warning for warning in results.warnings if ", seed " in warning]
+    said = [w for w in results.warnings if w not in of_seeds and not w.startswith("macro averages over")]
     sentences += [f"Warning: {warning}." for warning in said]
     if of_seeds:
         sentences.append(f"{len(of_seeds)} warnings about the fit of single seeds.")
@@ -124,21 +121,12 @@ def shortened(command: str) -> str:
     return " \\\n    ".join(lines)
 
 
-def cell(estimate: dict[str, Any] | None) -> str:
-    """``0.712 (0.640–0.781)``; a dash where it is not defined."""
-    if estimate is None or estimate["value"] is None:
-        return "–"
-    if estimate["low"] is None:
-        return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f}–{estimate['high']:.3f})"
-
-
-def signed(estimate: dict[str, Any]) -> str:
+def signed(row: Row) -> str:
     """``+0.012 (-0.003…+0.027)``, bold where the interval excludes 0; a dash where it is not defined."""
-    if estimate["value"] is None or estimate["low"] is None:
+    if row.value is None or not row.has_interval:
         return "–"
-    shown = f"{estimate['value']:+.3f} ({estimate['low']:+.3f}…{estimate['high']:+.3f})"
-    return shown if estimate["low"] <= 0 <= estimate["high"] else f"**{shown}**"
+    shown = f"{row.value:+.3f} ({row.low:+.3f}…{row.high:+.3f})"
+    return shown if row.holds_zero else f"**{shown}**"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def test_numbers_of_a_run_reach_the_page(tmp_path, run):
     write_results.store("made", tmp_path)
     write_results.write_page(tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text()
-    auroc = run.encoders["good"].macro["auroc"]
+    auroc = run.get("auroc", "(macro)", "good")
     assert f"| good | {auroc.value:.3f} ({auroc.low:.3f}–{auroc.high:.3f}) |" in page
     assert "| AUROC: good − it |" in page
     assert "\n    python -m x\n" in page

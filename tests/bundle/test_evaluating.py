@@ -15,9 +15,8 @@ from tests.evaluation.small import data_set, encoder
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.examples import Examples
-from vivid_monai.evaluation.predictions import read_predictions
 from vivid_monai.evaluation.probes import load_probe
-from vivid_monai.evaluation.results import Results
+from vivid_monai.evaluation.results import Results, read_predictions
 from vivid_monai.evaluation.workflow import named
 from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.spd_file import save_spd
@@ -69,7 +68,9 @@ def test_phantoms_as_a_user_runs_it_twice(tmp_path, weights, phantoms):
     assert outputs[0].stderr.count(", now in ") == 6  # three splits of two encoders
     assert outputs[1].stderr.count(", now in ") == 0
     first, second = (Results.load(tmp_path / f"runs/eval/phantom/{n}/results.json") for n in ("001", "002"))
-    assert first.encoders["encoder"].fields == second.encoders["encoder"].fields
+    assert [row for row in first.rows if row.encoder == "encoder"] == [
+        row for row in second.rows if row.encoder == "encoder"
+    ]
     assert list(first.encoders) == ["encoder", "untrained"]
     assert first.run["command"].startswith("python -m monai.bundle run evaluating --config_file")
 
@@ -92,7 +93,7 @@ def test_organs_are_a_choice_between_classes(evaluating, tmp_path, weights):
     predictions = read_predictions(out / "predictions.csv")
     np.testing.assert_allclose(predictions.scores["encoder"].sum(-1), 1, atol=1e-6)
     truth, predicted = predictions.states.argmax(1), predictions.scores["encoder"][0].argmax(1)
-    assert results.encoders["encoder"].classes.accuracy.value == np.mean(truth == predicted)
+    assert results.get("accuracy", "(all)", "encoder").value == np.mean(truth == predicted)
     probe, fields = load_probe(out / "probes" / "encoder-0.safetensors", encoder=encoder(5).fingerprint())
     assert probe.exclusive
     assert fields == organs.fields
@@ -120,10 +121,10 @@ def test_nodules_are_seen_through_the_window_in_one_slice_or_three(evaluating, t
     manifest = crops(tmp_path / "lidc")
     out = evaluating("lidc_malignancy", manifest=str(manifest), slices=slices)
     results = Results.load(out / "results.json")
-    told = results.encoders["encoder"].encoder
+    told = results.encoders["encoder"]["encoder"]
     assert (told["dim"], told["preprocess"]["slices"], told["preprocess"]["window"]) == (dim, slices, [-600, 1500])
     assert results.test["n_uncertain"] == {"Malignancy": 6}
-    assert results.encoders["encoder"].fields["Malignancy"]["auroc"].value > 0.9
+    assert results.get("auroc", "Malignancy", "encoder").value > 0.9
     examples = Examples.load(out / "examples.npz")
     assert examples.images.max() < 255, "the middle of the window is not white"
 
@@ -136,7 +137,7 @@ def test_several_runs_of_one_recipe_are_its_seeds(evaluating, tmp_path, weights)
     out = evaluating("table", manifest=str(data.image_root / "manifest.parquet"), encoder=encoders, baseline="none")
     results = Results.load(out / "results.json")
     assert results.seeds == [0, 1]
-    ours, single = (results.encoders[name].macro["auroc"].per_seed for name in ("ours", "single"))
+    ours, single = (results.per_seed("auroc", "(macro)", name) for name in ("ours", "single"))
     assert ours[0] == single[0] == single[1]
     assert ours[1] != ours[0]
     assert [(one.first, one.second) for one in results.differences] == [("ours", "single")] * 2

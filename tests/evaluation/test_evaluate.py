@@ -38,7 +38,7 @@ def test_one_encoder_per_seed_or_one_for_all(task):
 
 def test_several_runs_are_told_with_their_sources(task):
     got = evaluate({"a": [encoder(1), encoder(2)]}, task, FeatureStore(None), seeds=[0, 1], **FEW)
-    told = got.results.encoders["a"].encoder
+    told = got.results.encoders["a"]["encoder"]
     assert told["source"] == ["vit-1", "vit-2"]
     assert len(set(told["fingerprint"])) == 2
 

@@ -19,8 +19,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
 from vivid_monai.evaluation.features import Features, FeatureStore
 from vivid_monai.evaluation.probes import LinearProbe, load_probe
-from vivid_monai.evaluation.report.run_folder import images_digest
-from vivid_monai.evaluation.results import Results
+from vivid_monai.evaluation.results import Results, images_digest
 from vivid_monai.evaluation.task import check_leakage
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViTClassifier

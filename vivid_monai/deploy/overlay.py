@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vivid_monai.evaluation.report.attention import blend
+from vivid_monai.evaluation.examples import blend
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViTClassifier
 from vivid_monai.storage.files import whole_file

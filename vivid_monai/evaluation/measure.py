@@ -1,37 +1,34 @@
-"""Probabilities and states of the test images → every number that is reported, with its interval over patients."""
+"""Scores and states of the test images → the long table of every number, with intervals over patients."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
+from tqdm import tqdm
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
-from vivid_monai.evaluation.results import (
-    METRICS,
-    ClassResult,
-    Difference,
-    EncoderResult,
-    Estimate,
-    Results,
-    warnings_of,
-)
-from vivid_monai.metrics import statistics as sums
+from vivid_monai.evaluation.results import ALL, CLASS_METRICS, MACRO, METRICS, Results, Row, images_digest, warnings_of
+from vivid_monai.metrics import statistics
 from vivid_monai.metrics.intervals import METHOD, Patients, Resampled
 from vivid_monai.metrics.masked import best_f1_thresholds, check_scores, counts
-from vivid_monai.metrics.statistics import RankedField
+from vivid_monai.metrics.statistics import RankedField, Statistic
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
 
 LEVEL = 0.95
+PAIRED = ("auroc", "ap")
+"""Metrics whose macro averages are compared between encoders."""
+
+Runs = dict[str, list[Resampled]]
+"""Metric → the metric of every field on every resample, of each seed."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What the probes of one encoder said.
+    """Probabilities of one encoder, however they were made: by probes, by text prompts, by retrieval.
 
     Attributes:
         validation: probabilities (S, M, F) of the validation images, for thresholds.
@@ -45,18 +42,6 @@ class Scored:
     encoder: dict[str, Any]
     probes: list[dict[str, Any]]
     untrained: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """One encoder's metrics, resampled: the mean over the seeds, and each seed."""
-
-    fields: dict[str, Resampled]
-    seeds: dict[str, list[Resampled]]
-    thresholds: list[NDArray[np.float64]]
-    classes: dict[str, Resampled] = field(default_factory=dict)
-    class_seeds: dict[str, list[Resampled]] = field(default_factory=dict)
-    confusion: NDArray[np.float64] | None = None
 
 
 def measure(
@@ -77,7 +62,7 @@ def measure(
     """Measure encoders on the same test images.
 
     Args:
-        scored: encoder name → what its probes said.
+        scored: encoder name → its probabilities.
         task: name of the task.
         fields: names of the columns, F.
         exclusive: exactly one field is present in every image.
@@ -114,10 +99,18 @@ def measure(
                 "present class and all others absent"
             )
     patients = Patients(test.patients, n_resamples=n_resamples, seed=seed)
-    measured = {
-        name: _measure(one, validation_states, test.states, patients, exclusive) for name, one in scored.items()
-    }
-    encoders = {name: _encoder_result(scored[name], measured[name], names, kept) for name in scored}
+    n = dict(zip(names, (n_present + n_absent).tolist(), strict=True)) | {MACRO: len(test.ids), ALL: len(test.ids)}
+    resampled: dict[str, Runs] = {}
+    rows: list[Row] = []
+    for name, one in scored.items():
+        thresholds = [best_f1_thresholds(run, validation_states) for run in one.validation]
+        resampled[name] = runs = resample(one.test, test.states, patients, METRICS, thresholds, exclusive=exclusive)
+        rows += _rows(name, names, runs, kept, seeds, n)
+        rows += [
+            Row("threshold", field, name, s, _number(at[f]), n=len(validation_states))
+            for f, field in enumerate(names)
+            for s, at in zip(seeds, thresholds, strict=True)
+        ]
     results = Results(
         task=task,
         kind="classes" if exclusive else "findings",
@@ -130,12 +123,16 @@ def measure(
             "n_absent": _by(names, n_absent),
             "n_uncertain": _by(names, (test.states == UNCERTAIN).sum(0)),
             "n_unanswerable": _by(names, (test.states == NULL).sum(0)),
-            "images_sha256": hashlib.sha256("\n".join(map(str, test.ids)).encode()).hexdigest(),
+            "images_sha256": images_digest(test.ids),
         },
         macro_fields=[names[column] for column in kept],
         excluded=excluded,
-        encoders=encoders,
-        differences=_differences(measured, kept),
+        encoders={
+            name: {"encoder": one.encoder, "probes": one.probes, "untrained_fields": [names[c] for c in one.untrained]}
+            for name, one in scored.items()
+        },
+        rows=rows + difference_rows(resampled, kept, n[ALL]),
+        confusion={name: _confusion(one.test, test.states) for name, one in scored.items()} if exclusive else {},
         warnings=[],
         skipped=list(skipped),
         intervals={
@@ -152,19 +149,131 @@ def measure(
     return results
 
 
+def resample(
+    scores: NDArray,
+    states: NDArray,
+    patients: Patients,
+    metrics: Sequence[str],
+    thresholds: Sequence[NDArray] | None = None,
+    *,
+    exclusive: bool = False,
+) -> Runs:
+    """Metrics of probabilities (S, N, F) on every resample of the patients, by seed; of classes their accuracy too.
+
+    Args:
+        thresholds: (F,) of each seed, needed for "f1".
+    """
+    cases, answered = patients.cases(states), patients.answered(states)
+    runs: Runs = {metric: [] for metric in metrics}
+    for s, test in enumerate(tqdm(scores, "resampling patients", unit="seed", delay=2, leave=False)):
+        columns = [(test[:, f], states[:, f], patients.ids) for f in range(states.shape[1])]
+        ranked = [RankedField(*column) for column in columns]
+        for metric in metrics:
+            by_field: list[Statistic]
+            if metric == "auroc":
+                by_field = [one.auroc for one in ranked]
+            elif metric == "ap":
+                by_field = [one.average_precision for one in ranked]
+            elif metric == "f1":
+                assert thresholds is not None
+                by_field = [statistics.f1(*one, at) for one, at in zip(columns, thresholds[s], strict=True)]
+            else:
+                by_field = [getattr(statistics, metric)(*column) for column in columns]
+            runs[metric].append(patients.resample(by_field, answered if metric in ("brier", "ece") else cases))
+    if exclusive:
+        truth = states.argmax(1)
+        for metric in CLASS_METRICS:
+            of = [getattr(statistics, metric)(test.argmax(1), truth, patients.ids) for test in scores]
+            runs[metric] = [patients.resample([statistic], [patients.n]) for statistic in of]
+    return runs
+
+
+def _rows(
+    name: str, fields: Sequence[str], runs: Runs, kept: Sequence[int], seeds: Sequence[int], n: Mapping[str, int]
+) -> list[Row]:
+    """All rows of an encoder: field by field, macro averages, accuracies."""
+    of_fields = {metric: run for metric, run in runs.items() if metric not in CLASS_METRICS}
+    by_metric = {metric: _estimates(metric, name, fields, run, seeds, n) for metric, run in of_fields.items()}
+    rows = [row for f in range(len(fields)) for by_field in by_metric.values() for row in by_field[f]]
+    return (
+        rows
+        + macro_rows(name, of_fields, kept, n[MACRO], seeds)
+        + [
+            row
+            for metric in CLASS_METRICS
+            if metric in runs
+            for row in _estimates(metric, name, [ALL], runs[metric], seeds, n)[0]
+        ]
+    )
+
+
+def macro_rows(name: str, runs: Runs, kept: Sequence[int], n: int, seeds: Sequence[int] = ()) -> list[Row]:
+    """The macro average of every metric over the columns ``kept``; without ``seeds`` their mean only."""
+    rows = []
+    for metric, of_seeds in runs.items():
+        macro = Resampled.average(of_seeds).macro(kept)
+        per_seed = [run.macro(kept) for run in of_seeds]
+        rows += _estimates(metric, name, [MACRO], per_seed, seeds, {MACRO: n}, mean=macro)[0]
+    return rows
+
+
+def difference_rows(resampled: Mapping[str, Runs], kept: Sequence[int], n: int) -> list[Row]:
+    """The first encoder minus every other one, paired: of macro averages, and of the accuracy of classes."""
+    first, *others = resampled
+    rows = []
+    for other in others:
+        for metric in (*PAIRED, "accuracy"):
+            if metric not in resampled[first]:
+                continue
+            a, b = (Resampled.average(resampled[name][metric]) for name in (first, other))
+            over = ALL if metric == "accuracy" else MACRO
+            difference = a - b if over == ALL else a.macro(kept) - b.macro(kept)
+            ((low, high),) = difference.interval(LEVEL, bounded=False)
+            value, low, high = (_number(one) for one in (difference.value[0], low, high))
+            rows.append(Row(metric, over, first, None, value, low, high, n, other))
+    return rows
+
+
+def _estimates(
+    metric: str,
+    name: str,
+    fields: Sequence[str],
+    runs: Sequence[Resampled],
+    seeds: Sequence[int],
+    n: Mapping[str, int],
+    *,
+    mean: Resampled | None = None,
+) -> list[list[Row]]:
+    """For each field the mean over the seeds with its interval, then each seed."""
+    mean = Resampled.average(runs) if mean is None else mean
+    of_seeds = list(zip(seeds, runs, strict=True)) if seeds else []
+    return [
+        [
+            Row(metric, field, name, None, _number(mean.value[f]), _number(low), _number(high), n[field]),
+            *(Row(metric, field, name, s, _number(run.value[f]), n=n[field]) for s, run in of_seeds),
+        ]
+        for f, (field, (low, high)) in enumerate(zip(fields, mean.interval(LEVEL), strict=True))
+    ]
+
+
+def _confusion(scores: NDArray, states: NDArray) -> list[list[float]]:
+    truth, labels = states.argmax(1), range(states.shape[1])
+    return np.mean([confusion_matrix(truth, test.argmax(1), labels=labels) for test in scores], axis=0).tolist()
+
+
 def _excluded(
     names: list[str], n_present: NDArray, n_absent: NDArray, min_present: int, min_absent: int, scored: Mapping
 ) -> dict[str, str]:
-    reasons = {}
+    excluded = {}
     for column, name in enumerate(names):
-        told = [f"no head for {who}: one state only in training" for who, s in scored.items() if column in s.untrained]
+        why = [f"no head for {who}: one state only in training" for who, s in scored.items() if column in s.untrained]
         if n_present[column] < max(min_present, 1):
-            told.append(f"{n_present[column]} present of at least {max(min_present, 1)}")
+            why.append(f"{n_present[column]} present of at least {max(min_present, 1)}")
         if n_absent[column] < max(min_absent, 1):
-            told.append(f"{n_absent[column]} absent of at least {max(min_absent, 1)}")
-        if told:
-            reasons[name] = "; ".join(told)
-    return reasons
+            why.append(f"{n_absent[column]} absent of at least {max(min_absent, 1)}")
+        if why:
+            excluded[name] = "; ".join(why)
+    return excluded
 
 
 def _check(what: str, runs: NDArray, states: NDArray, n_seeds: int) -> None:
@@ -175,84 +284,6 @@ def _check(what: str, runs: NDArray, states: NDArray, n_seeds: int) -> None:
         counted = values[(codes == PRESENT) | (codes == ABSENT)]
         if (wrong := counted[(counted < 0) | (counted > 1 + 1e-9)]).size:
             raise VividError(f"{what}: {wrong[0]} is no probability: it does not lie in [0, 1]")
-
-
-def _measure(
-    one: Scored, validation_states: NDArray, states: NDArray, patients: Patients, exclusive: bool
-) -> _Measured:
-    cases = patients.cases(states)
-    answered = patients.answered(states)
-    seeds: dict[str, list[Resampled]] = {metric: [] for metric in METRICS}
-    thresholds = []
-    for validation, test in zip(one.validation, one.test, strict=True):
-        threshold = best_f1_thresholds(validation, validation_states)
-        thresholds.append(threshold)
-        columns = [(test[:, f], states[:, f], patients.ids) for f in range(states.shape[1])]
-        ranked = [RankedField(*column) for column in columns]
-        seeds["auroc"].append(patients.resample([r.auroc for r in ranked], cases))
-        seeds["ap"].append(patients.resample([r.average_precision for r in ranked], cases))
-        f1 = [sums.f1(*column, at) for column, at in zip(columns, threshold, strict=True)]
-        seeds["f1"].append(patients.resample(f1, cases))
-        seeds["brier"].append(patients.resample([sums.brier(*column) for column in columns], answered))
-        seeds["ece"].append(patients.resample([sums.ece(*column) for column in columns], answered))
-    averaged = {metric: Resampled.average(runs) for metric, runs in seeds.items()}
-    if not exclusive:
-        return _Measured(averaged, seeds, thresholds)
-
-    truth = (states == PRESENT).argmax(1)
-    by_class: dict[str, list[Resampled]] = {"accuracy": [], "balanced_accuracy": []}
-    confusion = []
-    for test in one.test:
-        predicted = test.argmax(1)
-        for metric, runs in by_class.items():
-            runs.append(patients.resample([getattr(sums, metric)(predicted, truth, patients.ids)], [patients.n]))
-        confusion.append(confusion_matrix(truth, predicted, labels=range(states.shape[1])))
-    classes = {metric: Resampled.average(runs) for metric, runs in by_class.items()}
-    return _Measured(averaged, seeds, thresholds, classes, by_class, np.mean(confusion, axis=0))
-
-
-def _encoder_result(one: Scored, measured: _Measured, names: list[str], kept: list[int]) -> EncoderResult:
-    columns = range(len(names))
-    by_metric = {m: _estimates(measured.fields[m], measured.seeds[m]) for m in METRICS}
-    macro = {
-        metric: _estimates(measured.fields[metric].macro(kept), [run.macro(kept) for run in measured.seeds[metric]])[0]
-        for metric in METRICS
-    }
-    classes = None
-    if measured.confusion is not None:
-        both = {m: _estimates(measured.classes[m], runs)[0] for m, runs in measured.class_seeds.items()}
-        classes = ClassResult(**both, confusion=measured.confusion.tolist())
-    return EncoderResult(
-        encoder=one.encoder,
-        probes=one.probes,
-        untrained_fields=[names[column] for column in one.untrained],
-        thresholds={names[f]: [_number(threshold[f]) for threshold in measured.thresholds] for f in columns},
-        macro=macro,
-        fields={names[f]: {metric: by_metric[metric][f] for metric in METRICS} for f in columns},
-        classes=classes,
-    )
-
-
-def _differences(measured: Mapping[str, _Measured], kept: list[int]) -> list[Difference]:
-    """The first encoder against every other one."""
-    first, *others = measured
-    differences = []
-    for other in others:
-        for metric in ("auroc", "ap"):
-            a, b = (measured[name].fields[metric].macro(kept) for name in (first, other))
-            differences.append(Difference(first, other, metric, _estimates(a - b, [], bounded=False)[0]))
-        if measured[first].classes:
-            a, b = (measured[name].classes["accuracy"] for name in (first, other))
-            differences.append(Difference(first, other, "accuracy", _estimates(a - b, [], bounded=False)[0]))
-    return differences
-
-
-def _estimates(mean: Resampled, seeds: Sequence[Resampled], *, bounded: bool = True) -> list[Estimate]:
-    intervals = mean.interval(LEVEL, bounded=bounded)
-    return [
-        Estimate(_number(value), _number(low), _number(high), tuple(_number(run.value[f]) for run in seeds))
-        for f, (value, (low, high)) in enumerate(zip(mean.value, intervals, strict=True))
-    ]
 
 
 def _number(value: float) -> float | None:

@@ -16,10 +16,10 @@ from monai.bundle import ConfigWorkflow
 from vivid_monai.evaluation.encoders import Encoder, VividEncoder, for_task
 from vivid_monai.evaluation.evaluate import Evaluated
 from vivid_monai.evaluation.examples import collect_examples
-from vivid_monai.evaluation.predictions import write_predictions
+from vivid_monai.evaluation.format import summary_table
 from vivid_monai.evaluation.probes import LinearProbe, save_probe
 from vivid_monai.evaluation.report import write_report
-from vivid_monai.evaluation.results import Results, summary_table
+from vivid_monai.evaluation.results import Results, write_predictions
 from vivid_monai.evaluation.task import Task
 from vivid_monai.networks.spd_file import load_spd
 from vivid_monai.storage.files import whole_file

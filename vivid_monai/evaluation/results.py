@@ -1,31 +1,61 @@
-"""What an evaluation found, as it is stored: aggregates only, no image and no patient."""
+"""Results of an evaluation: one long table of numbers with what they were measured on, and every prediction."""
 
+import csv
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import field as default
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vivid_monai.errors import VividError
+from vivid_monai.evaluation.features import Features
 from vivid_monai.storage.files import whole_file
+from vivid_monai.ums.states import decode, encode
 
-FORMAT = "vivid-evaluation"
-VERSION = 1
+FORMAT, VERSION = "vivid-evaluation", 2
 METRICS = ("auroc", "ap", "f1", "brier", "ece")
 """Metrics of every field; of the first three more is better, of the last two less."""
+CLASS_METRICS = ("accuracy", "balanced_accuracy")
+"""Metrics of classes that exclude each other."""
+MACRO, ALL = "(macro)", "(all)"
+"""In place of a field: the mean over the fields in the macro average; all classes together."""
+FEW_PATIENTS = 50
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval; None where one is not defined. ``per_seed``: the seeds behind a mean."""
+class Row(NamedTuple):
+    """A number.
 
+    Attributes:
+        metric: its name; "threshold" is the F1 threshold of a seed, chosen on the validation images.
+        field: a field, :data:`MACRO` or :data:`ALL`.
+        encoder: its name; of a difference the encoder that ``minus`` is subtracted from.
+        seed: of the probe; None: the mean over the seeds, which alone has an interval.
+        value, low, high: the number and the ends of its interval; None where one is not defined.
+        n: images that it was measured on.
+        minus: the other encoder of a paired difference, else "".
+    """
+
+    metric: str
+    field: str
+    encoder: str
+    seed: int | None
     value: float | None
     low: float | None = None
     high: float | None = None
-    per_seed: tuple[float | None, ...] = ()
+    n: int | None = None
+    minus: str = ""
+
+    @property
+    def has_interval(self) -> bool:
+        return self.low is not None and self.high is not None
 
     @property
     def holds_zero(self) -> bool:
@@ -34,55 +64,20 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class ClassResult:
-    """Where fields exclude each other. ``confusion``: images by true (rows) and predicted class, mean of the seeds."""
-
-    accuracy: Estimate
-    balanced_accuracy: Estimate
-    confusion: list[list[float]]
-
-
-@dataclass(frozen=True)
-class EncoderResult:
-    """Numbers of one encoder.
-
-    Attributes:
-        encoder: what it is (``Encoder.describe``). probes: how each seed's probe was fitted (``Probe.describe``).
-        untrained_fields: fields whose head could not be fitted: one state only among the training images.
-        thresholds: field → threshold of each seed, chosen on validation.
-        macro: metric → mean over ``Results.macro_fields``. fields: field → metric → number.
-        classes: where fields exclude each other.
-    """
-
-    encoder: dict[str, Any]
-    probes: list[dict[str, Any]]
-    untrained_fields: list[str]
-    thresholds: dict[str, list[float | None]]
-    macro: dict[str, Estimate]
-    fields: dict[str, dict[str, Estimate]]
-    classes: ClassResult | None = None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """``metric`` of the first encoder minus that of the second on the same images, with its paired interval."""
-
-    first: str
-    second: str
-    metric: str
-    estimate: Estimate
-
-
-@dataclass(frozen=True)
 class Results:
-    """Results by encoder name, on one test set.
+    """Everything that is reported on one test set: aggregates only, no image and no patient.
 
     Attributes:
         task: its name. kind: "findings", or "classes" where fields exclude each other.
         test: n_images, n_patients, n_present, n_absent, n_uncertain, n_unanswerable (by field), images_sha256.
         macro_fields: fields in the macro averages; excluded: the others, with the reason.
+        encoders: name → "encoder" (``Encoder.describe``), "probes" (``Probe.describe`` of each seed) and
+            "untrained_fields" (one state only among the training images, so that no head could be fitted).
+        rows: the long table.
+        confusion: encoder → images by true (rows) and predicted class, mean over the seeds; where fields exclude each
+            other.
         skipped: training, validation and test images that could not be read, (path, reason).
-        intervals: level, method, resamples, over, seed.
+        intervals: level, method, resamples, over, seed, min_present, min_absent.
         run: command, versions, created, seconds, data: filled in by who runs the evaluation.
     """
 
@@ -93,36 +88,54 @@ class Results:
     test: dict[str, Any]
     macro_fields: list[str]
     excluded: dict[str, str]
-    encoders: dict[str, EncoderResult]
-    differences: list[Difference]
+    encoders: dict[str, dict[str, Any]]
+    rows: list[Row]
+    confusion: dict[str, list[list[float]]]
     warnings: list[str]
     skipped: list[tuple[str, str]]
     intervals: dict[str, Any]
     run: dict[str, Any] = default(default_factory=dict)
 
+    @cached_property
+    def _by_key(self) -> dict[tuple, Row]:
+        return {(row.metric, row.field, row.encoder, row.seed): row for row in self.rows if not row.minus}
+
+    def get(self, metric: str, field: str, encoder: str, seed: int | None = None) -> Row:
+        """The row of an encoder; a KeyError where it was not measured."""
+        return self._by_key[metric, field, encoder, seed]
+
+    def per_seed(self, metric: str, field: str, encoder: str) -> list[float | None]:
+        """The value of each seed."""
+        return [self.get(metric, field, encoder, seed).value for seed in self.seeds]
+
+    @property
+    def differences(self) -> list[Row]:
+        """Paired differences of the first encoder and every other one."""
+        return [row for row in self.rows if row.minus]
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        """Plain values for JSON; "rows" is a list of lists with the names in "columns"."""
+        values = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return {**values, "columns": list(Row._fields), "rows": [list(row) for row in self.rows]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What :meth:`to_dict` gave.
+        """What :meth:`to_dict` gave, or version 1 of it.
 
         Raises:
             VividError: it is not of this format and version, or a part is missing.
         """
-        if values.get("format") != FORMAT or values.get("version") != VERSION:
+        if values.get("format") != FORMAT or values.get("version") not in (1, VERSION):
             raise VividError(
                 f"these are no results of this version: format {values.get('format')!r}, version "
                 f"{values.get('version')!r}, where {FORMAT!r}, {VERSION} is read; run the evaluation again"
             )
-        parts = {name: value for name, value in values.items() if name not in ("format", "version")}
         try:
-            parts["encoders"] = {name: _encoder(one) for name, one in parts["encoders"].items()}
-            parts["differences"] = [
-                Difference(**{**one, "estimate": _estimate(one["estimate"])}) for one in parts["differences"]
-            ]
-            parts["skipped"] = [tuple(one) for one in parts["skipped"]]
+            parts = _of_version_1(values) if values["version"] == 1 else dict(values)
+            parts = {key: value for key, value in parts.items() if key not in ("format", "version", "columns")}
+            parts["rows"] = [Row(*row) for row in parts["rows"]]
+            if isinstance(parts["skipped"], list):
+                parts["skipped"] = [tuple(one) for one in parts["skipped"]]
             return cls(**parts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VividError(f"these results are not complete ({error!r}); run the evaluation again") from error
@@ -130,7 +143,7 @@ class Results:
     def save(self, path: str | PathLike[str]) -> None:
         """Write JSON, whole or not at all. Raises VividError where the file cannot be written."""
         with whole_file(path) as part:
-            part.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+            part.write_text(dumps(self.to_dict()), "utf-8")
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -145,129 +158,190 @@ class Results:
             raise VividError(f"{path}: {error}") from error
 
 
-def _estimate(values: Mapping[str, Any]) -> Estimate:
-    return Estimate(**{**values, "per_seed": tuple(values["per_seed"])})
+def dumps(values: Mapping[str, Any]) -> str:
+    """JSON of :meth:`Results.to_dict` with a row of the table to a line."""
+    head = {key: value for key, value in values.items() if key != "rows"}
+    text = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)
+    rows = ",\n  ".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in values["rows"])
+    return f'{text[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
 
 
-def _encoder(values: Mapping[str, Any]) -> EncoderResult:
-    parts = dict(values)
-    parts["macro"] = {metric: _estimate(one) for metric, one in parts["macro"].items()}
-    parts["fields"] = {
-        name: {metric: _estimate(one) for metric, one in metrics.items()} for name, metrics in parts["fields"].items()
-    }
-    if parts.get("classes"):
-        both = {key: _estimate(parts["classes"][key]) for key in ("accuracy", "balanced_accuracy")}
-        parts["classes"] = ClassResult(**both, confusion=parts["classes"]["confusion"])
-    return EncoderResult(**parts)
+def _of_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Results as they were stored before there was one table: records within records."""
+    test, rows, encoders, confusion = values["test"], list[Row](), {}, {}
+    counts = {field: test["n_present"][field] + test["n_absent"][field] for field in values["fields"]}
+    counts |= {MACRO: test["n_images"], ALL: test["n_images"]}
+
+    def add(metric: str, field: str, name: str, one: Mapping[str, Any], minus: str = "") -> None:
+        n = counts[field]
+        rows.append(Row(metric, field, name, None, one["value"], one["low"], one["high"], n, minus))
+        for seed, value in zip(values["seeds"], one["per_seed"], strict=not minus):
+            rows.append(Row(metric, field, name, seed, value, n=n))
+
+    for name, one in values["encoders"].items():
+        for field, metrics in {**one["fields"], MACRO: one["macro"]}.items():
+            for metric, estimate in metrics.items():
+                add(metric, field, name, estimate)
+        if one.get("classes"):
+            for metric in CLASS_METRICS:
+                add(metric, ALL, name, one["classes"][metric])
+            confusion[name] = one["classes"]["confusion"]
+        for field, thresholds in one["thresholds"].items():
+            rows += [Row("threshold", field, name, s, v) for s, v in zip(values["seeds"], thresholds, strict=True)]
+        encoders[name] = {key: one[key] for key in ("encoder", "probes", "untrained_fields")}
+    for one in values["differences"]:
+        over = ALL if one["metric"] == "accuracy" else MACRO
+        add(one["metric"], over, one["first"], one["estimate"], one["second"])
+    kept = {key: value for key, value in values.items() if key != "differences"}
+    return {**kept, "encoders": encoders, "rows": rows, "confusion": confusion}
 
 
-FEW_PATIENTS = 50
+CSV_COLUMNS = ("encoder", "field", "metric", "value", "low", "high", "n_present", "n_absent")
+
+
+def csv_rows(results: Results) -> Iterator[tuple]:
+    """The means over the seeds and the differences, in the order of :data:`CSV_COLUMNS`."""
+    for row in results.rows:
+        if row.seed is None:
+            name = f"{row.encoder} - {row.minus}" if row.minus else row.encoder
+            counts = [results.test[key].get(row.field) for key in ("n_present", "n_absent")]
+            yield (name, row.field, row.metric, row.value, row.low, row.high, *counts)
+
+
+def write_csv(path: str | PathLike[str], columns: Sequence[str], rows: Iterator[Sequence] | Sequence[Sequence]) -> None:
+    """Write a CSV file, whole or not at all; None is empty. Raises VividError where the file cannot be written."""
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def images_digest(ids: Sequence[str] | NDArray) -> str:
+    """SHA-256 of the ids of the test images in order, as ``Results.test["images_sha256"]`` has it."""
+    return hashlib.sha256("\n".join(map(str, ids)).encode()).hexdigest()
 
 
 def warnings_of(results: Results) -> list[str]:
     """One sentence for each thing that is wrong or doubtful: an AUROC surely under chance or without an interval, heads
     that could not be fitted, fields without a threshold, few patients, fields left out of the macro averages, images
     that could not be read."""
-    told, shared = [], defaultdict[str, list[str]](list)
+    warnings, shared = [], defaultdict[str, list[str]](list)
     for name, encoder in results.encoders.items():
-        for field, metrics in encoder.fields.items():
-            auroc = metrics["auroc"]
+        aurocs = {field: results.get("auroc", field, name) for field in results.fields}
+        for field, auroc in aurocs.items():
             if auroc.value is not None and auroc.high is not None and auroc.high < 0.5:
-                told.append(
+                warnings.append(
                     f"{name}: AUROC of {field} is under chance, {auroc.value:.3f} ({auroc.low:.3f} to "
                     f"{auroc.high:.3f}): look for swapped labels, or for training images unlike the test images"
                 )
-        if sure := [field for field in results.macro_fields if encoder.fields[field]["auroc"].low is None]:
+        if sure := [field for field in results.macro_fields if not aurocs[field].has_interval]:
             shared[
                 f"no interval for the AUROC of {', '.join(sure)}: perfectly separated, or one state in fewer "
                 "than two patients; resampling cannot tell what more patients would show"
             ].append(name)
-        if no_threshold := [field for field, thresholds in encoder.thresholds.items() if None in thresholds]:
+        if no_threshold := [f for f in results.fields if None in results.per_seed("threshold", f, name)]:
             shared[
                 f"no F1 for {', '.join(no_threshold)}: the validation images have one state only, which gives no "
                 "threshold"
             ].append(name)
-        if encoder.untrained_fields:
-            shared[
-                f"no head for {', '.join(encoder.untrained_fields)}: the training images have one state only"
-            ].append(name)
-        for seed, probe in zip(results.seeds, encoder.probes, strict=False):
+        if untrained := encoder["untrained_fields"]:
+            shared[f"no head for {', '.join(untrained)}: the training images have one state only"].append(name)
+        for seed, probe in zip(results.seeds, encoder["probes"], strict=False):
             for warning in probe.get("warnings", ()):
                 fields = ", ".join(results.fields[column] for column in warning["columns"])
-                told.append(f"{name}, seed {seed}: {fields} {warning['message']}")
+                warnings.append(f"{name}, seed {seed}: {fields} {warning['message']}")
     for words, names in shared.items():
         everyone = len(names) == len(results.encoders) > 1
-        told.append(f"{'every encoder' if everyone else ', '.join(names)}: {words}")
-    if results.test["n_patients"] < FEW_PATIENTS:
-        told.append(f"only {results.test['n_patients']} test patients: every number here may change with the next ones")
+        warnings.append(f"{'every encoder' if everyone else ', '.join(names)}: {words}")
+    n_patients = results.test["n_patients"]
+    if n_patients < FEW_PATIENTS:
+        warnings.append(f"only {n_patients} test patients: every number here may change with the next ones")
     if results.excluded:
-        told.append(f"macro averages over {len(results.macro_fields)} of the {len(results.fields)} fields asked for")
+        n, asked = len(results.macro_fields), len(results.fields)
+        warnings.append(f"macro averages over {n} of the {asked} fields asked for")
     if results.skipped:
-        told.append(f"{len(results.skipped)} images could not be read and are left out, listed in skipped.csv")
-    return told
+        warnings.append(f"{len(results.skipped)} images could not be read and are left out, listed in skipped.csv")
+    return warnings
 
 
-MACRO = {"auroc": "macro AUROC", "ap": "macro AP", "f1": "macro F1", "brier": "macro Brier", "ece": "macro ECE"}
+STATE = "state:"
 
 
-def summary_table(results: Results) -> str:
-    """A row per field with its AUROC and 95 % interval for each encoder, the macro averages, the paired differences,
-    what was left out and what to be wary of."""
-    names = list(results.encoders)
-    first = max(len(field) for field in [*results.fields, "balanced accuracy"]) + 3
-    width = max(20, *(len(name) for name in names))
-    title = "test AUROC (95 % CI)"
-    head = f"{title:{first}s} {'n+':>6s} {'n-':>6s}  " + "  ".join(f"{name:>{width}s}" for name in names)
-    rule = "-" * len(head)
+@dataclass(frozen=True)
+class Predictions:
+    """Every test image's states and probabilities, so that any number can be computed again.
 
-    def row(label: str, cells: list[Estimate | None], counts: tuple[str, str] = ("", "")) -> str:
-        numbers = "  ".join(f"{_format(cell):>{width}s}" for cell in cells)
-        return f"{label:{first}s} {counts[0]:>6s} {counts[1]:>6s}  {numbers}".rstrip()
+    Attributes:
+        ids, patients: str (N,). fields: names of the columns. seeds: of the probes.
+        states: int64 (N, F). scores: encoder name → probabilities, float64 (S, N, F).
+    """
 
-    lines = [head, rule]
-    for field in results.fields:
-        counts = str(results.test["n_present"][field]), str(results.test["n_absent"][field])
-        cells: list[Estimate | None] = [results.encoders[name].fields[field]["auroc"] for name in names]
-        lines.append(row(field + (" *" if field in results.excluded else ""), cells, counts))
-    lines.append(rule)
-    lines += [row(words, [results.encoders[name].macro[key] for name in names]) for key, words in MACRO.items()]
-    if results.kind == "classes":
-        for key in ("accuracy", "balanced_accuracy"):
-            cells = [getattr(results.encoders[name].classes, key) for name in names]
-            lines.append(row(key.replace("_", " "), cells))
-    if len(results.seeds) > 1:
-        lines.append("macro AUROC of each seed: " + "; ".join(_seeds(results, name) for name in names))
-    lines += [
-        f"{one.first} - {one.second}, {MACRO.get(one.metric, one.metric)}: {_signed(one.estimate)}"
-        for one in results.differences
-        if one.estimate.value is not None
-    ]
-    lines.append(
-        f"{results.test['n_images']} test images of {results.test['n_patients']} patients; intervals and differences: "
-        f"{results.intervals['resamples']} resamples of the patients"
+    ids: np.ndarray
+    patients: np.ndarray
+    fields: list[str]
+    states: np.ndarray
+    scores: dict[str, np.ndarray]
+    seeds: list[int]
+
+    def select(self, fields: Sequence[str]) -> Self:
+        """Some of the fields, in the order given."""
+        columns = [self.fields.index(field) for field in fields]
+        scores = {name: one[:, :, columns] for name, one in self.scores.items()}
+        return type(self)(self.ids, self.patients, list(fields), self.states[:, columns], scores, self.seeds)
+
+
+def write_predictions(
+    path: str | PathLike[str],
+    test: Features,
+    fields: Sequence[str],
+    scores: Mapping[str, np.ndarray],
+    *,
+    seeds: Sequence[int],
+) -> None:
+    """Write predictions.csv with a row per image.
+
+    Columns: ``id``; ``patient_id``; ``state:<field>``, empty where it cannot be answered; and for each encoder and
+    seed ``<encoder>@<seed>:<field>``, the probability that the field is present, in as many digits as it has: rounding
+    could make ties of two images that differ.
+
+    Args:
+        test: ids, patients and states of the images.
+        fields: names of the columns of the states.
+        scores: encoder name → probabilities (S, N, F) of the same images; a name holds neither "@" nor ":".
+
+    Raises:
+        VividError: the file cannot be written.
+    """
+    runs = [(f"{name}@{seed}:", one) for name, of in scores.items() for seed, one in zip(seeds, of, strict=True)]
+    columns = ["id", "patient_id", *(STATE + field for field in fields)]
+    columns += [start + field for start, _ in runs for field in fields]
+    words = [[decode(int(code)) or "" for code in row] for row in test.states]
+    rows = (
+        [key, patient, *words[i], *(repr(float(p)) for _, one in runs for p in one[i])]
+        for i, (key, patient) in enumerate(zip(test.ids, test.patients, strict=True))
     )
-    if results.excluded:
-        told = "; ".join(f"{field} ({reason})" for field, reason in results.excluded.items())
-        lines.append(f"* not in the macro averages: {told}")
-    lines += [f"WARNING: {warning}" for warning in results.warnings]
-    return "\n".join(lines)
+    write_csv(path, columns, rows)
 
 
-def _seeds(results: Results, name: str) -> str:
-    values = results.encoders[name].macro["auroc"].per_seed
-    return f"{name} {', '.join('-' if value is None else f'{value:.3f}' for value in values)}"
+def read_predictions(path: str | PathLike[str]) -> Predictions:
+    """Read a table of :func:`write_predictions`.
 
-
-def _format(estimate: Estimate | None) -> str:
-    if estimate is None or estimate.value is None:
-        return "-"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
-
-
-def _signed(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:+.3f}"
-    shown = "the interval holds 0" if estimate.holds_zero else "shown"
-    return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f}), {shown}"
+    Raises:
+        VividError: no such file, or not such a table.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file))
+        fields = [column.removeprefix(STATE) for column in header if column.startswith(STATE)]
+        rest = header[2 + len(fields) :]
+        runs = [tuple(rest[i].split(":", 1)[0].rsplit("@", 1)) for i in range(0, len(rest), len(fields))]
+        table = np.array(rows, dtype=object).reshape(len(rows), len(header))
+        states = [[encode(cell or None) for cell in row] for row in table[:, 2 : 2 + len(fields)]]
+        values = table[:, 2 + len(fields) :].astype(np.float64).reshape(len(rows), len(runs), len(fields))
+        names = list(dict.fromkeys(name for name, _ in runs))
+        seeds = list(dict.fromkeys(int(seed) for _, seed in runs))
+        scores = {name: np.stack([values[:, i] for i, run in enumerate(runs) if run[0] == name]) for name in names}
+    except (OSError, ValueError, IndexError, VividError) as error:
+        raise VividError(f"{path}: no table of predictions: {error}; run the evaluation again") from error
+    codes = np.array(states, dtype=np.int64).reshape(len(rows), len(fields))
+    return Predictions(table[:, 0].astype(str), table[:, 1].astype(str), fields, codes, scores, seeds)

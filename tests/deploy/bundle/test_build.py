@@ -127,7 +127,7 @@ def test_the_readme_tells_the_numbers(bundle_folder, finished):
     text = (bundle_folder / "docs" / "README.md").read_text()
     for heading in ("Model Description", "Data", "Performance", "Limitations", "Citation Info", "References"):
         assert f"## **{heading}**" in text
-    auroc = finished.results.encoders["pretrained"].fields["Edema"]["auroc"]
+    auroc = finished.results.get("auroc", "Edema", "pretrained")
     assert f"{auroc.value:.3f} ({auroc.low:.3f}–{auroc.high:.3f})" in text
     for one in finished.calibrations:
         assert (f"{one.present_from:.3f}" if one.present_from else one.unanswered) in text

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vivid_monai.deploy.finished import Finished
+from vivid_monai.evaluation.results import MACRO
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 NEEDED = (
@@ -91,7 +92,7 @@ def bundle_metadata(
         "data_type": "dicom, png, jpeg",
         "image_classes": "one chest X-ray, preprocessed as docs/README.md says",
         "pred_classes": "one calibrated logit per finding; its sigmoid is the probability that the finding is present",
-        "eval_metrics": {"test_macro_auroc": _rounded(finished.results.encoders["pretrained"].macro["auroc"].value)},
+        "eval_metrics": {"test_macro_auroc": _rounded(finished.results.get("auroc", MACRO, "pretrained").value)},
         "intended_use": "Research. Not a medical device, and not for clinical decisions.",
         "references": ["VIVID-Med, arXiv:2603.09109"],
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": logits}},

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from vivid_monai.deploy.bundle.onnx import Change
 from vivid_monai.deploy.finished import ENCODER, Finished
 from vivid_monai.deploy.performance import FieldPerformance
-from vivid_monai.evaluation.report.curves import Bins
-from vivid_monai.evaluation.results import Estimate
+from vivid_monai.evaluation.figures import Bins
+from vivid_monai.evaluation.results import MACRO, Row
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.storage.files import whole_file
 
@@ -29,7 +29,7 @@ def write_docs(
     data_license: str = "",
 ) -> None:
     """Write docs/README.md, docs/data_license.txt and docs/reliability.png into the bundle."""
-    docs, encoder = folder / "docs", finished.results.encoders[ENCODER]
+    docs = folder / "docs"
     environment = Environment(
         loader=PackageLoader("vivid_monai.deploy.bundle"), undefined=StrictUndefined, keep_trailing_newline=True
     )
@@ -52,8 +52,8 @@ def write_docs(
         },
         tested=tested,
         change=change,
-        auroc={field: values["auroc"] for field, values in encoder.fields.items()},
-        macro=encoder.macro["auroc"],
+        auroc={field: finished.results.get("auroc", field, ENCODER) for field in finished.results.fields},
+        macro=finished.results.get("auroc", MACRO, ENCODER),
         answered=[one for one in finished.calibrations if not one.unanswered],
         assessment=finished.assessment,
         refused=finished.assessment.refused(),
@@ -105,7 +105,7 @@ def _reliability(finished: Finished, path: Path) -> None:
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval(estimate: Row) -> str:
     if estimate.value is None:
         return "–"
     if estimate.low is None or estimate.high is None:

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
+    balanced_accuracy_score,
     brier_score_loss,
     confusion_matrix,
     f1_score,
@@ -16,8 +17,9 @@ from sklearn.metrics import (
 from tests.evaluation.scored import FIELDS, classes, findings, measured
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.measure import measure
+from vivid_monai.evaluation.results import CLASS_METRICS, METRICS
 from vivid_monai.metrics import statistics as sums
-from vivid_monai.metrics.intervals import paired_auroc
+from vivid_monai.metrics.intervals import Patients, auroc_resamples
 from vivid_monai.metrics.masked import masked_auroc
 
 
@@ -28,8 +30,8 @@ def test_every_metric_of_every_field_equals_sklearn_on_what_is_answered():
         for column, field in enumerate(FIELDS):
             answered = np.isin(test.states[:, column], (0, 1))
             truth, score = test.states[answered, column], one.test[0, answered, column]
-            got = results.encoders[name].fields[field]
-            threshold = results.encoders[name].thresholds[field][0]
+            got = {metric: results.get(metric, field, name) for metric in METRICS}
+            threshold = results.get("threshold", field, name, 0).value
             assert got["auroc"].value == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
             assert got["ap"].value == pytest.approx(average_precision_score(truth, score), abs=1e-12)
             assert got["brier"].value == pytest.approx(brier_score_loss(truth, score), abs=1e-12)
@@ -38,8 +40,9 @@ def test_every_metric_of_every_field_equals_sklearn_on_what_is_answered():
             assert got["ece"].value == pytest.approx(ece, abs=1e-12)
             for estimate in got.values():
                 assert 0 <= estimate.low < estimate.value < estimate.high <= 1
-        for metric, macro in results.encoders[name].macro.items():
-            mean = np.mean([results.encoders[name].fields[field][metric].value for field in FIELDS])
+        for metric in METRICS:
+            macro = results.get(metric, "(macro)", name)
+            mean = np.mean([results.get(metric, field, name).value for field in FIELDS])
             assert macro.value == pytest.approx(mean, abs=1e-12)
             assert macro.low < macro.value < macro.high
 
@@ -59,22 +62,23 @@ def test_threshold_comes_from_validation_not_from_test():
     scored, test = findings()
     moved = {name: replace(one, validation=one.validation * 0.5) for name, one in scored.items()}
     ours, other = measured(scored, test), measured(moved, test)
-    assert other.encoders["good"].thresholds["Edema"][0] == pytest.approx(
-        ours.encoders["good"].thresholds["Edema"][0] / 2
+    assert other.get("threshold", "Edema", "good", 0).value == pytest.approx(
+        ours.get("threshold", "Edema", "good", 0).value / 2
     )
-    assert other.encoders["good"].fields["Edema"]["f1"].value < ours.encoders["good"].fields["Edema"]["f1"].value
-    assert other.encoders["good"].fields["Edema"]["auroc"] == ours.encoders["good"].fields["Edema"]["auroc"]
+    assert other.get("f1", "Edema", "good").value < ours.get("f1", "Edema", "good").value
+    assert other.get("auroc", "Edema", "good") == ours.get("auroc", "Edema", "good")
 
 
 def test_difference_is_paired_over_patients():
     scored, test = findings()
     got = next(one for one in measured(scored, test).differences if one.metric == "auroc")
-    value, low, high = paired_auroc(
-        scored["good"].test, scored["poor"].test, test.states, test.patients, n_resamples=100
-    )
-    assert (got.first, got.second) == ("good", "poor")
-    assert (got.estimate.value, got.estimate.low, got.estimate.high) == pytest.approx((value, low, high))
-    assert not got.estimate.holds_zero
+    patients = Patients(test.patients, n_resamples=100)
+    good, poor = (auroc_resamples(patients, scored[name].test, test.states).macro(range(3)) for name in scored)
+    ((low, high),) = (good - poor).interval(bounded=False)
+    value = (good - poor).value[0]
+    assert (got.encoder, got.minus) == ("good", "poor")
+    assert (got.value, got.low, got.high) == pytest.approx((value, low, high))
+    assert not got.holds_zero
 
 
 def test_an_encoder_against_itself_differs_by_nothing_in_any_metric():
@@ -82,7 +86,7 @@ def test_an_encoder_against_itself_differs_by_nothing_in_any_metric():
     scored["same"] = scored["good"]
     differences = measured(scored, test, fields=["a", "b", "c"], exclusive=True).differences
     assert [one.metric for one in differences] == ["auroc", "ap", "accuracy"]
-    assert all((one.estimate.value, one.estimate.low, one.estimate.high) == (0, 0, 0) for one in differences)
+    assert all((one.value, one.low, one.high) == (0, 0, 0) for one in differences)
 
 
 def test_neither_the_order_of_images_nor_a_second_time_changes_anything():
@@ -95,11 +99,10 @@ def test_neither_the_order_of_images_nor_a_second_time_changes_anything():
         measure(s, test=t, n_resamples=50, **options) for s, t in ((scored, test), (scored, test), (moved, there))
     )
     assert first == again
-    for name, one in first.encoders.items():
-        for field, metrics in one.fields.items():
-            for metric, got in metrics.items():
-                same = other.encoders[name].fields[field][metric]
-                assert (same.value, same.low, same.high) == pytest.approx((got.value, got.low, got.high), abs=1e-9)
+    assert len(first.rows) == len(other.rows) > 0
+    for got, same in zip(first.rows, other.rows, strict=True):
+        assert (same.metric, same.field, same.encoder, same.seed) == (got.metric, got.field, got.encoder, got.seed)
+        assert [same.value, same.low, same.high] == pytest.approx([got.value, got.low, got.high], abs=1e-9)
 
 
 def test_one_answered_patient_makes_no_interval():
@@ -107,22 +110,23 @@ def test_one_answered_patient_makes_no_interval():
     states = test.states.copy()
     states[test.patients != test.patients[0], 0] = -1
     states[test.patients == test.patients[0], 0] = 1
-    got = measured(scored, replace(test, states=states)).encoders["good"].fields["Edema"]
-    assert got["brier"].value is not None
-    assert all(estimate.low is None and estimate.high is None for estimate in got.values())
+    results = measured(scored, replace(test, states=states))
+    assert results.get("brier", "Edema", "good").value is not None
+    assert not any(results.get(metric, "Edema", "good").has_interval for metric in METRICS)
 
 
 def test_seeds_are_told_and_are_no_error_bar():
     scored, test = findings(seeds=(0, 1, 2))
     results = measured(scored, test, seeds=[0, 1, 2])
-    estimate = results.encoders["good"].macro["auroc"]
-    for seed, got in enumerate(estimate.per_seed):
+    estimate = results.get("auroc", "(macro)", "good")
+    per_seed = results.per_seed("auroc", "(macro)", "good")
+    for seed, got in enumerate(per_seed):
         assert got == pytest.approx(np.mean(masked_auroc(scored["good"].test[seed], test.states)))
-    assert estimate.value == pytest.approx(np.mean(estimate.per_seed))
+    assert estimate.value == pytest.approx(np.mean(per_seed))
     repeated = {name: replace(one, test=one.test[[0, 0, 0]]) for name, one in scored.items()}
     single = {name: replace(one, test=one.test[:1], validation=one.validation[:1]) for name, one in scored.items()}
-    same = measured(repeated, test, seeds=[0, 1, 2]).encoders["good"].fields["Edema"]["auroc"]
-    alone = measured(single, test).encoders["good"].fields["Edema"]["auroc"]
+    same = measured(repeated, test, seeds=[0, 1, 2]).get("auroc", "Edema", "good")
+    alone = measured(single, test).get("auroc", "Edema", "good")
     assert (same.low, same.high) == pytest.approx((alone.low, alone.high))
 
 
@@ -134,8 +138,8 @@ def test_a_field_with_few_cases_stays_out_of_the_macro_with_its_reason():
     results = measured(scored, replace(test, states=states))
     assert results.excluded == {"Edema": "4 present of at least 10"}
     assert results.macro_fields == FIELDS[1:]
-    kept = [results.encoders["good"].fields[field]["auroc"].value for field in FIELDS[1:]]
-    assert results.encoders["good"].macro["auroc"].value == pytest.approx(np.mean(kept))
+    kept = [results.get("auroc", field, "good").value for field in FIELDS[1:]]
+    assert results.get("auroc", "(macro)", "good").value == pytest.approx(np.mean(kept))
     assert measured(scored, replace(test, states=states), min_present=4).excluded == {}
     turned = np.where(np.isin(states, (0, 1)), 1 - states, states)
     assert measured(scored, replace(test, states=turned)).excluded == {"Edema": "4 absent of at least 10"}
@@ -180,12 +184,12 @@ def test_what_has_no_interval_or_no_threshold_is_warned_of():
         seeds=[0],
         n_resamples=20,
     )
-    assert results.encoders["good"].fields["Mass, left"]["f1"].value is None
-    assert results.encoders["good"].macro["f1"].value is None
+    assert results.get("f1", "Mass, left", "good").value is None
+    assert results.get("f1", "(macro)", "good").value is None
     told = "no F1 for Mass, left: the validation images have one state only, which gives no threshold"
     assert f"every encoder: {told}" in results.warnings
     assert sum("no F1" in one for one in results.warnings) == 1
-    assert results.encoders["perfect"].fields["Edema"]["auroc"].value == 1
+    assert results.get("auroc", "Edema", "perfect").value == 1
     assert any("perfect: no interval for the AUROC of Edema, Mass, left" in one for one in results.warnings)
     assert not any("good: no interval" in one for one in results.warnings)
 
@@ -225,12 +229,13 @@ def test_classes_are_measured_as_classes():
     scored, test = classes()
     results = measured(scored, test, fields=["a", "b", "c"], exclusive=True)
     truth, predicted = test.states.argmax(1), scored["good"].test[0].argmax(1)
-    got = results.encoders["good"].classes
-    assert got.accuracy.value == pytest.approx(accuracy_score(truth, predicted))
-    assert got.accuracy.low < got.accuracy.value < got.accuracy.high
-    assert got.confusion == confusion_matrix(truth, predicted).tolist()
+    accuracy, balanced = (results.get(metric, "(all)", "good") for metric in CLASS_METRICS)
+    assert accuracy.value == pytest.approx(accuracy_score(truth, predicted))
+    assert accuracy.low < accuracy.value < accuracy.high
+    assert balanced.value == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert results.confusion["good"] == confusion_matrix(truth, predicted).tolist()
     one_against_rest = roc_auc_score(truth, scored["good"].test[0], multi_class="ovr")
-    assert results.encoders["good"].macro["auroc"].value == pytest.approx(one_against_rest)
+    assert results.get("auroc", "(macro)", "good").value == pytest.approx(one_against_rest)
     assert results.kind == "classes"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.report.made_run import FIELDS, make_run
+from tests.evaluation.made_run import FIELDS, make_run
 from vivid_monai.cli import main
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.report import write_comparison
@@ -30,11 +30,11 @@ def test_differences_are_those_of_one_run_with_both(runs: list[Path], tmp_path: 
     together = Results.load(tmp_path / "both" / "results.json")
     assert [d["metric"] for d in compared["differences"]] == [d.metric for d in together.differences]
     for found, expected in zip(compared["differences"], together.differences, strict=True):
-        assert (found["first"], found["second"]) == ("better: better", "worse: worse")
+        assert (found["encoder"], found["minus"]) == ("better: better", "worse: worse")
         for end in ("value", "low", "high"):
-            assert found["estimate"][end] == pytest.approx(getattr(expected.estimate, end), abs=1e-6)
+            assert found[end] == pytest.approx(getattr(expected, end), abs=1e-6)
     assert compared["side_by_side"] is None
-    assert f"{together.differences[0].estimate.value:+.3f}" in page
+    assert f"{together.differences[0].value:+.3f}" in page
     assert page.count('class="panel"') == 2 * len(FIELDS)
 
 
@@ -47,7 +47,7 @@ def test_accuracy_is_compared_where_classes_exclude_each_other(tmp_path: Path) -
     found = json.loads((tmp_path / "page.json").read_text())["differences"][-1]
     expected = Results.load(tmp_path / "both" / "results.json").differences[-1]
     assert found["metric"] == expected.metric == "accuracy"
-    assert found["estimate"]["low"] == pytest.approx(expected.estimate.low, abs=1e-6)
+    assert found["low"] == pytest.approx(expected.low, abs=1e-6)
 
 
 def test_macro_averages_are_over_the_fields_that_all_runs_have(runs: list[Path], tmp_path: Path) -> None:
@@ -59,14 +59,14 @@ def test_macro_averages_are_over_the_fields_that_all_runs_have(runs: list[Path],
     write_comparison(runs, tmp_path / "page.html")
     compared = json.loads((tmp_path / "page.json").read_text())
     assert compared["macro_fields"] == ["Cardiomegaly", "Fracture", "Support Devices"]
-    fields = Results.load(runs[1] / "results.json").encoders["worse"].fields
-    mean = sum(fields[name]["auroc"].value for name in compared["macro_fields"]) / 3
-    taken = compared["macro"]["worse: worse"]["auroc"]
+    worse = Results.load(runs[1] / "results.json")
+    mean = sum(worse.get("auroc", name, "worse").value for name in compared["macro_fields"]) / 3
+    (taken,) = (r for r in compared["macro"] if (r["encoder"], r["metric"]) == ("worse: worse", "auroc"))
     assert taken["value"] == pytest.approx(mean, abs=1e-6)
     assert taken["low"] < mean < taken["high"]
-    better = Results.load(runs[0] / "results.json").encoders["better"].fields
-    difference = sum(better[name]["auroc"].value for name in compared["macro_fields"]) / 3 - mean
-    assert compared["differences"][0]["estimate"]["value"] == pytest.approx(difference, abs=1e-6)
+    better = Results.load(runs[0] / "results.json")
+    difference = sum(better.get("auroc", name, "better").value for name in compared["macro_fields"]) / 3 - mean
+    assert compared["differences"][0]["value"] == pytest.approx(difference, abs=1e-6)
 
 
 @pytest.mark.parametrize("other", ["images", "labels", "patients"])
@@ -90,7 +90,7 @@ def test_the_table_names_the_run(runs: list[Path], tmp_path: Path) -> None:
     with (tmp_path / "page.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     value = {(row["run"], row["encoder"], row["field"]): row["value"] for row in rows if row["metric"] == "auroc"}
-    stored = Results.load(runs[1] / "results.json").encoders["worse"].fields["Edema"]["auroc"]
+    stored = Results.load(runs[1] / "results.json").get("auroc", "Edema", "worse")
     assert value["worse", "worse", "Edema"] == str(stored.value)
     assert ("", "better: better - worse: worse", "(macro)") in value
 

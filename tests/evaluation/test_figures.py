@@ -8,12 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from vivid_monai.evaluation.examples import Examples
-from vivid_monai.evaluation.report.attention import draw_examples
-from vivid_monai.evaluation.report.curves import SIDE, Bins, roc
-from vivid_monai.evaluation.report.figure import INK, drawing, to_svg
-from vivid_monai.evaluation.report.forest import Row, forest
-from vivid_monai.evaluation.results import Estimate
+from vivid_monai.evaluation.examples import Examples, draw_examples
+from vivid_monai.evaluation.figures import INK, SIDE, Bins, Line, drawing, forest, roc, to_svg
+from vivid_monai.evaluation.results import Row
 from vivid_monai.metrics import statistics as sums
 from vivid_monai.metrics.masked import masked_auroc
 
@@ -65,13 +62,15 @@ def test_a_figure_follows_the_page_and_keeps_to_itself() -> None:
 
 
 def test_a_forest_draws_every_value_and_nothing_where_there_is_none() -> None:
-    rows = [Row("a", {0: Estimate(0.7, 0.6, 0.8), 1: Estimate(None)}), Row("b", {0: Estimate(0.9), 1: Estimate(0.4)})]
+    row = Row("auroc", "a", "encoder", None, None)
+    whole = row._replace(value=0.7, low=0.6, high=0.8)
+    rows = [Line("a", {0: whole, 1: row}), Line("b", {0: row._replace(value=0.9), 1: row._replace(value=0.4)})]
     options = {"axis": "AUROC", "reference": 0.5, "limits": (0.0, 1.0)}
     svg = forest(rows, "f", "title", **options)  # type: ignore[arg-type]
     assert svg is not None
     assert len(re.findall(r"<use[^>]*var\(--s0\)", svg)) == 2
     assert len(re.findall(r"<use[^>]*var\(--s1\)", svg)) == 1
-    assert forest([Row("a", {0: Estimate(None)})], "f", "title", **options) is None  # type: ignore[arg-type]
+    assert forest([Line("a", {0: row})], "f", "title", **options) is None  # type: ignore[arg-type]
 
 
 def test_maps_are_drawn_where_the_attention_is() -> None:

@@ -9,8 +9,7 @@ import numpy as np
 from vivid_monai.evaluation.examples import Examples
 from vivid_monai.evaluation.features import Features
 from vivid_monai.evaluation.measure import Scored, measure
-from vivid_monai.evaluation.predictions import write_predictions
-from vivid_monai.evaluation.results import Results
+from vivid_monai.evaluation.results import Results, write_predictions
 
 FIELDS = ("Cardiomegaly", "Edema", "Fracture", "Lesion", "Support Devices")
 ENCODERS = {"pretrained": 2.0, "untrained": 0.5}

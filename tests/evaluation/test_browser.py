@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.report.browser import DESKTOP, PHONE, TABLES, Page, chromium
-from tests.evaluation.report.made_run import make_run
+from tests.evaluation.browser import DESKTOP, PHONE, TABLES, Page, chromium
+from tests.evaluation.made_run import make_run
 from vivid_monai.evaluation.report import write_comparison, write_report
-from vivid_monai.evaluation.results import Estimate, Results
+from vivid_monai.evaluation.results import CLASS_METRICS, Results, Row
 
 pytestmark = pytest.mark.browser
 ORGANS = ["bladder", "femur-left", "heart", "kidney-left", "liver", "lung-left", "pancreas", "spleen", "aorta"]
@@ -83,16 +83,14 @@ def test_tables_hold_the_numbers_of_the_results(page: Page, pages: dict[str, Pat
         for field in results.fields:
             counts = results.test["n_present"][field], results.test["n_absent"][field]
             assert shown[field][:2] == [f"{n:,}" for n in counts]
-            assert shown[field][2:] == [cell(one.fields[field][metric]) for one in results.encoders.values()]
-        assert shown["(macro)"][2:] == [cell(one.macro[metric]) for one in results.encoders.values()]
+            assert shown[field][2:] == [cell(results.get(metric, field, name)) for name in results.encoders]
+        assert shown["(macro)"][2:] == [cell(results.get(metric, "(macro)", name)) for name in results.encoders]
     if results.kind == "classes":
         for row in tables["classes"]["rows"]:
-            classes = results.encoders[row[0]].classes
-            assert classes is not None
-            assert row[2:] == [cell(classes.accuracy), cell(classes.balanced_accuracy)]
+            assert row[2:] == [cell(results.get(metric, "(all)", row[0])) for metric in CLASS_METRICS]
     if results.differences:
         shown_differences = [row[3] for row in tables["differences"]["rows"]]
-        assert shown_differences == [signed_cell(one.estimate) for one in results.differences]
+        assert shown_differences == [signed_cell(one) for one in results.differences]
 
 
 def test_nothing_of_a_name_is_run(page: Page, pages: dict[str, Path]) -> None:
@@ -140,12 +138,12 @@ def test_the_page_may_ask_for_nothing(page: Page, pages: dict[str, Path], tmp_pa
     assert any("Content Security Policy" in problem for problem in page.problems())
 
 
-def cell(e: Estimate) -> str:
+def cell(e: Row) -> str:
     """The text of a cell, written here once more."""
     if e.value is None:
         return "–"
-    return f"{e.value:.3f}" if e.low is None else f"{e.value:.3f} {e.low:.3f} to {e.high:.3f}"
+    return f"{e.value:.3f}" if e.low is None else f"{e.value:.3f} {e.low:.3f}–{e.high:.3f}"
 
 
-def signed_cell(e: Estimate) -> str:
-    return f"{e.value:+.3f} {e.low:+.3f} to {e.high:+.3f}".replace("-", "−")
+def signed_cell(e: Row) -> str:
+    return f"{e.value:+.3f} {e.low:+.3f} to {e.high:+.3f}"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.report.made_run import make_run
+from tests.evaluation.made_run import make_run
 from vivid_monai.cli import main
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.report import write_report
-from vivid_monai.evaluation.results import Results
+from vivid_monai.evaluation.results import METRICS, Results
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def test_the_first_lines_say_what_was_found(run: Path) -> None:
     assert lead is not None
     for words in (f"{results.test['n_images']} test images", f"{results.test['n_patients']} patients", "4 of 5 fields"):
         assert words in lead[1]
-    for name, encoder in results.encoders.items():
-        e = encoder.macro["auroc"]
-        assert f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f}) for {name}" in lead[1]
-    d = results.differences[0].estimate
+    for name in results.encoders:
+        e = results.get("auroc", "(macro)", name)
+        assert f"{e.value:.3f} ({e.low:.3f}–{e.high:.3f}) for {name}" in lead[1]
+    d = results.differences[0]
     assert f"pretrained − untrained, is {d.value:+.3f} ({d.low:+.3f} to {d.high:+.3f})" in lead[1]
     assert "the interval does not hold 0; pretrained is better" in lead[1]
     assert "Lesion: 3 present of at least 10" in page
@@ -50,7 +50,7 @@ def test_a_difference_that_is_not_shown_and_one_the_other_way(tmp_path: Path) ->
     same = page_of(tmp_path / "same", encoders={"one": 1.0, "other": 1.0})
     assert "the interval holds 0; no difference is shown" in same
     worse = page_of(tmp_path / "worse", encoders={"one": 0.1, "other": 3.0})
-    assert re.search(r"one − other, is −0\.\d+ .*; other is better", worse)
+    assert re.search(r"one − other, is -0\.\d+ .*; other is better", worse)
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing(run: Path) -> None:
@@ -83,26 +83,24 @@ def test_metrics_csv_has_every_number(run: Path) -> None:
     with (run / "metrics.csv").open(newline="") as file:
         rows = {(row["encoder"], row["field"], row["metric"]): row for row in csv.DictReader(file)}
     assert len(rows) == 2 * (5 + 1) * 5 + 2
-    for name, encoder in results.encoders.items():
-        for field, metrics in {**encoder.fields, "(macro)": encoder.macro}.items():
-            for metric, e in metrics.items():
-                row = rows[name, field, metric]
+    for name in results.encoders:
+        for field in (*results.fields, "(macro)"):
+            for metric in METRICS:
+                e, row = results.get(metric, field, name), rows[name, field, metric]
                 assert [row[key] for key in ("value", "low", "high")] == [text(v) for v in (e.value, e.low, e.high)]
                 counts = [text(results.test[key].get(field)) for key in ("n_present", "n_absent")]
                 assert [row["n_present"], row["n_absent"]] == counts
-    d = results.differences[0].estimate
+    d = results.differences[0]
     assert rows["pretrained - untrained", "(macro)", "auroc"]["value"] == text(d.value)
 
 
 def test_classes_have_accuracy_and_a_confusion_matrix(tmp_path: Path) -> None:
     results = make_run(tmp_path, fields=["liver", "heart", "spleen"], exclusive=True, n=100)
     page = write_report(tmp_path).read_text()
-    classes = results.encoders["pretrained"].classes
-    assert classes is not None
     table = page[page.index('<table class="confusion">') :]
     cells = re.findall(r"<td[^>]*>([\d.]+)</td>", table[: table.index("</table>")])
-    assert [float(cell) for cell in cells] == [n for row in classes.confusion for n in row]
-    assert f"{classes.accuracy.value:.3f}" in page
+    assert [float(cell) for cell in cells] == [n for row in results.confusion["pretrained"] for n in row]
+    assert f"{results.get('accuracy', '(all)', 'pretrained').value:.3f}" in page
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert {row["metric"] for row in csv.DictReader(file) if row["field"] == "(all)"} == {
             "accuracy",
@@ -128,12 +126,12 @@ def test_a_field_of_one_state_has_no_curve_and_the_page_says_so(tmp_path: Path) 
     stored = json.loads((tmp_path / "results.json").read_text())
     stored["test"]["n_present"]["Lesion"] = 0
     stored["macro_fields"] = []
-    none = {"value": None, "low": None, "high": None, "per_seed": [None]}
-    for encoder in stored["encoders"].values():
-        encoder["fields"]["Lesion"] = dict.fromkeys(encoder["fields"]["Lesion"], none)
-        encoder["macro"] = dict.fromkeys(encoder["macro"], none)
+    stored["rows"] = [
+        [*row[:4], None, None, None, *row[7:]] if row[1] in ("Lesion", "(macro)") else row
+        for row in stored["rows"]
+        if not row[-1]
+    ]
     stored["excluded"] = dict.fromkeys(stored["fields"], "0 present of at least 10")
-    stored["differences"] = []
     (tmp_path / "results.json").write_text(json.dumps(stored))
     page = write_report(tmp_path).read_text()
     assert page.count('class="panel"') == 2 * 4
@@ -151,7 +149,8 @@ def test_files_of_two_runs_are_refused(tmp_path: Path, part: str, value: object)
     if part == "test images":
         results["test"]["images_sha256"] = "0" * 64
     elif part == "AUROC of Edema":
-        results["encoders"]["pretrained"]["fields"]["Edema"]["auroc"]["value"] += 0.001
+        (row,) = (row for row in results["rows"] if row[:4] == ["auroc", "Edema", "pretrained", None])
+        row[4] += 0.001
     else:
         results[part] = value
     Results.from_dict(json.loads(json.dumps(results))).save(tmp_path / "results.json")
