@@ -37,7 +37,7 @@ BATCHES = (1, 8)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--presets", nargs="+", default=["base", "tiny", "micro"], help="ViTs (default: all three)")
-    parser.add_argument("--encoder", type=Path, help="a ViT of save_vit instead, with its preprocessing")
+    parser.add_argument("--encoder", type=Path, help="a saved ViT (.safetensors) instead, with its preprocessing")
     parser.add_argument("--manifest", type=Path, help="images for head and AUROC (default: phantoms made on the fly)")
     parser.add_argument("--images", type=int, default=600, help="phantoms to make (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="cores for each way (default: %(default)s)")
@@ -93,15 +93,15 @@ def make_files(preset: str, args: argparse.Namespace, folder: Path) -> tuple[tup
     from vivid_monai.deploy.formats.quantize import auroc_differences, quantize_onnx
     from vivid_monai.deploy.formats.torchscript import export_torchscript
     from vivid_monai.images.preprocess import Preprocess
+    from vivid_monai.networks.modules import load_module
     from vivid_monai.networks.vit import ViT
-    from vivid_monai.networks.weights import load_vit
     from vivid_monai.prepare.phantoms import prepare
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     if args.encoder:
-        vit, metadata = load_vit(args.encoder)
-        preprocess = Preprocess.from_dict(metadata["preprocess"])
+        saved = load_module(args.encoder, {"vit": ViT})
+        vit, preprocess = saved.module, Preprocess.from_dict(saved.preprocess)
     else:
         vit = ViT(preset=preset, img_size=SIZES.get(preset, 224))
         preprocess = Preprocess(size=vit.image_shape[1])
@@ -133,9 +133,9 @@ def with_fitted_head(vit: Any, images: list[np.ndarray], states: np.ndarray) -> 
     import torch
     from sklearn.linear_model import LogisticRegression
 
-    from vivid_monai.networks.vit import ViTClassifier
+    from vivid_monai.networks.classifier import Classifier
 
-    classifier = ViTClassifier(vit, states.shape[1]).eval()
+    classifier = Classifier(vit, states.shape[1]).eval()
     with torch.inference_mode():
         features = torch.cat([classifier.features(torch.from_numpy(image)[None]) for image in images]).numpy()
     mean, scale = features.mean(0), features.std(0) + 1e-6
@@ -241,10 +241,11 @@ def runner(way: str, path: str, threads: int) -> Any:
 def eager(path: str) -> Any:
     import torch
 
-    from vivid_monai.networks.vit import ViT, ViTClassifier
+    from vivid_monai.networks.classifier import Classifier
+    from vivid_monai.networks.vit import ViT
 
     stored = torch.load(path, weights_only=True)
-    classifier = ViTClassifier(ViT(**stored["config"]), len(stored["state"]["head.bias"]))
+    classifier = Classifier(ViT(**stored["config"]), len(stored["state"]["head.bias"]))
     classifier.load_state_dict(stored["state"])
     return classifier.eval()
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vivid_monai.data.manifest import Manifest
+from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.vit import ViT
-from vivid_monai.networks.weights import save_vit
 
 
 def error_line(done) -> str:
@@ -34,7 +34,7 @@ def error_line(done) -> str:
 )
 def test_one_clear_line(bundle, tmp_path, overlays, knobs, words):
     (tmp_path / "no-lm").mkdir()
-    save_vit(ViT(img_size=32, preset="tiny"), tmp_path / "small.safetensors", preprocess={"size": 32})
+    save_module(ViT(img_size=32, preset="tiny"), tmp_path / "small.safetensors", kind="vit", preprocess={"size": 32})
     knobs = {key: str(value).format(tmp=tmp_path) for key, value in knobs.items()}
     line = error_line(bundle(*overlays, **knobs))
     assert all(word in line for word in words), line

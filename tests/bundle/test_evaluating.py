@@ -18,9 +18,8 @@ from vivid_monai.evaluation.examples import Examples
 from vivid_monai.evaluation.probes import load_probe
 from vivid_monai.evaluation.results import Results, read_predictions
 from vivid_monai.evaluation.workflow import named
+from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.spd import SPD
-from vivid_monai.networks.spd_file import save_spd
-from vivid_monai.networks.weights import save_vit
 
 FEW = {"min_present": 1, "min_absent": 1, "n_resamples": 50}
 
@@ -30,8 +29,8 @@ def weights(tmp_path_factory):
     """An encoder of random weights with its SPD beside it, as a training run leaves them."""
     folder = tmp_path_factory.mktemp("run")
     one = encoder(5)
-    save_vit(one.vit, folder / "pretrained_vit.safetensors", preprocess=one.preprocess.to_dict())
-    save_spd(SPD(dim=one.vit.embed_dim, groups=3, queries=2), folder / "spd.safetensors")
+    save_module(one.vit, folder / "pretrained_vit.safetensors", kind="vit", preprocess=one.preprocess.to_dict())
+    save_module(SPD(dim=one.vit.embed_dim, groups=3, queries=2), folder / "spd.safetensors", kind="spd")
     return folder / "pretrained_vit.safetensors"
 
 
@@ -132,7 +131,7 @@ def test_nodules_are_seen_through_the_window_in_one_slice_or_three(evaluating, t
 def test_several_runs_of_one_recipe_are_its_seeds(evaluating, tmp_path, weights):
     data = data_set(tmp_path / "data")
     other = tmp_path / "other.safetensors"
-    save_vit(encoder(1).vit, other, preprocess=encoder().preprocess.to_dict())
+    save_module(encoder(1).vit, other, kind="vit", preprocess=encoder().preprocess.to_dict())
     encoders = {"ours": [str(weights), str(other)], "single": str(weights)}
     out = evaluating("table", manifest=str(data.image_root / "manifest.parquet"), encoder=encoders, baseline="none")
     results = Results.load(out / "results.json")

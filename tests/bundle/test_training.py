@@ -18,8 +18,9 @@ from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.evaluation.results import Results, read_predictions
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.spd_file import load_spd
-from vivid_monai.networks.weights import load_vit
+from vivid_monai.networks.classifier import BACKBONES
+from vivid_monai.networks.modules import fingerprint, load_module
+from vivid_monai.networks.spd import SPD
 
 
 def last_words(done: subprocess.CompletedProcess) -> str:
@@ -30,9 +31,10 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
     done = bundle()
     assert done.returncode == 0, last_words(done)
     run = tmp_path / "run"
-    vit, metadata = load_vit(run / "pretrained_vit.safetensors")
-    assert metadata["preprocess"]["size"] == 32
-    assert len(metadata["fields"]) == 12
+    saved = load_module(run / "pretrained_vit.safetensors", BACKBONES)
+    vit = saved.module
+    assert saved.preprocess["size"] == 32
+    assert len(saved.fields) == 12
 
     config = ConfigParser()
     config.read_config(str(ROOT / "configs" / "train.json"))
@@ -51,11 +53,13 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
     assert len(predictions.ids) == results.test["n_images"]
     report = (run / "report.html").read_text()
     assert f"{results.get('auroc', '(macro)', 'pretrained').value:.3f}" in report
-    assert load_spd(run / "spd.safetensors").dim == vit.embed_dim
+    spd = load_module(run / "spd.safetensors", {"spd": SPD})
+    assert spd.module.dim == vit.embed_dim
+    assert spd.extra["encoder"] == fingerprint(vit)
     # The head of the shipped network says what the table of predictions says.
     items = ImageDataset(
         Manifest.load(phantoms / "manifest.parquet").select("test").items(results.fields),
-        Preprocess.from_dict(metadata["preprocess"]),
+        Preprocess.from_dict(saved.preprocess),
     )
     with torch.no_grad():
         shipped = torch.sigmoid(network.eval()(torch.stack([item["image"] for item in items])))
@@ -93,8 +97,9 @@ def test_killed_and_resumed_equals_uninterrupted(bundle, tmp_path, phantoms):
 
     done = bundle("teacher/none.json", output_dir=tmp_path / "cut", resume=True)
     assert done.returncode == 0, last_words(done)
-    first, _ = load_vit(tmp_path / "whole" / "pretrained_vit.safetensors")
-    second, _ = load_vit(tmp_path / "cut" / "pretrained_vit.safetensors")
+    first, second = (
+        load_module(tmp_path / folder / "pretrained_vit.safetensors", BACKBONES).module for folder in ("whole", "cut")
+    )
     for (name, one), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     tables = [(tmp_path / folder / "curves.csv").read_text() for folder in ("whole", "cut")]

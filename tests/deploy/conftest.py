@@ -12,7 +12,7 @@ from vivid_monai.evaluation.evaluate import evaluate
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.output import finish
 from vivid_monai.evaluation.task import Task
-from vivid_monai.networks.weights import save_vit
+from vivid_monai.networks.modules import save_module
 
 NAME = "made_xray_vit_classification"
 
@@ -25,7 +25,9 @@ def make_run(folder: Path, *, n: int = 600, space: str = "chexpert-12", fields=N
     evaluated = evaluate(encoders, task, FeatureStore(None), n_resamples=50)
     finish(evaluated, task, run, shown=encoders["pretrained"][0], n_examples=0)
     one = encoders["pretrained"][0]
-    save_vit(one.vit, run / "pretrained_vit.safetensors", preprocess=one.preprocess.to_dict(), fields=task.fields)
+    save_module(
+        one.vit, run / "pretrained_vit.safetensors", kind="vit", preprocess=one.preprocess.to_dict(), fields=task.fields
+    )
     (run / "config.json").write_text(json.dumps({"pool": "cls"}))
     return run
 

@@ -7,13 +7,14 @@ import torch
 
 from vivid_monai.deploy.network import from_network, network_layers, to_network
 from vivid_monai.errors import VividError
-from vivid_monai.networks.vit import ViT, ViTClassifier
+from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.vit import ViT
 
 
-def classifier(*, pool="cls", **options) -> ViTClassifier:
+def classifier(*, pool="cls", **options) -> Classifier:
     """A classifier none of whose parameters is what it was initialised with."""
     torch.manual_seed(0)
-    one = ViTClassifier(ViT(**{"img_size": (32, 48), "patch_size": 8, "preset": "tiny", **options}), 5, pool=pool)
+    one = Classifier(ViT(**{"img_size": (32, 48), "patch_size": 8, "preset": "tiny", **options}), 5, pool=pool)
     with torch.no_grad():
         for parameter in one.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.03)

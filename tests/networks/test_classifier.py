@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.vit import ViT, ViTClassifier
+from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.vit import ViT
 
 
-def build(pool: str = "cls") -> ViTClassifier:
+def build(pool: str = "cls") -> Classifier:
     torch.manual_seed(0)
-    return ViTClassifier(ViT(img_size=(32, 48), preset="micro", drop_path=0.1), 5, pool=pool).eval()
+    return Classifier(ViT(img_size=(32, 48), preset="micro", drop_path=0.1), 5, pool=pool).eval()
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean", "cls+mean"])
@@ -55,4 +56,4 @@ def test_traced_for_onnx_it_gives_the_same_for_any_batch() -> None:
 )
 def test_bad_arguments_are_told(arguments: dict, message: str) -> None:
     with pytest.raises(VividError, match=message):
-        ViTClassifier(**{"encoder": ViT(img_size=32, preset="micro"), "num_classes": 2} | arguments)
+        Classifier(**{"encoder": ViT(img_size=32, preset="micro"), "num_classes": 2} | arguments)

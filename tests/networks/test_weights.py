@@ -1,17 +1,26 @@
 """Foreign checkpoints: equal to the reference forward, or refused by name."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.vit import ViT
-from vivid_monai.networks.weights import load_vit_weights
+from vivid_monai.networks.weights import (
+    fold_channels,
+    load_vit_weights,
+    resize_position_embeddings,
+    square_grid,
+)
 
 EPS = 1e-6
+COLOUR = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+GREY = ([0.53], [0.27])
 
 
 def reference(*, image_size: int = 32, seed: int = 0, **overrides: object) -> ViTModel:
@@ -118,20 +127,28 @@ def test_a_rectangular_checkpoint_says_so_in_its_config(tmp_path: Path) -> None:
         torch.testing.assert_close(vit(image), model(image).last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
-def test_colour_weights_in_a_grey_vit_are_refused_or_folded_exactly(folder: Path) -> None:
-    with pytest.raises(VividError, match="for 3 channels, the ViT for 1"):
-        load_vit_weights(micro(in_channels=1), folder)
-    colour, grey = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25]), ([0.5], [0.25])
-    vit = load_vit_weights(micro(in_channels=1), folder, colour_stats=colour, grey_stats=grey)
+def test_colour_weights_are_folded_exactly_into_a_grey_vit(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(VividError, match=r"for 3 channels, the ViT for 1.*vit_weights_stats"):
+        load_vit_weights(micro(in_channels=1), folder, stats=GREY)
+    with pytest.raises(VividError, match="nothing folds"):
+        load_vit_weights(micro(), folder, colour_stats=COLOUR, stats=GREY)
     image = torch.rand(2, 1, 32, 32)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in colour)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in COLOUR)
     with torch.no_grad():
         expected = reference()((image - mean) / std).last_hidden_state
-        torch.testing.assert_close(vit((image - 0.5) / 0.25), expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(VividError, match="together"):
-        load_vit_weights(micro(in_channels=1), folder, colour_stats=colour)
-    with pytest.raises(VividError, match="fold nothing"):
-        load_vit_weights(micro(), folder, colour_stats=colour, grey_stats=grey)
+    vits = [load_vit_weights(micro(in_channels=1), folder, colour_stats=COLOUR, stats=GREY)]
+    for name, content in (  # what transformers and timm write beside the weights
+        ("preprocessor_config.json", {"image_mean": COLOUR[0], "image_std": COLOUR[1]}),
+        ("config.json", {"architecture": "vit", "pretrained_cfg": {"mean": COLOUR[0], "std": COLOUR[1]}}),
+    ):
+        (tmp_path / name).mkdir()
+        save_file(load_file(folder / "model.safetensors"), tmp_path / name / "model.safetensors")
+        (tmp_path / name / name).write_text(json.dumps(content))
+        vits.append(load_vit_weights(micro(in_channels=1), tmp_path / name, stats=GREY))
+    for vit in vits:
+        with torch.no_grad():
+            found = vit((image - GREY[0][0]) / GREY[1][0])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def edit(state: dict[str, torch.Tensor], kind: str) -> None:
@@ -165,7 +182,7 @@ def edit(state: dict[str, torch.Tensor], kind: str) -> None:
         ("shape", r"layer\.1\.output\.dense\.weight has shape \(128, 256\), the ViT wants \(128, 512\)"),
         ("width", r"cls_token \(1, 1, 64\)"),
         ("grid", "8 position embeddings are no square"),
-        ("unknown", r"no ViT of timm, transformers, vivid_monai.*backbone\."),
+        ("unknown", r"no ViT of timm, transformers, nor.*backbone\."),
     ],
 )
 def test_tensors_that_do_not_fit_are_named_and_nothing_is_loaded(
@@ -199,3 +216,51 @@ def test_another_preset_without_config_is_told_from_the_tensors(folder: Path, tm
     save_file(to_timm(load_file(folder / "model.safetensors")), tmp_path / "timm.safetensors")
     with pytest.raises(VividError, match=r"missing: blocks\.10\."):
         load_vit_weights(micro(preset="tiny"), tmp_path / "timm.safetensors")
+
+
+def test_one_grey_channel_equals_three_equal_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 3, 4, 4, generator=generator, dtype=torch.float64)
+    bias = torch.randn(8, generator=generator, dtype=torch.float64)
+    grey = torch.rand(2, 1, 8, 8, generator=generator, dtype=torch.float64)
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in COLOUR)
+    expected = F.conv2d((grey - mean) / std, weight, bias, stride=4)
+    folded, shifted = fold_channels(weight, bias, colour_stats=COLOUR, grey_stats=GREY)
+    found = F.conv2d((grey - GREY[0][0]) / GREY[1][0], folded, shifted, stride=4)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("colour", "grey", "name"),
+    [(GREY, GREY, "colour_stats"), (COLOUR, COLOUR, "grey_stats"), (COLOUR, ([0.5], [0.0]), "grey_stats")],
+)
+def test_statistics_that_do_not_fit_are_refused(colour: tuple, grey: tuple, name: str) -> None:
+    with pytest.raises(VividError, match=name):
+        fold_channels(torch.zeros(2, 3, 4, 4), torch.zeros(2), colour_stats=colour, grey_stats=grey)
+
+
+def test_the_same_grid_gives_the_same_tensor() -> None:
+    embeddings = torch.randn(1, 12, 5)
+    assert resize_position_embeddings(embeddings, source=(3, 4), target=(3, 4)) is embeddings
+
+
+@pytest.mark.parametrize("target", [(24, 24), (7, 7), (20, 9)])
+def test_a_plane_that_is_linear_in_rows_and_columns_stays_so(target: tuple[int, int]) -> None:
+    """Half-pixel bicubic interpolation reproduces linear functions away from the border."""
+
+    def plane(rows: int, columns: int) -> torch.Tensor:
+        y = (torch.arange(rows) + 0.5) / rows
+        x = (torch.arange(columns) + 0.5) / columns
+        return torch.stack([y[:, None] + 0 * x, 0 * y[:, None] + x, 2 * y[:, None] - x], dim=-1)
+
+    resized = resize_position_embeddings(plane(14, 14).reshape(1, -1, 3), source=(14, 14), target=target)
+    inside = (slice(target[0] // 3, -(target[0] // 3)), slice(target[1] // 3, -(target[1] // 3)))
+    torch.testing.assert_close(resized.reshape(*target, 3)[inside], plane(*target)[inside], atol=2e-3, rtol=0)
+
+
+def test_wrong_counts_are_refused() -> None:
+    with pytest.raises(VividError, match="grid of 3 x 3"):
+        resize_position_embeddings(torch.zeros(1, 10, 4), source=(3, 3), target=(2, 2))
+    assert square_grid(196) == (14, 14)
+    with pytest.raises(VividError, match="15 position embeddings"):
+        square_grid(15)

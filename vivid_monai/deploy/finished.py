@@ -22,7 +22,7 @@ from vivid_monai.evaluation.probes import LinearProbe, load_probe
 from vivid_monai.evaluation.results import Results, images_digest
 from vivid_monai.evaluation.task import check_leakage
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.vit import ViTClassifier
+from vivid_monai.networks.classifier import Classifier
 
 ENCODER = "pretrained"
 
@@ -39,7 +39,7 @@ class Finished:
         results: of the run's own evaluation on its test images.
     """
 
-    classifier: ViTClassifier
+    classifier: Classifier
     preprocess: Preprocess
     fields: tuple[str, ...]
     calibrations: Sequence[Calibration]
@@ -130,9 +130,9 @@ def load_finished(
     )
 
 
-def _classifier(encoder: VividEncoder, probe: LinearProbe, calibrations: Sequence[Calibration]) -> ViTClassifier:
+def _classifier(encoder: VividEncoder, probe: LinearProbe, calibrations: Sequence[Calibration]) -> Classifier:
     """The encoder with the probe as its head, slope and intercept of each field folded in."""
-    classifier = ViTClassifier(encoder.vit, len(calibrations), pool=encoder.pool)
+    classifier = Classifier(encoder.vit, len(calibrations), pool=encoder.pool)
     slope = np.array([one.slope for one in calibrations])
     intercept = np.array([one.intercept for one in calibrations])
     with torch.no_grad():

@@ -24,7 +24,7 @@ from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
 from vivid_monai.deploy.network import from_network
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.vit import ViTClassifier
+from vivid_monai.networks.classifier import Classifier
 
 WEIGHTS, ONNX, ASSESSMENT = "models/model.pt", "models/model.onnx", "models/assessment.safetensors"
 RUNTIMES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
@@ -107,7 +107,7 @@ class BundleModel:
         return tuple(self.metadata["vivid"]["views"])
 
     @cached_property
-    def classifier(self) -> ViTClassifier:
+    def classifier(self) -> Classifier:
         """The classifier in PyTorch, whatever the runtime.
 
         Raises:
@@ -126,7 +126,7 @@ class BundleModel:
 
 @dataclass(frozen=True)
 class _Eager:
-    classifier: ViTClassifier
+    classifier: Classifier
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> NDArray[np.float32]:
@@ -141,7 +141,7 @@ def _told(folder: Path) -> Iterator[None]:
         raise VividError(f"{folder}: is not a bundle of `vivid bundle`: {type(error).__name__}: {error}") from error
 
 
-def _classifier(folder: Path, own: Mapping[str, Any]) -> ViTClassifier:
+def _classifier(folder: Path, own: Mapping[str, Any]) -> Classifier:
     state = torch.load(io.BytesIO(_content(folder, WEIGHTS, own)), map_location="cpu", weights_only=True)
     return from_network(state, config=own["vit"], pool=own["pool"])
 

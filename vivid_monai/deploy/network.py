@@ -18,7 +18,8 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.vit import PRESETS, ViT, ViTClassifier
+from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.vit import PRESETS, ViT
 
 Config = dict[str, Any]
 
@@ -92,7 +93,7 @@ def build_network(layers: list[Config]) -> nn.Sequential:
     return nn.Sequential(*parser.get_parsed_content("layers")).eval()
 
 
-def to_network(classifier: ViTClassifier) -> nn.Sequential:
+def to_network(classifier: Classifier) -> nn.Sequential:
     """The same function as a classifier computes in evaluation mode, as a network of :func:`network_layers`.
 
     Raises:
@@ -105,7 +106,7 @@ def to_network(classifier: ViTClassifier) -> nn.Sequential:
     return network
 
 
-def from_network(state: Mapping[str, Tensor], *, config: Mapping[str, Any], pool: str) -> ViTClassifier:
+def from_network(state: Mapping[str, Tensor], *, config: Mapping[str, Any], pool: str) -> Classifier:
     """The classifier that :func:`to_network` made such weights of, in evaluation mode.
 
     Args:
@@ -119,7 +120,7 @@ def from_network(state: Mapping[str, Tensor], *, config: Mapping[str, Any], pool
         head = str(max(int(name.split(".")[0]) for name in state))
         weight, bias = state[f"{_PATCHES}.patch_embeddings.weight"], state[f"{_PATCHES}.patch_embeddings.bias"]
         positions = state[f"{_PATCHES}.position_embeddings"]
-        classifier = ViTClassifier(ViT(**config), len(state[f"{head}.bias"]), pool=pool)
+        classifier = Classifier(ViT(**config), len(state[f"{head}.bias"]), pool=pool)
         ours = {
             "encoder.patch_embedding.patch_embeddings.weight": weight.reshape(
                 weight.shape[0], config["in_channels"], config["patch_size"], config["patch_size"]
@@ -135,7 +136,7 @@ def from_network(state: Mapping[str, Tensor], *, config: Mapping[str, Any], pool
     return classifier.eval()
 
 
-def _to_names(classifier: ViTClassifier, *, head: str) -> dict[str, Tensor]:
+def _to_names(classifier: Classifier, *, head: str) -> dict[str, Tensor]:
     state = {name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()}
     weight = state["encoder.patch_embedding.patch_embeddings.weight"]
     bias = state["encoder.patch_embedding.patch_embeddings.bias"]

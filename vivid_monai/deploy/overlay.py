@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vivid_monai.evaluation.examples import blend
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.vit import ViTClassifier
+from vivid_monai.networks.classifier import Classifier
 from vivid_monai.storage.files import whole_file
 
 SIDE = 448
@@ -19,7 +19,7 @@ SIDE = 448
 
 
 @torch.no_grad()
-def attention_maps(classifier: ViTClassifier, images: Tensor) -> NDArray[np.float32]:
+def attention_maps(classifier: Classifier, images: Tensor) -> NDArray[np.float32]:
     """Attention that the pooled features rest on, in the last block, mean over its heads.
 
     That of the CLS token to the patches (Caron et al. 2021, arXiv:2104.14294), or where patches are pooled the mean of

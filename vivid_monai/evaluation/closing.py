@@ -16,10 +16,9 @@ from vivid_monai.evaluation.probes import LinearProbe
 from vivid_monai.evaluation.results import Results
 from vivid_monai.evaluation.task import Task
 from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.classifier import BACKBONES, Classifier
+from vivid_monai.networks.modules import fingerprint, load_module, save_module
 from vivid_monai.networks.spd import SPD
-from vivid_monai.networks.spd_file import save_spd
-from vivid_monai.networks.vit import ViTClassifier
-from vivid_monai.networks.weights import load_vit, save_vit
 from vivid_monai.storage.files import whole_file
 
 INITIAL = "initial_vit.safetensors"
@@ -45,7 +44,7 @@ class Closing:
 
     def __init__(
         self,
-        network: ViTClassifier,
+        network: Classifier,
         *,
         spd: SPD,
         task: Task,
@@ -66,7 +65,9 @@ class Closing:
             return
         self.output_dir.mkdir(parents=True, exist_ok=True)
         if not (self.output_dir / INITIAL).exists():
-            save_vit(self.network.encoder, self.output_dir / INITIAL, preprocess=self.preprocess.to_dict())
+            save_module(
+                self.network.encoder, self.output_dir / INITIAL, kind="vit", preprocess=self.preprocess.to_dict()
+            )
             with whole_file(self.output_dir / "config.json") as part:
                 part.write_text(json.dumps(resolved_config(), indent=2, default=str) + "\n")
 
@@ -74,7 +75,7 @@ class Closing:
         """After training: fit, test, write and print; on the main process only."""
         if not _is_main():
             return None
-        initial, _ = load_vit(self.output_dir / INITIAL)
+        initial = load_module(self.output_dir / INITIAL, BACKBONES).module
         encoders: Mapping[str, list[Encoder]] = {
             "pretrained": [self._encoder(self.network.encoder, PRETRAINED)],
             "untrained": [self._encoder(initial, INITIAL)],
@@ -112,12 +113,13 @@ class Closing:
 
     def _ship(self) -> None:
         preprocess, fields = self.preprocess.to_dict(), self.task.fields
+        encoder = fingerprint(self.network.encoder)
         weights = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
         for folder in (self.output_dir, self.model_dir):
-            save_vit(self.network.encoder, folder / PRETRAINED, preprocess=preprocess, fields=fields)
+            save_module(self.network.encoder, folder / PRETRAINED, kind="vit", preprocess=preprocess, fields=fields)
             with whole_file(folder / "model.pt") as part:
                 torch.save(weights, part)
-            save_spd(self.spd, folder / SPD_FILE)
+            save_module(self.spd, folder / SPD_FILE, kind="spd", extra={"encoder": encoder})
 
 
 def _is_main() -> bool:

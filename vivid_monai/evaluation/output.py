@@ -21,7 +21,8 @@ from vivid_monai.evaluation.probes import LinearProbe, save_probe
 from vivid_monai.evaluation.report import write_report
 from vivid_monai.evaluation.results import Results, write_predictions
 from vivid_monai.evaluation.task import Task
-from vivid_monai.networks.spd_file import load_spd
+from vivid_monai.networks.modules import load_module
+from vivid_monai.networks.spd import SPD
 from vivid_monai.storage.files import whole_file
 from vivid_monai.storage.skipped import Skipped, SkipReport
 
@@ -118,7 +119,8 @@ def finish(
         items = task.manifest.select("test").items(task.manifest.fields)
         seen = for_task(shown, window=task.window)
         assert isinstance(seen, VividEncoder)
-        examples = collect_examples(seen, items, spd=None if spd is None else load_spd(spd), n=n_examples)
+        read_through = None if spd is None else load_module(spd, {"spd": SPD}).module
+        examples = collect_examples(seen, items, spd=read_through, n=n_examples)
         examples.save(folder / "examples.npz")
     (folder / "skipped.csv").unlink(missing_ok=True)  # of an earlier run into the same folder
     if results.skipped:

@@ -26,7 +26,7 @@ class Evaluation:
             pretraining runs of one recipe); or name → spec or specs, to compare encoders on the same images.
         baseline: "untrained" adds the first encoder's network as it is before any training, where it is one of ours;
             "none" adds nothing; anything else is the spec of an encoder to add.
-        pool: which of an encoder's tokens make the features.
+        pool: which of an encoder's tokens make the features; None: each encoder's default.
         output_dir: where results go.
         n_examples: test images that the page shows with the attention maps of SPD; 0 for none.
         seeds, options: as of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
@@ -40,7 +40,7 @@ class Evaluation:
         *,
         output_dir: str | Path,
         baseline: str = "none",
-        pool: str = "cls",
+        pool: str | None = None,
         n_examples: int = 6,
         seeds: Sequence[int] = (0,),
         **options: Any,

@@ -41,7 +41,7 @@ def orthogonality_penalty(attention: Tensor) -> Tensor:
 
 
 class SPD(nn.Module):
-    """G groups of M learned queries, each group with its own multi-head cross-attention over a ViT's tokens.
+    """G groups of M learned queries, each group with its own multi-head cross-attention over a backbone's tokens.
 
     With the group's query q, token t and, per head h, the group's projections K_h and V_h:
 
@@ -52,6 +52,9 @@ class SPD(nn.Module):
     keys and values would cancel in the softmax or merge with o.
 
     The penalty is a returned value. Nothing of a forward stays on the module, so it compiles and runs under DDP.
+
+    Attributes:
+        config: keyword arguments that build it again; JSON-serialisable.
     """
 
     def __init__(self, dim: int, *, groups: int = 4, queries: int = 2, heads: int = 4, dropout: float = 0.0) -> None:
@@ -74,6 +77,7 @@ class SPD(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise VividError(f"dropout={dropout} must lie in [0, 1)")
+        self.config = {"dim": dim, "groups": groups, "queries": queries, "heads": heads, "dropout": dropout}
         self.dim = dim
         self.head_dim = dim // heads
         self.queries = nn.Parameter(torch.empty(groups, heads, queries, self.head_dim))

@@ -1,34 +1,193 @@
-"""Weights of a ViT from and to disk: strict, exact, and with what belongs to them.
+"""Weights of timm, transformers and this package for a ViT: every tensor is used, known to be no part, or an error."""
 
-Three formats are read: timm's and transformers' ViT checkpoints, and our own, which carries the network's configuration
-and the preprocessing its images need. Nothing is matched by luck: a missing, extra or misshaped tensor is an error.
-"""
-
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import isqrt
 from os import PathLike
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.checkpoint import (
-    CLS,
-    NAMINGS,
-    PATCHES,
-    POSITIONS,
-    VIVID,
-    CheckpointFile,
-    Naming,
-    read_checkpoint,
-    recognise,
+from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint, read_json
+from vivid_monai.networks.modules import build, some, stored_parts
+from vivid_monai.networks.vit import ViT
+
+Statistics = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of each channel, on the scale [0, 1], by which images are normalised."""
+
+CLS = "cls_token"
+POSITIONS = "patch_embedding.position_embeddings"
+PATCHES = "patch_embedding.patch_embeddings"
+STEM = (CLS, POSITIONS, PATCHES, "norm")
+BLOCK = ("norm1", "attn.qkv", "attn.out_proj", "norm2", "mlp.linear1", "mlp.linear2")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """One library's names for the parameters of a 2-D ViT with linear patches; its first position is the CLS token's.
+
+    Attributes:
+        library: who writes such checkpoints.
+        marker: what the names of no other naming begin with.
+        stem: their names of `STEM`.
+        block: where their block {i} is.
+        parts: their names of `BLOCK` in it; of several, separated by spaces, ours is the stack.
+        ignored: beginnings of names that are no part of the encoder (heads, poolers).
+    """
+
+    library: str
+    marker: str
+    stem: tuple[str, str, str, str]
+    block: str
+    parts: tuple[str, str, str, str, str, str]
+    ignored: tuple[str, ...] = ()
+
+    def sources(self, depth: int) -> dict[str, list[str]]:
+        """Each parameter of our ViT of `depth` blocks → the names of the tensors it is stacked from."""
+        layers = dict(zip(STEM, ([name] for name in self.stem), strict=True))
+        for i in range(depth):
+            for ours, theirs in zip(BLOCK, self.parts, strict=True):
+                layers[f"blocks.{i}.{ours}"] = [self.block.format(i=i) + name for name in theirs.split()]
+        sources = {name: layers.pop(name) for name in (CLS, POSITIONS)}
+        for kind in (".weight", ".bias"):
+            sources |= {ours + kind: [name + kind for name in theirs] for ours, theirs in layers.items()}
+        return sources
+
+
+TIMM = Naming(
+    library="timm",
+    marker="patch_embed.",
+    stem=("cls_token", "pos_embed", "patch_embed.proj", "norm"),
+    block="blocks.{i}.",
+    parts=("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"),
+    ignored=("head.", "fc_norm.", "pre_logits."),
 )
-from vivid_monai.networks.vit import PRESETS, ViT
-from vivid_monai.storage.files import whole_file
+# What save_pretrained writes, up to and including transformers 5.
+TRANSFORMERS = Naming(
+    library="transformers",
+    marker="encoder.layer.",
+    stem=(
+        "embeddings.cls_token",
+        "embeddings.position_embeddings",
+        "embeddings.patch_embeddings.projection",
+        "layernorm",
+    ),
+    block="encoder.layer.{i}.",
+    parts=(
+        "layernorm_before",
+        "attention.attention.query attention.attention.key attention.attention.value",
+        "attention.output.dense",
+        "layernorm_after",
+        "intermediate.dense",
+        "output.dense",
+    ),
+    ignored=("pooler.", "classifier.", "embeddings.mask_token"),
+)
+# The names of the modules themselves in transformers 5, as in a plain state_dict().
+TRANSFORMERS_5 = replace(
+    TRANSFORMERS,
+    marker="layers.",
+    block="layers.{i}.",
+    parts=(
+        "layernorm_before",
+        "attention.q_proj attention.k_proj attention.v_proj",
+        "attention.o_proj",
+        "layernorm_after",
+        "mlp.fc1",
+        "mlp.fc2",
+    ),
+)
+# DINOv2's architecture, as save_pretrained writes it: for writing only, as its layer scales have no counterpart here.
+DINOV2 = replace(TRANSFORMERS, parts=("norm1", *TRANSFORMERS.parts[1:3], "norm2", "mlp.fc1", "mlp.fc2"))
+NAMINGS = (TIMM, TRANSFORMERS, TRANSFORMERS_5)
+
+
+def load_vit_weights(
+    vit: ViT,
+    path: str | PathLike,
+    *,
+    stats: Statistics | None = None,
+    colour_stats: Statistics | None = None,
+) -> ViT:
+    """Fill a ViT with the weights of a checkpoint, so that it computes what the checkpoint's own network computes.
+
+    Args:
+        vit: the network to fill. Its size may differ from the checkpoint's in pixels only: the position embeddings are
+            then interpolated (the checkpoint's grid is square unless its `config.json` or metadata says otherwise).
+        path: a `.safetensors`, `.bin`, `.pth` or `.pt` file, or a folder with `model.safetensors` or
+            `pytorch_model.bin`. Beside transformers' weights, `config.json` is checked too: heads, LayerNorm epsilon,
+            activation. Checkpoints of timm say nothing of these; theirs are the presets' heads and 1e-6.
+        stats: by which the ViT's images are normalised. Three-channel weights are folded into a one-channel ViT (see
+            `fold_channels`), for which this has to be given.
+        colour_stats: by which the checkpoint's own images are normalised, for folding; None: what the checkpoint's
+            `preprocessor_config.json` (transformers) or `config.json` (timm) says.
+
+    Returns:
+        The same `vit`, filled. On an error it is left as it was.
+
+    Raises:
+        VividError: no such file; an unknown format; tensors missing, extra or of another shape; another architecture;
+            colour weights for a grey ViT without both statistics; `colour_stats` where nothing is folded.
+    """
+    file = read_checkpoint(path)
+    stored = stored_parts(file)
+    called: dict[str, str] = {}  # ours → what the checkpoint calls it
+    if stored is None:
+        state, source, called = _foreign_state(vit, file)
+    else:
+        state, source = _own_state(vit, file, stored)
+    weight, channels = state.get(f"{PATCHES}.weight"), vit.config["in_channels"]
+    if channels == 1 and weight is not None and weight.ndim == 4 and weight.shape[1] == 3:
+        colour_stats = colour_stats or _colour_stats(file)
+        if stats is None or colour_stats is None:
+            raise VividError(
+                f"{file.path}: is for 3 channels, the ViT for 1, and its folder does not say how colour images are "
+                "normalised: give their means and deviations (--vit_weights_stats '[[m, m, m], [s, s, s]]'), or "
+                "build the ViT with in_channels=3"
+            )
+        folded = fold_channels(weight, state[f"{PATCHES}.bias"], colour_stats=colour_stats, grey_stats=stats)
+        state[f"{PATCHES}.weight"], state[f"{PATCHES}.bias"] = folded
+    elif colour_stats is not None:
+        raise VividError(f"{file.path}: colour statistics are given, but {channels} channels are wanted: nothing folds")
+    wanted = vit.state_dict()
+    positions = state.get(POSITIONS, wanted[POSITIONS])
+    if positions.ndim == 3 and positions.shape[::2] == (1, vit.embed_dim):
+        try:
+            state[POSITIONS] = resize_position_embeddings(
+                positions, source=source or square_grid(positions.shape[1]), target=vit.grid
+            )
+        except VividError as error:
+            raise VividError(f"{file.path}: {error}") from error
+    wrong = [
+        f"{called.get(name, name)} has shape {tuple(state[name].shape)}, the ViT wants {tuple(tensor.shape)}"
+        if name in state
+        else f"{name} is missing"
+        for name, tensor in wanted.items()
+        if name not in state or state[name].shape != tensor.shape
+    ]
+    wrong += [f"{name} is not of this ViT" for name in state if name not in wanted]
+    if wrong:
+        raise VividError(f"{file.path}: does not fit this ViT ({vit.architecture}): {some(wrong, sep='; ')}")
+    vit.load_state_dict(state)
+    return vit
+
+
+def rename_vit_weights(vit: ViT, naming: Naming) -> dict[str, Tensor]:
+    """The ViT's tensors as checkpoints of another library hold them: what `load_vit_weights` reads, the other way.
+
+    Returns:
+        Name without prefix → float32 tensor on the CPU; nothing that is ignored on reading.
+    """
+    state = {name: tensor.detach().float().cpu() for name, tensor in vit.state_dict().items()}
+    state[POSITIONS] = torch.cat([torch.zeros_like(state[CLS]), state[POSITIONS]], dim=1)
+    return {
+        theirs: part.contiguous()
+        for ours, names in naming.sources(len(vit.blocks)).items()
+        for theirs, part in zip(names, state[ours].chunk(len(names)), strict=True)
+    }
 
 
 def square_grid(positions: int) -> tuple[int, int]:
@@ -39,35 +198,35 @@ def square_grid(positions: int) -> tuple[int, int]:
     return side, side
 
 
-def resize_position_embeddings(embeddings: Tensor, *, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+def resize_position_embeddings(embeddings: Tensor, *, source: Sequence[int], target: Sequence[int]) -> Tensor:
     """Interpolate position embeddings from one grid of patches to another.
 
-    Bicubic with antialiasing, pixel centres aligned at half positions, computed in float32. Where the grids are equal
-    the very same tensor comes back.
+    Bicubic with antialiasing in 2-D, trilinear in 3-D, pixel centres aligned at half positions, computed in float32.
+    Where the grids are equal the very same tensor comes back.
 
     Args:
-        embeddings: (1, rows * columns, D), row by row, without an entry for the CLS token.
-        source: (rows, columns) of the grid the embeddings belong to.
-        target: (rows, columns) wanted.
+        embeddings: (1, prod(source), D), the last axis running fastest, without an entry for the CLS token.
+        source: the grid the embeddings belong to: (rows, columns) or (depth, rows, columns).
+        target: the grid wanted, of as many axes.
 
     Returns:
-        (1, target rows * target columns, D), of the dtype given.
+        (1, prod(target), D), of the dtype given.
 
     Raises:
         VividError: the number of embeddings is not that of the source grid.
     """
-    if embeddings.ndim != 3 or embeddings.shape[:2] != (1, source[0] * source[1]):
+    source, target = tuple(source), tuple(target)
+    if len(source) != len(target) or embeddings.ndim != 3 or embeddings.shape[:2] != (1, torch.Size(source).numel()):
         raise VividError(
-            f"position embeddings of shape {tuple(embeddings.shape)} do not fill a grid of {source[0]} x {source[1]}"
+            f"position embeddings of shape {tuple(embeddings.shape)} do not fill a grid of "
+            f"{' x '.join(map(str, source))}, or have another number of axes than {' x '.join(map(str, target))}"
         )
     if source == target:
         return embeddings
-    plane = embeddings.float().transpose(1, 2).unflatten(2, source)
-    resized = F.interpolate(plane, size=target, mode="bicubic", antialias=True, align_corners=False)
+    grid = embeddings.float().transpose(1, 2).unflatten(2, source)
+    mode: dict[str, Any] = {"mode": "bicubic", "antialias": True} if len(target) == 2 else {"mode": "trilinear"}
+    resized = F.interpolate(grid, size=target, align_corners=False, **mode)
     return resized.flatten(2).transpose(1, 2).to(embeddings.dtype, memory_format=torch.contiguous_format)
-
-
-Statistics = tuple[Sequence[float], Sequence[float]]
 
 
 def fold_channels(
@@ -85,8 +244,8 @@ def fold_channels(
     Args:
         weight: (D, C, P, P) of the colour projection.
         bias: (D,) of the colour projection.
-        colour_stats: mean and standard deviation, C numbers each, on the scale [0, 1], of the colour weights.
-        grey_stats: mean and standard deviation, one number each, with which the grey images are normalised.
+        colour_stats: of the colour weights, C numbers each.
+        grey_stats: of the grey images, one number each.
 
     Returns:
         weight (D, 1, P, P) and bias (D,), in the dtype given, computed in float64.
@@ -108,230 +267,73 @@ def fold_channels(
     return folded.to(weight.dtype), (bias.double() + shift).to(bias.dtype)
 
 
-FORMAT = "vivid-vit"
-VERSION = 1
+def _own_state(vit: ViT, file: CheckpointFile, stored: dict[str, Any]) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+    """Tensors in float32 and the grid of a file of this package."""
+    its: ViT = build(file, stored, {"vit": ViT}).module
+    keys = (its.config.keys() | vit.config.keys()) - {"img_size", "in_channels", "drop_path"}
+    _refuse(file, {key: (its.config.get(key), vit.config.get(key)) for key in sorted(keys)})
+    return {name: tensor.float() for name, tensor in its.state_dict().items()}, its.grid
 
 
-def load_vit_weights(
-    vit: ViT,
-    path: str | PathLike,
-    *,
-    colour_stats: Statistics | None = None,
-    grey_stats: Statistics | None = None,
-) -> ViT:
-    """Fill a ViT with the weights of a checkpoint, so that it computes what the checkpoint's own network computes.
-
-    Args:
-        vit: the network to fill. Its size may differ from the checkpoint's in pixels only: the position embeddings are
-            then interpolated (the checkpoint's grid is square unless its `config.json` or metadata says otherwise).
-        path: a `.safetensors`, `.bin`, `.pth` or `.pt` file, or a folder with `model.safetensors` or
-            `pytorch_model.bin`. Beside transformers' weights, `config.json` is checked too: heads, LayerNorm epsilon,
-            activation. Checkpoints of timm say nothing of these; theirs are the presets' heads and 1e-6.
-        colour_stats: (mean, std), three numbers each, that the checkpoint's colour images are normalised with on the
-            scale [0, 1]. Given together with `grey_stats`, three-channel weights are folded into a one-channel ViT
-            (see `fold_channels`); without them such a pair is refused.
-        grey_stats: (mean, std), one number each, that the ViT's grey images are normalised with.
-
-    Returns:
-        The same `vit`, filled. On an error it is left as it was.
-
-    Raises:
-        VividError: no such file; an unknown format; tensors missing, extra or of another shape; another architecture.
-    """
-    file = read_checkpoint(path)
-    naming = recognise(file.tensors)
+def _foreign_state(vit: ViT, file: CheckpointFile) -> tuple[dict[str, Tensor], tuple[int, ...] | None, dict[str, str]]:
+    """Tensors in float32 under our names, the grid where the file says it, and the file's own names by ours."""
+    tensors = {name.removeprefix("vit."): tensor for name, tensor in file.tensors.items()}
+    naming = next((naming for naming in NAMINGS if any(name.startswith(naming.marker) for name in tensors)), None)
     if naming is None:
         known = ", ".join(sorted({naming.library for naming in NAMINGS}))
-        raise VividError(f"{file.path}: no ViT of {known}; its first tensors are {_some(sorted(file.tensors))}")
-    source_size = _check_architecture(vit, file, naming)
-    state = _gather(vit, file, naming)
-    stats = None if colour_stats is None or grey_stats is None else (colour_stats, grey_stats)
-    if (colour_stats is None) != (grey_stats is None):
-        raise VividError("colour_stats and grey_stats are given together or not at all")
-    _fit_channels(vit, file, state, stats)
-    _fit_positions(vit, file, state, naming, source_size)
-    sources = naming.sources(len(vit.blocks))
-    wrong = [
-        f"{' + '.join(sources[name])} has shape {tuple(state[name].shape)}, the ViT wants {tuple(tensor.shape)}"
-        for name, tensor in vit.state_dict().items()
-        if state[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise VividError(f"{file.path}: does not fit this ViT ({vit.config['preset']}): {_some(wrong)}")
-    vit.load_state_dict(state)
-    return vit
-
-
-def save_vit(
-    vit: ViT,
-    path: str | PathLike,
-    *,
-    preprocess: Mapping[str, Any],
-    fields: Sequence[str] | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a ViT with its configuration as one safetensors file, whole or not at all.
-
-    Args:
-        vit: the network.
-        path: the file to write, ending in `.safetensors`; its folder is made where missing.
-        preprocess: what an image must go through before this ViT; JSON-serialisable. Without it weights mean nothing.
-        fields: the findings it was pretrained on, in order.
-        extra: anything else worth keeping (JSON-serialisable): data card, seed, versions.
-
-    Raises:
-        VividError: `vit` is none, `preprocess` is empty, something is not JSON, or the file cannot be written.
-    """
-    if not isinstance(vit, ViT):
-        raise VividError(f"a {type(vit).__name__} cannot be saved as a ViT: give the encoder itself")
-    if not str(path).endswith(".safetensors") or not preprocess:
-        raise VividError(f"{path}: a ViT is saved as .safetensors together with its preprocessing")
-    parts = {"config": vit.config, "preprocess": preprocess, "fields": fields and list(fields), "extra": extra or {}}
-    try:
-        metadata = {name: json.dumps(value) for name, value in parts.items()}
-    except TypeError as error:
-        raise VividError(f"{path}: preprocess, fields and extra must be JSON: {error}") from error
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vit.state_dict().items()}
-    with whole_file(path) as part:
-        part.write_bytes(save(tensors, metadata={"format": FORMAT, "version": str(VERSION), **metadata}))
-
-
-def load_vit(path: str | PathLike) -> tuple[ViT, dict[str, Any]]:
-    """Read a file of `save_vit`.
-
-    Returns:
-        The ViT, on the CPU and in training mode as any new module, and its metadata: "version", "config", "preprocess",
-        "fields" (or None) and "extra".
-
-    Raises:
-        VividError: no such file, broken, not written by `save_vit`, or its tensors are not those of its configuration.
-    """
-    file = read_checkpoint(path)
-    metadata = _own_metadata(file)
-    try:
-        vit = ViT(**metadata["config"])
-    except TypeError as error:
-        raise VividError(f"{file.path}: its configuration is not one of a ViT: {error}") from error
-    return load_vit_weights(vit, file.path), metadata
-
-
-def rename_vit_weights(vit: ViT, naming: Naming) -> dict[str, Tensor]:
-    """The ViT's tensors as checkpoints of another library hold them: what `load_vit_weights` reads, the other way.
-
-    Returns:
-        Name without prefix → float32 tensor on the CPU; nothing that is ignorable on reading.
-    """
-    state = {name: tensor.detach().float().cpu() for name, tensor in vit.state_dict().items()}
-    if naming.positions_with_cls:
-        state[POSITIONS] = torch.cat([torch.zeros_like(state[CLS]), state[POSITIONS]], dim=1)
-    return {
-        theirs: part.contiguous()
-        for ours, names in naming.sources(len(vit.blocks)).items()
-        for theirs, part in zip(names, state[ours].chunk(len(names)), strict=True)
+        raise VividError(
+            f"{file.path}: no ViT of {known}, nor a file of this package; its first tensors are "
+            f"{some(sorted(file.tensors))}"
+        )
+    if len(vit.grid) != 2 or "stem" in vit.config:
+        raise VividError(f"{file.path}: {naming.library}'s weights are for images and linear patches, not for this ViT")
+    config, grid = file.config if naming.library == "transformers" else {}, None
+    patch = vit.config["patch_size"]
+    expected = {
+        "num_attention_heads": vit.heads,
+        "patch_size": patch,
+        "layer_norm_eps": vit.config["norm_eps"],
+        "hidden_act": "gelu",
+        "model_type": "vit",
     }
-
-
-def _own_metadata(file: CheckpointFile) -> dict[str, Any]:
-    stored = file.metadata
-    if stored.get("format") != FORMAT:
-        raise VividError(f"{file.path}: was not written by save_vit; load other weights with load_vit_weights")
-    if stored.get("version") != str(VERSION):
-        raise VividError(f"{file.path}: has version {stored.get('version')!r}, this package reads {VERSION}; update it")
-    try:
-        parts = {name: json.loads(stored[name]) for name in ("config", "preprocess", "fields", "extra")}
-    except (KeyError, ValueError) as error:
-        raise VividError(f"{file.path}: its metadata is broken ({error!r})") from error
-    if not isinstance(parts["config"], dict):
-        raise VividError(f"{file.path}: its metadata is broken (config is a {type(parts['config']).__name__})")
-    return {"version": VERSION, **parts}
-
-
-def _check_architecture(vit: ViT, file: CheckpointFile, naming: Naming) -> tuple[int, int] | None:
-    """Compare what tensors cannot tell; returns the (height, width) of the checkpoint's images where it is said."""
-    config: dict[str, Any] = {}
-    expected: dict[str, Any] = {}
-    if naming is VIVID:
-        config = _own_metadata(file)["config"]
-        expected = {key: vit.config[key] for key in ("preset", "patch_size", "norm_eps")}
-        size = config.get("img_size")
-    elif naming.library == "transformers":
-        config = file.config
-        expected = {
-            "num_attention_heads": PRESETS[vit.config["preset"]].heads,
-            "patch_size": vit.config["patch_size"],
-            "layer_norm_eps": vit.config["norm_eps"],
-            "hidden_act": "gelu",
-            "model_type": "vit",
-        }
-        size = config.get("image_size")
-    else:
-        size = None
-    wrong = [f"{k}={config[k]!r}, the ViT has {v!r}" for k, v in expected.items() if k in config and config[k] != v]
-    if wrong:
-        raise VividError(f"{file.path}: its configuration says {'; '.join(wrong)}: build the ViT accordingly")
-    if size is None:
-        return None
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _gather(vit: ViT, file: CheckpointFile, naming: Naming) -> dict[str, Tensor]:
-    """The checkpoint's tensors under our names, in float32; every tensor is used, known to be no part, or an error."""
-    tensors = {naming.strip(name): tensor for name, tensor in file.tensors.items()}
+    _refuse(file, {key: (config[key], value) for key, value in expected.items() if key in config})
+    if (size := config.get("image_size")) is not None:
+        grid = (size // patch,) * 2 if isinstance(size, int) else (size[0] // patch, size[1] // patch)
     sources = naming.sources(len(vit.blocks))
     wanted = {name for names in sources.values() for name in names}
     missing = sorted(wanted - tensors.keys())
-    extra = sorted(name for name in tensors.keys() - wanted if not naming.may_ignore(name))
+    extra = sorted(name for name in tensors.keys() - wanted if not name.startswith(naming.ignored))
     if missing or extra:
-        told = [f"missing: {_some(missing)}"] * bool(missing) + [f"not of this ViT: {_some(extra)}"] * bool(extra)
-        raise VividError(f"{file.path}: does not fit this ViT ({vit.config['preset']}); {'; '.join(told)}")
+        told = [f"missing: {some(missing)}"] * bool(missing) + [f"not of this ViT: {some(extra)}"] * bool(extra)
+        raise VividError(f"{file.path}: does not fit this ViT ({vit.architecture}); {'; '.join(told)}")
     state = {}
     for ours, names in sources.items():
         shapes = {name: tuple(tensors[name].shape) for name in names}
         if len(set(shapes.values())) != 1:
-            raise VividError(
-                f"{file.path}: {_some([f'{name} {shape}' for name, shape in shapes.items()])} differ in shape"
-            )
+            raise VividError(f"{file.path}: {some([f'{n} {s}' for n, s in shapes.items()])} differ in shape")
         state[ours] = torch.cat([tensors[name].float() for name in names])
-    return state
-
-
-def _fit_channels(
-    vit: ViT, file: CheckpointFile, state: dict[str, Tensor], stats: tuple[Statistics, Statistics] | None
-) -> None:
-    weight, channels = state[f"{PATCHES}.weight"], vit.config["in_channels"]
-    given = weight.shape[1] if weight.ndim == 4 else channels
-    foldable = given == 3 and channels == 1
-    if stats is not None:
-        if not foldable:
-            raise VividError(f"{file.path}: statistics are given, but {given} channels into {channels} fold nothing")
-        folded = fold_channels(weight, state[f"{PATCHES}.bias"], colour_stats=stats[0], grey_stats=stats[1])
-        state[f"{PATCHES}.weight"], state[f"{PATCHES}.bias"] = folded
-    elif foldable:
+    if state[CLS].shape != (1, 1, vit.embed_dim) or state[POSITIONS].shape[2:] != (vit.embed_dim,):
         raise VividError(
-            f"{file.path}: is for 3 channels, the ViT for 1: "
-            "build it with in_channels=3, or give colour_stats and grey_stats"
+            f"{file.path}: {CLS} {tuple(state[CLS].shape)} and {POSITIONS} {tuple(state[POSITIONS].shape)} are not of "
+            f"the width {vit.embed_dim} of this ViT ({vit.architecture})"
         )
+    state[CLS] = state[CLS] + state[POSITIONS][:, :1]
+    state[POSITIONS] = state[POSITIONS][:, 1:]
+    return state, grid, {ours: " + ".join(names) for ours, names in sources.items()}
 
 
-def _fit_positions(
-    vit: ViT, file: CheckpointFile, state: dict[str, Tensor], naming: Naming, size: tuple[int, int] | None
-) -> None:
-    positions = state[POSITIONS]
-    if positions.ndim != 3 or positions.shape[::2] != (1, vit.embed_dim) or state[CLS].shape != (1, 1, vit.embed_dim):
-        raise VividError(
-            f"{file.path}: {POSITIONS} has shape {tuple(positions.shape)} and {CLS} {tuple(state[CLS].shape)}; "
-            f"a ViT of preset {vit.config['preset']} has width {vit.embed_dim}"
-        )
-    if naming.positions_with_cls:
-        state[CLS] = state[CLS] + positions[:, :1]
-        positions = positions[:, 1:]
-    patch = vit.config["patch_size"]
-    try:
-        source = square_grid(positions.shape[1]) if size is None else (size[0] // patch, size[1] // patch)
-        state[POSITIONS] = resize_position_embeddings(positions, source=source, target=vit.grid)
-    except VividError as error:
-        raise VividError(f"{file.path}: {error}") from error
+def _refuse(file: CheckpointFile, pairs: dict[str, tuple[Any, Any]]) -> None:
+    if wrong := [f"{key}={its!r}, the ViT has {ours!r}" for key, (its, ours) in pairs.items() if its != ours]:
+        raise VividError(f"{file.path}: its configuration says {'; '.join(wrong)}: build the ViT accordingly")
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _colour_stats(file: CheckpointFile) -> Statistics | None:
+    """What the files beside a checkpoint say of the normalisation of its images."""
+    processor = read_json(file.path.parent, "preprocessor_config.json")
+    if processor.get("do_normalize") is False:
+        return [0.0] * 3, [1.0] * 3
+    timm = file.config.get("pretrained_cfg")
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if mean is None and isinstance(timm, dict):
+        mean, std = timm.get("mean"), timm.get("std")
+    return None if mean is None or std is None else (mean, std)

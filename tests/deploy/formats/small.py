@@ -3,18 +3,19 @@
 import torch
 
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.vit import ViT, ViTClassifier
+from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.vit import ViT
 
 FIELDS = ["Edema", "Fracture, location unknown", "Überlagerung", "Support Devices", "Lung Opacity"]
 SIZE = 32
 PREPROCESS = Preprocess(size=SIZE, mean=0.4, std=0.2)
 
 
-def make_classifier(*, pool: str = "cls", seed: int = 0, **options) -> ViTClassifier:
+def make_classifier(*, pool: str = "cls", seed: int = 0, **options) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vit = ViT(**{"img_size": SIZE, "patch_size": 8, "preset": "micro", **options})
-        one = ViTClassifier(vit, len(FIELDS), pool=pool)
+        one = Classifier(vit, len(FIELDS), pool=pool)
         with torch.no_grad():
             for parameter in one.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)

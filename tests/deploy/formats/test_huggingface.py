@@ -11,9 +11,8 @@ from vivid_monai.deploy.formats import huggingface as module
 from vivid_monai.deploy.formats.huggingface import export_huggingface
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.checkpoint import NAMINGS
 from vivid_monai.networks.vit import ViT
-from vivid_monai.networks.weights import load_vit_weights, rename_vit_weights
+from vivid_monai.networks.weights import NAMINGS, load_vit_weights, rename_vit_weights
 
 
 @pytest.mark.parametrize(
@@ -63,11 +62,6 @@ def test_renamed_weights_are_read_again(naming, tmp_path):
 
     ours = make_classifier().encoder
     renamed = rename_vit_weights(ours, naming)
-    if naming.library == "vivid_monai":
-        assert {name: tensor.tolist() for name, tensor in renamed.items()} == {
-            name: tensor.tolist() for name, tensor in ours.state_dict().items()
-        }
-        return
     save_file(renamed, tmp_path / "model.safetensors")
     vit = load_vit_weights(ViT(**ours.config), tmp_path / "model.safetensors").eval()
     assert torch.equal(vit(make_images(2)), ours(make_images(2)))

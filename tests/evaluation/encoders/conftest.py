@@ -8,8 +8,8 @@ from PIL import Image
 
 from vivid_monai.evaluation.encoders import Encoder
 from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.vit import ViT
-from vivid_monai.networks.weights import save_vit
 from vivid_monai.phantom import generate
 
 PREPROCESS = Preprocess(size=32)
@@ -37,7 +37,9 @@ def radiograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vit_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("vit") / "vit.safetensors"
     torch.manual_seed(3)
-    save_vit(ViT(img_size=32, patch_size=8, preset="micro", drop_path=0.2), path, preprocess=PREPROCESS.to_dict())
+    save_module(
+        ViT(img_size=32, patch_size=8, preset="micro", drop_path=0.2), path, kind="vit", preprocess=PREPROCESS.to_dict()
+    )
     return str(path)
 
 

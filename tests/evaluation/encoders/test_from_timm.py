@@ -90,7 +90,9 @@ def test_how_an_image_is_cut_is_read_from_the_crop_percentage(vit: tuple[Any, Pa
 
 def test_networks_without_tokens_give_what_they_pool(tmp_path: Path) -> None:
     model, folder = saved(tmp_path / "resnet", "resnet10t", {})
-    encoder = load_encoder(f"timm:{folder}", pool="cls")
+    with pytest.raises(VividError, match=r"pool='cls': this network has no such.*it has pooled"):
+        load_encoder(f"timm:{folder}", pool="cls")
+    encoder = load_encoder(f"timm:{folder}")
     pixels = torch.rand(1, 3, encoder.preprocess.size, encoder.preprocess.size)
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(pixels), pre_logits=True)

@@ -85,7 +85,7 @@ def test_a_resnet_of_512_pixels_is_read_from_its_state(kept: Path) -> None:
     network = resnet50(num_classes=len(xrv.models.model_urls[RESNET]["labels"]))
     network.conv1 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
     torch.save(network.state_dict(), place(RESNET, kept))
-    encoder = load_encoder(f"torchxrayvision:{RESNET}", pool="mean")
+    encoder = load_encoder(f"torchxrayvision:{RESNET}")
     assert (encoder.pool, encoder.preprocess.size, encoder.dim) == ("pooled", 512, 2048)
     images = torch.rand(1, 1, 512, 512) * 2048 - 1024
     with torch.no_grad():

@@ -7,7 +7,7 @@ from typing import Any
 from vivid_monai.deploy.network import network_layers
 from vivid_monai.images.augment import Augment
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.vit import ViTClassifier
+from vivid_monai.networks.classifier import Classifier
 
 Config = dict[str, Any]
 
@@ -15,7 +15,7 @@ _SIDES = {"pad": "longest", "crop": "shortest", "stretch": "both"}
 _TEMPLATES = resources.files("vivid_monai.deploy.bundle") / "configs"
 
 
-def bundle_configs(classifier: ViTClassifier, preprocess: Preprocess) -> dict[str, Config]:
+def bundle_configs(classifier: Classifier, preprocess: Preprocess) -> dict[str, Config]:
     """File name → content of every config but metadata.json.
 
     Raises:

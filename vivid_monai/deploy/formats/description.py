@@ -12,13 +12,13 @@ from torch import Tensor
 from vivid_monai.deploy.formats.onnx_classifier import FORMAT
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.vit import ViTClassifier
+from vivid_monai.networks.classifier import Classifier
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)
 
 
-def describe(classifier: ViTClassifier, preprocess: Preprocess, fields: Sequence[str]) -> dict[str, Any]:
+def describe(classifier: Classifier, preprocess: Preprocess, fields: Sequence[str]) -> dict[str, Any]:
     """Format, preprocessing, fields and versions of an exported classifier; JSON-serialisable.
 
     Raises:
@@ -38,14 +38,14 @@ def describe(classifier: ViTClassifier, preprocess: Preprocess, fields: Sequence
     }
 
 
-def for_export(classifier: ViTClassifier) -> ViTClassifier:
+def for_export(classifier: Classifier) -> Classifier:
     """A copy in evaluation mode, in float32, on the CPU, without gradients; the original stays as it is."""
     return deepcopy(classifier).float().cpu().eval().requires_grad_(False)
 
 
 def check_same(
     path: str | PathLike,
-    classifier: ViTClassifier,
+    classifier: Classifier,
     exported: Callable[[Tensor], tuple[Tensor, ...]],
     *,
     expected: Callable[[Tensor], tuple[Tensor, ...]],

@@ -16,9 +16,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Di
 from vivid_monai.deploy.formats.description import check_same, describe, for_export
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.checkpoint import DINOV2, TRANSFORMERS
-from vivid_monai.networks.vit import PRESETS, ViTClassifier
-from vivid_monai.networks.weights import rename_vit_weights
+from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.vit import PRESETS
+from vivid_monai.networks.weights import DINOV2, TRANSFORMERS, rename_vit_weights
 
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 _BLACK = 2**-16
@@ -26,7 +26,7 @@ _HEAD = "ForImageClassification"
 
 
 def export_huggingface(
-    classifier: ViTClassifier, folder: str | PathLike, *, preprocess: Preprocess, fields: Sequence[str]
+    classifier: Classifier, folder: str | PathLike, *, preprocess: Preprocess, fields: Sequence[str]
 ) -> Path:
     """Write a folder as ``save_pretrained`` does, whole or not at all.
 
@@ -67,7 +67,7 @@ def export_huggingface(
     return folder
 
 
-def _config(network: ViTClassifier, fields: Sequence[str]) -> PreTrainedConfig:
+def _config(network: Classifier, fields: Sequence[str]) -> PreTrainedConfig:
     vit = network.encoder.config
     shape = PRESETS[vit["preset"]]
     options: dict[str, Any] = {
@@ -89,7 +89,7 @@ def _config(network: ViTClassifier, fields: Sequence[str]) -> PreTrainedConfig:
     return Dinov2Config(mlp_ratio=4, use_mask_token=False, architectures=["Dinov2" + _HEAD], **options)
 
 
-def _weights(network: ViTClassifier) -> dict[str, Tensor]:
+def _weights(network: Classifier) -> dict[str, Tensor]:
     head = {"classifier.weight": network.head.weight, "classifier.bias": network.head.bias}
     if network.pool == "cls":
         return {
@@ -153,7 +153,7 @@ def _readme(description: dict[str, Any], preprocess: Preprocess, architecture: s
     return environment.get_template("huggingface.md.j2").render(**description, p=preprocess, architecture=architecture)
 
 
-def _check(folder: Path, part: Path, network: ViTClassifier) -> None:
+def _check(folder: Path, part: Path, network: Classifier) -> None:
     AutoImageProcessor.from_pretrained(part, local_files_only=True)
     model = AutoModelForImageClassification.from_pretrained(part, local_files_only=True).eval()
 

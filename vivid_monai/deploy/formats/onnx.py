@@ -18,7 +18,7 @@ from vivid_monai.deploy.formats.description import check_same, describe, for_exp
 from vivid_monai.deploy.formats.onnx_classifier import INPUT, OUTPUTS, OnnxClassifier, need
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.vit import ViTClassifier
+from vivid_monai.networks.classifier import Classifier
 from vivid_monai.storage.files import whole_file
 
 OPSET = 20
@@ -26,7 +26,7 @@ OPSET = 20
 
 
 def export_onnx(
-    classifier: ViTClassifier,
+    classifier: Classifier,
     path: str | PathLike,
     *,
     preprocess: Preprocess,
@@ -92,7 +92,7 @@ def _name_layers(model: Any) -> None:
 
 
 class _WithFeatures(nn.Module):
-    def __init__(self, classifier: ViTClassifier) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
 

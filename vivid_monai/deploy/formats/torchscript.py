@@ -9,12 +9,12 @@ from monai.data.torchscript_utils import load_net_with_metadata, save_net_with_m
 
 from vivid_monai.deploy.formats.description import check_same, describe, for_export
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.vit import ViTClassifier
+from vivid_monai.networks.classifier import Classifier
 from vivid_monai.storage.files import whole_file
 
 
 def export_torchscript(
-    classifier: ViTClassifier, path: str | PathLike, *, preprocess: Preprocess, fields: Sequence[str]
+    classifier: Classifier, path: str | PathLike, *, preprocess: Preprocess, fields: Sequence[str]
 ) -> Path:
     """Write a classifier as TorchScript: images float32 (B, C, H, W), any B → logits (B, F).
 

@@ -1,7 +1,6 @@
 """What every image encoder is to an evaluation: images in, features out, with the preprocessing its weights need."""
 
 import copy
-import hashlib
 import importlib
 import json
 from collections.abc import Mapping
@@ -14,43 +13,7 @@ from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
-
-POOLS = ("cls", "mean", "cls+mean", "pooled")
-
-
-def choose_pool(asked: str, *, cls: bool, patches: bool) -> str:
-    """The pooling to use: the one asked for where the network has such tokens, otherwise its own pooled output.
-
-    Args:
-        asked: one of `POOLS`.
-        cls: whether the network has a CLS token.
-        patches: whether it gives tokens per patch.
-
-    Raises:
-        VividError: `asked` is none of `POOLS`.
-    """
-    if asked not in POOLS:
-        raise VividError(f"pool={asked!r} must be one of {', '.join(POOLS)}")
-    has = {"cls": cls, "mean": patches, "cls+mean": cls and patches, "pooled": True}
-    return asked if has[asked] else "pooled"
-
-
-def pool_tokens(tokens: Tensor, pool: str, *, prefix: int) -> Tensor:
-    """Pool tokens into features.
-
-    Args:
-        tokens: (B, T, D), the CLS token first where there is one.
-        pool: "cls", "mean" (of the patches) or "cls+mean" (side by side).
-        prefix: tokens before those of the patches: CLS, registers, distillation.
-
-    Returns:
-        (B, D), or (B, 2 D) for "cls+mean", float32.
-    """
-    tokens = tokens.float()
-    if pool == "cls":
-        return tokens[:, 0]
-    mean = tokens[:, prefix:].mean(dim=1)
-    return mean if pool == "mean" else torch.cat((tokens[:, 0], mean), dim=1)
+from vivid_monai.networks.modules import fingerprint
 
 
 class Encoder(nn.Module):
@@ -126,12 +89,7 @@ class Encoder(nn.Module):
             "pool": self.pool,
             "preprocess": self.preprocess.to_dict(),
         }
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            value = tensor.detach().cpu().contiguous()
-            digest.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return fingerprint(self, said)
 
     def _measure(self) -> int:
         size, channels = self.preprocess.size, max(self.preprocess.channels, self.preprocess.slices)

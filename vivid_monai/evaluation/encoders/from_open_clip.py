@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, choose_pool, first_line, library, pool_tokens, structure
+from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
 from vivid_monai.evaluation.encoders.from_timm import timm_pool
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.checkpoint import read_checkpoint
 from vivid_monai.networks.language import HUB_NAME
+from vivid_monai.networks.pooling import choose_pool, pool_tokens
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -37,15 +38,15 @@ class OpenClipEncoder(Encoder):
             return self.network(images).float()
         if hasattr(self.network, "trunk"):
             trunk = self.network.trunk
-            return pool_tokens(trunk.forward_features(images), self.pool, prefix=trunk.num_prefix_tokens)
+            return pool_tokens(trunk.forward_features(images).float(), self.pool, prefix=trunk.num_prefix_tokens)
         output = self.network.forward_intermediates(
             images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
         )
         cls, patches = output["image_intermediates_prefix"][0], output["image_intermediates"][0]
-        return pool_tokens(torch.cat((cls, patches), dim=1), self.pool, prefix=cls.shape[1])
+        return pool_tokens(torch.cat((cls, patches), dim=1).float(), self.pool, prefix=cls.shape[1])
 
 
-def load_open_clip(name: str, *, pool: str = "cls") -> OpenClipEncoder:
+def load_open_clip(name: str, *, pool: str | None = None) -> OpenClipEncoder:
     """The encoder of a folder with open_clip_config.json and weights, or of a hub name that has them.
 
     Raises:
@@ -72,7 +73,7 @@ def load_open_clip(name: str, *, pool: str = "cls") -> OpenClipEncoder:
     )
 
 
-def _pool(tower: Any, asked: str) -> str:
+def _pool(tower: Any, asked: str | None) -> str:
     if hasattr(tower, "trunk"):
         return timm_pool(tower.trunk, asked)
     tokens = hasattr(tower, "class_embedding") and getattr(tower, "attn_pool", None) is None

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, choose_pool, first_line, library, pool_tokens, structure
+from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
 from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.pooling import choose_pool, pool_tokens
 
 NEEDED = ("input_size", "mean", "std", "interpolation", "crop_pct")
 RESIZE = {"center": "crop", "squash": "stretch"}
@@ -32,10 +33,10 @@ class TimmEncoder(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         if self.pool == "pooled":
             return self.network(images).float()
-        return pool_tokens(self.network.forward_features(images), self.pool, prefix=self.prefix)
+        return pool_tokens(self.network.forward_features(images).float(), self.pool, prefix=self.prefix)
 
 
-def load_timm(name: str, *, pool: str = "cls") -> TimmEncoder:
+def load_timm(name: str, *, pool: str | None = None) -> TimmEncoder:
     """The encoder of a folder with config.json and weights, or of a name that timm knows (``hf-hub:…`` too).
 
     Raises:
@@ -61,7 +62,7 @@ def load_timm(name: str, *, pool: str = "cls") -> TimmEncoder:
     return TimmEncoder(model, preprocess, pool=timm_pool(model, pool), source=f"timm:{name}")
 
 
-def timm_pool(model: Any, asked: str) -> str:
+def timm_pool(model: Any, asked: str | None) -> str:
     """The pooling of a timm network for the one asked for."""
     cls = getattr(model, "cls_token", None) is not None
     return choose_pool(asked, cls=cls, patches=hasattr(model, "num_prefix_tokens"))

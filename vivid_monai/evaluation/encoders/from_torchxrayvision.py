@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, choose_pool, first_line, library, structure
+from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.checkpoint import read_checkpoint
+from vivid_monai.networks.pooling import choose_pool
 
 
 class TorchXRayVisionEncoder(Encoder):
@@ -29,14 +30,14 @@ class TorchXRayVisionEncoder(Encoder):
         return features(images).float()
 
 
-def load_torchxrayvision(name: str, *, pool: str = "cls") -> TorchXRayVisionEncoder:
+def load_torchxrayvision(name: str, *, pool: str | None = None) -> TorchXRayVisionEncoder:
     """The encoder of published weights.
 
     Args:
         name: ``NAME=FILE``: of the weights, such as ``densenet121-res224-all``, and a file with their state dict. For
             ``resnet50-res512-all`` the file may be left out: it is looked for where TorchXRayVision keeps it, and
             downloaded by it. The DenseNets are published as pickled networks, which could run code and are not read.
-        pool: one of the known ones; a network of convolutions has no tokens, so that it is always "pooled".
+        pool: "pooled" or None: a network of convolutions has no tokens.
 
     Raises:
         VividError: TorchXRayVision is not installed; no such weights; they cannot be had, or are no plain tensors;

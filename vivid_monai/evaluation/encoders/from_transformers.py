@@ -12,10 +12,11 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import cached_file, logging
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, choose_pool, first_line, pool_tokens
+from vivid_monai.evaluation.encoders.base import Encoder, first_line
 from vivid_monai.evaluation.encoders.processor import read_processor
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.language import HUB_NAME
+from vivid_monai.networks.pooling import choose_pool, pool_tokens
 
 # Model types whose last hidden state is tokens, and how many stand before the patches': 0, or CLS and whatever follows
 # it. Register tokens (config.num_register_tokens) come on top.
@@ -47,9 +48,8 @@ VOLATILE = {"architectures", "dtype", "id2label", "label2id", "problem_type", "t
 class TransformersEncoder(Encoder):
     """The vision tower of a transformers model.
 
-    Tokens are those after the last LayerNorm. "mean" leaves CLS, register and distillation tokens out. Networks
-    without tokens, or without the ones asked for, give their own pooled output: the attention pooling of SigLIP, the
-    average over the map of ResNet and ConvNeXt.
+    Tokens are those after the last LayerNorm. "mean" leaves CLS, register and distillation tokens out. "pooled"
+    is the network's own output: the attention pooling of SigLIP, the average over the map of ResNet and ConvNeXt.
     """
 
     kind = "transformers"
@@ -79,10 +79,10 @@ class TransformersEncoder(Encoder):
         tokens = output.last_hidden_state
         if self.network.config.model_type == "clip_vision_model":  # applied there to the CLS token alone
             tokens = _tower(self.network).post_layernorm(tokens)
-        return pool_tokens(tokens, self.pool, prefix=self.prefix)
+        return pool_tokens(tokens.float(), self.pool, prefix=self.prefix)
 
 
-def load_transformers(name: str, *, pool: str = "cls") -> TransformersEncoder:
+def load_transformers(name: str, *, pool: str | None = None) -> TransformersEncoder:
     """The encoder of a folder of ``save_pretrained``, or of a hub name where there is no such folder.
 
     A folder needs no network. A hub name is looked for in the hub's cache first, then asked of the hub (not where
@@ -117,7 +117,7 @@ class _NotThereError(VividError):
     """A file of the model could not be had."""
 
 
-def _read(place: str, name: str, pool: str, *, offline: bool) -> TransformersEncoder:
+def _read(place: str, name: str, pool: str | None, *, offline: bool) -> TransformersEncoder:
     where = {"local_files_only": offline, "trust_remote_code": False}
     try:
         with _quiet():
@@ -164,7 +164,9 @@ def _processor_values(place: str, offline: bool) -> dict[str, Any]:
     return {}
 
 
-def _encoder(model: Any, report: dict[str, Any], preprocess: Preprocess, name: str, asked: str) -> TransformersEncoder:
+def _encoder(
+    model: Any, report: dict[str, Any], preprocess: Preprocess, name: str, asked: str | None
+) -> TransformersEncoder:
     kind = model.config.model_type
     pool = choose_pool(asked, cls=PREFIX.get(kind, 0) > 0, patches=kind in PREFIX)
     if pool != "pooled":

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, choose_pool, pool_tokens
+from vivid_monai.evaluation.encoders.base import Encoder
 from vivid_monai.evaluation.encoders.from_open_clip import load_open_clip
 from vivid_monai.evaluation.encoders.from_timm import load_timm
 from vivid_monai.evaluation.encoders.from_torchxrayvision import load_torchxrayvision
 from vivid_monai.evaluation.encoders.from_transformers import load_transformers
 from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.classifier import BACKBONES
+from vivid_monai.networks.modules import load_module
+from vivid_monai.networks.pooling import choose_pool, pool_tokens
 from vivid_monai.networks.vit import ViT
-from vivid_monai.networks.weights import load_vit
 
 
 class VividEncoder(Encoder):
@@ -27,15 +29,14 @@ class VividEncoder(Encoder):
         source: what results call it by.
 
     Raises:
-        VividError: another pooling, or a preprocessing that makes other images than the network was built for.
+        VividError: a pooling that it lacks, or a preprocessing that makes other images than the network was built for.
     """
 
     kind = "vivid"
 
-    def __init__(self, vit: ViT, preprocess: Preprocess, *, pool: str = "cls", source: str = "") -> None:
-        if choose_pool(pool, cls=True, patches=True) == "pooled":
-            raise VividError("pool='pooled': a ViT of ours has no pooled output; use cls, mean or cls+mean")
-        self.architecture = f"vit-{vit.config['preset']}/{vit.config['patch_size']}"
+    def __init__(self, vit: ViT, preprocess: Preprocess, *, pool: str | None = None, source: str = "") -> None:
+        pool = choose_pool(pool, cls=vit.prefix > 0, patches=True, pooled=False)
+        self.architecture = vit.architecture
         settings = {name: value for name, value in vit.config.items() if name != "drop_path"}
         super().__init__(vit, preprocess, pool=pool, source=source, settings=settings)
 
@@ -45,20 +46,20 @@ class VividEncoder(Encoder):
         return self.network
 
     def forward(self, images: Tensor) -> Tensor:
-        return pool_tokens(self.network(images), self.pool, prefix=1)
+        return pool_tokens(self.network(images).float(), self.pool, prefix=self.network.prefix)
 
 
-def load_vivid(path: str, *, pool: str = "cls") -> VividEncoder:
-    """The encoder of a file of :func:`~vivid_monai.networks.weights.save_vit`.
+def load_vivid(path: str, *, pool: str | None = None) -> VividEncoder:
+    """The encoder of a file of :func:`~vivid_monai.networks.modules.save_module`.
 
     Raises:
         VividError: the file cannot be read, or its preprocessing is not complete.
     """
-    vit, metadata = load_vit(path)
-    return VividEncoder(vit, _preprocess(path, metadata["preprocess"]), pool=pool, source=path)
+    saved = load_module(path, BACKBONES)
+    return VividEncoder(saved.module, _preprocess(path, saved.preprocess), pool=pool, source=path)
 
 
-def untrained(path: str, *, pool: str = "cls", seed: int = 0) -> VividEncoder:
+def untrained(path: str, *, pool: str | None = None, seed: int = 0) -> VividEncoder:
     """The network of such a file as it was before any training: same architecture and preprocessing, fresh weights.
 
     The weights depend on `seed` alone.
@@ -66,12 +67,12 @@ def untrained(path: str, *, pool: str = "cls", seed: int = 0) -> VividEncoder:
     Raises:
         VividError: as :func:`load_vivid`.
     """
-    trained, metadata = load_vit(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vit = ViT(**trained.config)
-    preprocess = _preprocess(path, metadata["preprocess"])
-    return VividEncoder(vit, preprocess, pool=pool, source=f"untrained:{path} (seed {seed})")
+        saved = load_module(path, BACKBONES, pretrained=False)
+    return VividEncoder(
+        saved.module, _preprocess(path, saved.preprocess), pool=pool, source=f"untrained:{path} (seed {seed})"
+    )
 
 
 def _preprocess(path: str, stored: object) -> Preprocess:
@@ -91,25 +92,25 @@ LIBRARIES: dict[str, Callable[..., Encoder]] = {
 }
 
 
-def load_encoder(spec: str, *, pool: str = "cls", seed: int = 0) -> Encoder:
+def load_encoder(spec: str, *, pool: str | None = None, seed: int = 0) -> Encoder:
     """The encoder that a string names, frozen and in evaluation mode. The global random state is left as it was.
 
     Args:
         spec: a ``.safetensors`` file of ours; ``untrained:`` and such a file, for fresh weights; a folder of
             transformers; or ``transformers:``, ``timm:``, ``open_clip:`` or ``torchxrayvision:`` and a folder or name.
-        pool: "cls", "mean" (of the patches), "cls+mean" or "pooled"; a network that has no such tokens gives its own
-            pooled output, and :attr:`Encoder.pool` says so.
+        pool: "cls", "mean" (of the patches), "cls+mean" or "pooled" (the network's own pooled output); None is the
+            network's default ("cls", without a CLS token "pooled"), and :attr:`Encoder.pool` says which.
         seed: of the fresh weights.
 
     Raises:
         VividError: the spec names nothing that can be had; the library is not installed; weights or preprocessing are
-            not complete.
+            not complete; the network lacks the pool.
     """
     with torch.random.fork_rng(devices=[]):  # libraries draw random weights before they load the real ones
         return _load(spec, pool, seed)
 
 
-def _load(spec: str, pool: str, seed: int) -> Encoder:
+def _load(spec: str, pool: str | None, seed: int) -> Encoder:
     kind, colon, name = spec.partition(":")
     if colon and kind == "untrained":
         return untrained(_file(name, spec), pool=pool, seed=seed)
