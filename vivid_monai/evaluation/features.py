@@ -1,26 +1,23 @@
 """Features of a frozen encoder: computed once for each encoder and split, then read from the cache."""
 
-import hashlib
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.data.loader import ordered_loader
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.cache import FeatureCache
-from vivid_monai.evaluation.extraction import extract
-from vivid_monai.evaluation.sinks import Extracted, InMemory, Sink
+from vivid_monai.storage.arrays import RECORD, ArrayCache, Chunk, Rows, fingerprint, open_rows
 from vivid_monai.storage.files import versions
+from vivid_monai.storage.skipped import Skipped
 
 if TYPE_CHECKING:
     from vivid_monai.evaluation.encoders import Encoder
@@ -56,9 +53,9 @@ class Features:
 class FeatureStore:
     """Gives the features of any encoder and split, from the cache where they are, otherwise computed now.
 
-    An entry is found only for the very same encoder (weights, pooling, preprocessing), images (ids, paths, slices,
-    and each file's size and times of change), states, patients, batch size, kind of device and versions of the
-    packages that read images and compute features. What is found equals what would be computed, bit for bit.
+    An entry is found only for the very same encoder (weights, pooling, preprocessing), images (paths, slices, and each
+    file's size and times of change), batch size, kind of device and versions of the packages that read images and
+    compute features. What is found equals what would be computed, bit for bit.
 
     Args:
         root: folder of the cache; None: nothing is stored.
@@ -67,6 +64,8 @@ class FeatureStore:
         device: where the encoder runs.
         keep_images: keep decoded images for the next encoder with the same preprocessing, as the `cache` of
             :class:`~vivid_monai.data.dataset.ImageDataset`: in memory or in a folder.
+        exact: False also takes features that another batch size, kind of device or version computed, which differ in
+            their last digits: those of a training run, wherever it ran.
     """
 
     def __init__(
@@ -77,102 +76,122 @@ class FeatureStore:
         num_workers: int = 0,
         device: torch.device | str = "cpu",
         keep_images: bool | str | Path = False,
+        exact: bool = True,
     ) -> None:
-        self.cache = None if root is None else FeatureCache(root)
+        self.root = None if root is None else Path(root)
         self.batch_size, self.num_workers, self.device = batch_size, num_workers, torch.device(device)
-        self.keep_images = keep_images
-        self._datasets: dict[str, ImageDataset] = {}
+        self.keep_images, self.exact = keep_images, exact
+        self._datasets: list[ImageDataset] = []  # whoever holds a dataset holds its images
 
     def features(
-        self, encoder: "Encoder", manifest: Manifest, split: str, fields: Sequence[str], *, title: str = ""
+        self,
+        encoder: "Encoder",
+        manifest: Manifest,
+        split: str,
+        fields: Sequence[str],
+        *,
+        title: str = "",
+        keep: bool = True,
     ) -> Features:
         """Features of every readable image of a split, in the manifest's order, with the states of ``fields``.
 
-        What could not be read is told on stderr and listed in ``skipped``, on a hit too.
+        What could not be read is reported on stderr and listed in ``skipped``, on a hit too.
+
+        Args:
+            keep: False: neither look into the cache nor store.
 
         Raises:
             VividError: an empty split, an unknown field, no readable image, an encoder that gives something else than
                 finite (B, dim), a cache folder that cannot be written.
         """
         part = manifest.select(split)
-        states = part.states(fields).astype(np.int64)
-        title, fingerprint = title or split, encoder.fingerprint()
-        key = {
-            "encoder": fingerprint,
-            "preprocess": encoder.preprocess.to_dict(),
-            "images": _fingerprint_of_images(part),
-            "batch_size": self.batch_size,
-            "device": self.device.type,
-            "dtype": "float32",
-            "versions": versions(PACKAGES),
-        }
+        items, n, title = part.items(fields), len(part), title or split
+        same: dict[str, Any] = {"encoder": encoder.fingerprint(), "preprocess": encoder.preprocess.to_dict()}
         computed = 0
 
-        def fill(sink: Sink) -> None:
+        def key() -> dict[str, Any]:
+            how = {"batch_size": self.batch_size, "device": self.device.type, "versions": versions(PACKAGES)}
+            files = ((str(row["image"]), row.get("slice")) for row in items)
+            return {**same, "files": fingerprint(files, n), **how}
+
+        def fill(first: int) -> Iterator[Chunk]:
             nonlocal computed
-            computed = len(part) - sink.images
-            options: dict[str, Any] = {"batch_size": self.batch_size, "num_workers": self.num_workers}
-            dataset = self._dataset(part, fields, encoder, key)
-            extract(encoder, dataset, sink, dim=encoder.dim, device=self.device, title=title, **options)
-            if _fingerprint_of_images(part) != key["images"]:
-                raise VividError(f"{title}: image files changed while they were read; run the same command again")
+            computed = n - first
+            options: dict[str, Any] = {"cache": self.keep_images, "num_workers": self.num_workers}
+            dataset = ImageDataset(items, encoder.preprocess, **(options if self.keep_images else {}))
+            if self.keep_images:
+                self._datasets.append(dataset)
+            return _extract(encoder, dataset, first, self.batch_size, self.num_workers, self.device)
 
         started = time.perf_counter()
-        if self.cache is None:
-            memory = InMemory()
-            fill(memory)
-            got = memory.result()
-        else:
-            got = self.cache.get(key, images=len(part), dim=encoder.dim, fill=fill, title=title)
-        _report(title, got, computed, time.perf_counter() - started)
-        rows = np.delete(np.arange(len(part)), got.missing)
-        ids = np.array(part.table["id"].to_pylist())
-        return Features(got.x, states[rows], part.patients()[rows], ids[rows], got.skipped, fingerprint)
-
-    def _dataset(
-        self, part: Manifest, fields: Sequence[str], encoder: "Encoder", key: Mapping[str, Any]
-    ) -> ImageDataset:
-        if not self.keep_images:
-            return ImageDataset(part.items(fields), encoder.preprocess)
-        name = json.dumps([key["preprocess"], key["images"]])
-        if name not in self._datasets:
-            options: dict[str, Any] = {"cache": self.keep_images, "num_workers": self.num_workers}
-            self._datasets[name] = ImageDataset(part.items(fields), encoder.preprocess, **options)
-        return self._datasets[name]
+        root = self.root if keep else None
+        rows = None if self.exact or root is None else _close_enough(root, key())
+        if rows is None:
+            # A record after every batch: a batch may take as long as the rest of the work of a killed process.
+            cache = ArrayCache(root, option="--cache_dir", checksum=True, seconds=0)
+            rows = cache.get(key, fill, n, shape=(encoder.dim,), title=title)
+        _report(title, rows, computed, time.perf_counter() - started)
+        missing = sorted(rows.unreadable)
+        skipped = tuple((rows.unreadable[index].path, rows.unreadable[index].reason) for index in missing)
+        kept = np.delete(np.arange(n), missing)
+        x = rows.array[kept] if missing else rows.array
+        ids = np.array(part.table["id"].to_pylist())[kept]
+        states = part.states(fields).astype(np.int64)[kept]
+        return Features(x, states, part.patients()[kept], ids, skipped, same["encoder"])
 
 
-def _fingerprint_of_images(part: Manifest) -> str:
-    """SHA-256 over everything that makes the images of a split and their labels what they are, in order.
+def _extract(
+    encoder: "Encoder", dataset: ImageDataset, first: int, batch_size: int, num_workers: int, device: torch.device
+) -> Iterator[Chunk]:
+    """Features of the images from ``first`` on, a multiple of the batch size, batch by batch in evaluation mode."""
+    position = {row["id"]: index for index, row in enumerate(dataset.data)}
+    rest: Any = dataset[first:] if first else dataset
+    training = encoder.training
+    encoder.to(device).eval()
+    try:
+        for batch in ordered_loader(rest, batch_size, num_workers=num_workers):
+            with torch.no_grad():
+                x = encoder(batch["image"].to(device, non_blocking=True)).float().cpu().numpy()
+            ids = batch["id"]
+            if x.shape != (len(ids), encoder.dim):
+                raise VividError(f"the encoder gave {x.shape} for {len(ids)} images; it promised {encoder.dim} each")
+            if not (finite := np.isfinite(x).all(1)).all():
+                bad = ids[int(np.argmin(finite))]
+                raise VividError(f"the encoder's features of image {bad} are not finite; its weights are broken")
+            # The loader reports a batch without any image together with its neighbour, so done is what it reported.
+            done = first + len(ids) + len(batch["skipped"])
+            places = [position[key] for key in ids]
+            missing = sorted({*range(first, done)} - {*places})
+            rows = np.zeros((done - first, encoder.dim), np.float32)
+            rows[np.array(places) - first] = x
+            yield rows, dict(zip(missing, batch["skipped"], strict=True))
+            first = done
+    finally:
+        encoder.train(training)
 
-    A file replaced in place changes its time of status change (ctime) even where size and modification time are kept,
-    as copying tools and archives of equally large volumes do.
-    """
-    table = part.table
-    names = ("id", "image", "slice", "patient_id")
-    root = os.path.abspath(part.image_root)
-    digest = hashlib.sha256(json.dumps([root, list(part.fields)]).encode())
-    rows = zip(*(table[name].to_pylist() for name in names), strict=True)
-    for row in tqdm(rows, "looking at image files", len(part), unit="file", delay=2, leave=False):
+
+def _close_enough(root: Path, wanted: dict[str, Any]) -> Rows | None:
+    """The entry of the same encoder and files, however they were computed."""
+    for path in sorted(root.glob(f"*/{RECORD}")):
         try:
-            status = os.stat(os.path.join(root, row[1]))
-            file = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        except OSError:
-            file = []
-        digest.update(json.dumps([*row, *file]).encode())
-    digest.update(part.states().tobytes())
-    return digest.hexdigest()
+            key = json.loads(path.read_text())["key"]
+            if path.parent.suffix != ".part" and all(key[name] == wanted[name] for name in ("encoder", "files")):
+                return open_rows(path.parent, checksum=True)
+        except (OSError, ValueError, KeyError, TypeError, VividError):
+            continue  # damaged: computed again
+    return None
 
 
-def _report(title: str, got: Extracted, computed: int, seconds: float) -> None:
+def _report(title: str, rows: Rows, computed: int, seconds: float) -> None:
     lines = []
-    if got.path is not None:
-        size = sum(file.stat().st_size for file in got.path.iterdir()) / 1e6
+    if rows.folder is not None:
+        size = sum(file.stat().st_size for file in rows.folder.iterdir()) / 1e6
         how = f"{computed} images in {seconds:.1f} s, now" if computed else "found"
-        lines.append(f"{title}: {len(got.x)} x {got.x.shape[1]} features, {how} in {got.path} ({size:.1f} MB)")
-    if got.skipped:
-        path, reason = got.skipped[0]
-        lines.append(
-            f"{title}: {len(got.skipped)} images cannot be read and are left out, for example {path}: {reason}"
-        )
+        n = len(rows.array) - len(rows.unreadable)
+        lines.append(f"{title}: {n} x {rows.array.shape[1]} features, {how} in {rows.folder} ({size:.1f} MB)")
+    if rows.unreadable:
+        one: Skipped = rows.unreadable[min(rows.unreadable)]
+        n = len(rows.unreadable)
+        lines.append(f"{title}: {n} images cannot be read and are left out, for example {one.path}: {one.reason}")
     for line in lines:
         print(line, file=sys.stderr)
