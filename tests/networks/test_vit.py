@@ -93,6 +93,51 @@ def test_config_is_json_and_builds_the_network_again(vit: ViT) -> None:
     assert again.config == vit.config
 
 
+VOLUME = {"img_size": (16, 32, 24), "patch_size": (4, 16, 8), "spatial_dims": 3, "width": 64, "depth": 2, "heads": 4}
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_a_volume_is_tokens_on_a_grid_of_three_axes(stem: str) -> None:
+    torch.manual_seed(0)
+    vit = ViT(**VOLUME, stem=stem)
+    assert (vit.grid, vit.num_patches, vit.prefix, vit.embed_dim, vit.heads) == ((4, 2, 3), 24, 1, 64, 4)
+    assert (vit.image_shape, vit.architecture) == ((1, 16, 32, 24), "vit-64x2x4/4x16x8-3d")
+    tokens = vit(torch.randn(2, *vit.image_shape))
+    assert tokens.shape == (2, 25, 64)
+    (tokens * torch.randn(tokens.shape)).sum().backward()
+    assert [name for name, p in vit.named_parameters() if p.grad is None or not p.grad.any()] == []
+    if stem == "patch":
+        image = torch.zeros(1, *vit.image_shape)
+        before = vit.patch_embedding(image)
+        image[..., 4:8, 16:, 8:16] = 1.0  # patch (1, 1, 1)
+        changed = (vit.patch_embedding(image) != before).any(-1)
+        assert changed[0].nonzero().flatten().tolist() == [(1 * 2 + 1) * 3 + 1]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_convolutional_stem_gives_the_same_grid(dims: int) -> None:
+    torch.manual_seed(0)
+    vit = ViT(img_size=32, preset="micro", depth=2, spatial_dims=dims, stem="conv").train().double()
+    x = torch.randn(2, 1, *[32] * dims, dtype=torch.float64)
+    tokens = vit(x)
+    assert tokens.shape == (2, 1 + 2**dims, 128)
+    torch.testing.assert_close(vit(x[:1]), tokens[:1], atol=1e-10, rtol=1e-10)  # no batch statistics
+    (tokens * torch.randn(tokens.shape)).sum().backward()
+    assert [name for name, p in vit.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_explicit_sizes_equal_a_preset_and_the_config_keeps_what_differs() -> None:
+    names = {"img_size", "patch_size", "in_channels", "preset", "drop_path", "norm_eps"}  # of files from the beginning
+    same = ViT(img_size=32, preset="micro", width=128, depth=6, heads=4)
+    assert set(same.config) == names
+    assert same.config == ViT(img_size=32, preset="micro").config
+    for arguments in (VOLUME | {"stem": "conv"}, {"img_size": 32, "preset": "micro", "depth": 2}):
+        vit = ViT(**arguments)
+        again = ViT(**json.loads(json.dumps(vit.config)))
+        assert again.config == vit.config
+        assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in vit.named_parameters()}
+
+
 def test_the_epsilon_reaches_every_norm() -> None:
     vit = ViT(img_size=32, preset="micro", norm_eps=1e-12)
     assert {module.eps for module in vit.modules() if isinstance(module, nn.LayerNorm)} == {1e-12}
@@ -107,6 +152,11 @@ def test_the_epsilon_reaches_every_norm() -> None:
         ({"drop_path": 1.0}, "drop_path"),
         ({"in_channels": 0}, "in_channels"),
         ({"norm_eps": 0.0}, "norm_eps"),
+        ({"preset": None, "width": 64, "depth": 2}, "or give width, depth and heads"),
+        ({"preset": "micro", "heads": 3}, "multiple of the heads"),
+        ({"spatial_dims": 1}, "spatial_dims=1"),
+        ({"img_size": (32, 32), "spatial_dims": 3}, "3 numbers, one per axis"),
+        ({"stem": "conv", "patch_size": 14}, "powers of two"),
     ],
 )
 def test_bad_arguments_are_told(arguments: dict, message: str) -> None:

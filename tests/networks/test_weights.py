@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from vivid_monai.errors import VividError
+from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import (
+    POSITIONS,
     fold_channels,
     load_vit_weights,
     resize_position_embeddings,
@@ -256,6 +258,34 @@ def test_a_plane_that_is_linear_in_rows_and_columns_stays_so(target: tuple[int, 
     resized = resize_position_embeddings(plane(14, 14).reshape(1, -1, 3), source=(14, 14), target=target)
     inside = (slice(target[0] // 3, -(target[0] // 3)), slice(target[1] // 3, -(target[1] // 3)))
     torch.testing.assert_close(resized.reshape(*target, 3)[inside], plane(*target)[inside], atol=2e-3, rtol=0)
+
+
+def test_a_plane_in_three_axes_stays_so() -> None:
+    """Trilinear interpolation to a finer grid reproduces linear functions between the first and the last centre."""
+
+    def volume(*sides: int) -> torch.Tensor:
+        axes = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in sides), indexing="ij")
+        return torch.stack([axes[0], axes[1], 2 * axes[2] - axes[0]], dim=-1)
+
+    resized = resize_position_embeddings(volume(4, 6, 5).reshape(1, -1, 3), source=(4, 6, 5), target=(8, 12, 10))
+    inside = (slice(1, -1),) * 3
+    torch.testing.assert_close(resized.reshape(8, 12, 10, 3)[inside], volume(8, 12, 10)[inside], atol=1e-6, rtol=0)
+    with pytest.raises(VividError, match="number of axes"):
+        resize_position_embeddings(torch.zeros(1, 8, 3), source=(2, 2, 2), target=(4, 4))
+
+
+def test_a_volume_of_another_size_gets_interpolated_positions(tmp_path: Path) -> None:
+    config = {"patch_size": 8, "spatial_dims": 3, "preset": "micro", "depth": 1}
+    first = ViT(img_size=(16, 16, 24), **config)
+    save_module(first, tmp_path / "vit.safetensors", kind="vit")
+    vit = load_vit_weights(ViT(img_size=(16, 32, 24), **config), tmp_path / "vit.safetensors")
+    ours, theirs = vit.state_dict(), first.state_dict()
+    assert ours.pop(POSITIONS).shape == (1, 24, 128)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    foreign = reference()
+    foreign.save_pretrained(tmp_path / "foreign")
+    with pytest.raises(VividError, match="not for this ViT"):
+        load_vit_weights(ViT(img_size=(16, 32, 24), **config), tmp_path / "foreign")
 
 
 def test_wrong_counts_are_refused() -> None:

@@ -98,7 +98,7 @@ class ViT(nn.Module):
         num_patches: number N of patch tokens, the product of the grid.
         prefix: tokens before those of the patches: 1, the CLS token.
         image_shape: (C, *spatial) of an image.
-        architecture: its name, such as "vit-micro/16".
+        architecture: its name, such as "vit-micro/16" or "vit-micro/16-3d".
         config: keyword arguments that build this network again; JSON-serialisable.
     """
 
@@ -174,7 +174,8 @@ class ViT(nn.Module):
             **({"stem": stem} if stem != "patch" else {}),
         }
         label = preset if named else "x".join(map(str, astuple(shape)))
-        self.architecture = f"vit-{label}/{'x'.join(map(str, patch)) if isinstance(side, list) else side}"
+        patches = "x".join(map(str, patch)) if isinstance(side, list) else str(side)
+        self.architecture = f"vit-{label}/{patches}" + ("-3d" if spatial_dims == 3 else "")
         self.image_shape = (in_channels, *size)
         self._shape = [in_channels, *size]
         self.embed_dim, self.heads, self.prefix = shape.width, shape.heads, 1
