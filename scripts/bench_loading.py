@@ -22,7 +22,7 @@ import torch
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import image_loader
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.engines.step import AugmentedBatch
+from vivid_monai.engines.step import PrepareBatch
 from vivid_monai.images.augment import Augment, RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.prepare.phantoms import prepare
@@ -91,7 +91,7 @@ def main() -> None:
 
 def seconds(dataset: ImageDataset, batch: int) -> tuple[float, float]:
     """Seconds for each image over one pass: of processor time, and wall time."""
-    prepare_batch = dataset.augmentation and AugmentedBatch(dataset.augmentation)
+    prepare_batch = dataset.augmentation and PrepareBatch(dataset.augmentation)
     batches = iter(image_loader(dataset, batch, seed=0))
     steps = len(dataset) // batch
     cpu, wall = time.process_time(), time.perf_counter()

@@ -29,11 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vivid_monai.data.dataset import FieldSampler, ImageDataset
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.engines.step import PretrainLoss, PretrainStep, autocast, prepare_batch
+from vivid_monai.engines.step import PrepareBatch, PretrainStep, autocast
 from vivid_monai.images.augment import RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.parameter_groups import parameter_groups
-from vivid_monai.networks.pretrainer import Pretrainer
+from vivid_monai.networks.objectives import StateObjective
+from vivid_monai.networks.pretrainer import Pretrainer, parameter_groups
 from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.vit import ViT
 from vivid_monai.prepare.phantoms import prepare
@@ -109,7 +109,8 @@ class Job:
         vit = ViT(preset=args.vit, img_size=args.size, in_channels=3)
         spd = SPD(vit.embed_dim, groups=args.groups, queries=args.queries)
         projector = Projector(vit.embed_dim, teacher.embed_dim, scale=teacher.embed_scale)
-        network = Pretrainer(vit, spd, projector, teacher, pass_patches=way.patches).to(args.device)
+        self.states = StateObjective(spd, projector, teacher, pass_patches=way.patches)
+        network = Pretrainer(vit, {"states": self.states}).to(args.device)
         optimizer = torch.optim.AdamW(parameter_groups(network, lr_vit=2e-5, lr_projector=1e-4, weight_decay=0.01))
         if args.compile:
             network.compile()
@@ -118,8 +119,8 @@ class Job:
         self.engine = SimpleNamespace(
             network=network,
             optimizer=optimizer,
-            loss_function=PretrainLoss(),
-            prepare_batch=prepare_batch,
+            loss_function=network.loss,
+            prepare_batch=PrepareBatch(),
             non_blocking=True,
             amp=self.amp,
             amp_kwargs={},
@@ -144,7 +145,7 @@ class Job:
 
     def count(self) -> dict[str, float]:
         """Positions that the LM computes, TFLOP, and supervised tokens, of one image."""
-        lm, seen = getattr(self.engine.network.teacher, "lm", None), [0]
+        lm, seen = getattr(self.states.teacher, "lm", None), [0]
         hook = lm and lm.model.register_forward_pre_hook(
             lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
         )
@@ -153,11 +154,11 @@ class Job:
         if hook:
             hook.remove()
         n = len(self.batch["image"])
-        supervised = self.engine.network.count(*(self.batch[key].to(self.device) for key in ("states", "asked")))
+        supervised = self.states.counts(PrepareBatch()(self.batch, self.device))["nll"]
         return {
             "positions": sum(seen) / n,
             "tflop": counter.get_total_flops() / n / 1e12,
-            "supervised": float(supervised.sum()) / n,
+            "supervised": float(supervised) / n,
         }
 
     def split(self) -> dict[str, float]:
@@ -171,18 +172,18 @@ class Job:
             self.wait()
             clock[name] = 1e3 * (time.perf_counter() - started)
 
-        image, (states, asked) = prepare_batch(self.batch, self.device)
+        batch, states = PrepareBatch()(self.batch, self.device), self.states
         self.engine.optimizer.zero_grad()
         with autocast(self.engine):
             with lap("ViT"):
-                tokens = network.encoder(image)
+                tokens = network.encoder(batch["image"])
             with lap("SPD"):
-                spd = network.spd(tokens)
-                given = torch.cat((spd.embeddings, tokens), 1) if network.pass_patches else spd.embeddings
-                projected = network.projector(given)
+                spd = states.spd(tokens)
+                given = torch.cat((spd.embeddings, tokens), 1) if states.pass_patches else spd.embeddings
+                projected = states.projector(given)
             cut_here = projected.detach().requires_grad_()
             with lap("teacher"):
-                output = network.teacher(cut_here, states, asked)
+                output = states.teacher(cut_here, batch["states"], batch["asked"])
         with lap("teacher backward"):
             (output.nll.sum() / output.count.sum()).backward()
         with lap("ViT and SPD backward"):

@@ -1,7 +1,9 @@
 """Fixtures shared by the suite."""
 
 import importlib.util
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,12 @@ def real_data() -> Path:
         if candidate and Path(candidate).is_dir():
             return Path(candidate)
     pytest.skip("no real data: neither $VIVID_TEST_DATA nor ../shared/data exists")
+
+
+@pytest.fixture(autouse=True)
+def _messages() -> Iterator[None]:
+    """Leave the package's logger as it was: a program run within a test shows its messages by itself."""
+    logger = logging.getLogger("vivid_monai")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before

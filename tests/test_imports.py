@@ -8,6 +8,7 @@ import vivid_monai
 PACKAGE = Path(vivid_monai.__file__).parent
 ALLOWED = {
     "errors": set(),
+    "logs": set(),
     "assets": set(),
     "ums": {"errors", "storage"},
     "storage": {"errors"},
@@ -16,8 +17,8 @@ ALLOWED = {
     "phantom": {"errors", "ums"},
     "data": {"errors", "storage", "ums", "images"},
     "prepare": {"errors", "storage", "ums", "images", "phantom", "data"},
-    "networks": {"errors", "storage", "ums", "assets"},
-    "engines": {"errors", "storage", "ums", "metrics", "images", "data", "networks"},
+    "networks": {"errors", "storage", "ums", "metrics", "assets"},
+    "engines": {"errors", "logs", "storage", "ums", "metrics", "images", "data", "networks"},
     "evaluation": {"errors", "storage", "ums", "metrics", "images", "data", "networks"},
     "deploy": {"errors", "storage", "ums", "metrics", "images", "data", "networks", "evaluation"},
     "commands": {
@@ -32,7 +33,7 @@ ALLOWED = {
         "evaluation",
         "deploy",
     },
-    "cli": {"errors", "commands"},
+    "cli": {"errors", "logs", "commands"},
 }
 
 

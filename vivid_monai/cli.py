@@ -12,6 +12,7 @@ from importlib import import_module
 
 from vivid_monai import __version__
 from vivid_monai.errors import VividError
+from vivid_monai.logs import show_messages
 
 COMMANDS = {
     "prepare": "make a manifest from a data set",
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Errors meant for the user (:class:`vivid_monai.errors.VividError`) and those of the operating system (a missing
     file, a full disk) are one line on stderr, never a traceback.
     """
+    show_messages()
     words = sys.argv[1:] if argv is None else argv
     args = build_parser(next((word for word in words if not word.startswith("-")), None)).parse_args(words)
     try:

@@ -25,7 +25,7 @@ from vivid_monai.data.loader import collate
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.deploy.bundle.build import build_bundle
 from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
-from vivid_monai.engines.step import AugmentedBatch
+from vivid_monai.engines.step import PrepareBatch
 from vivid_monai.evaluation.encoders import load_encoder
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.images.augment import Augment, RandomAugmentation
@@ -80,7 +80,7 @@ def by_training(finished, images: list[Path], folder: Path) -> Tensor:
     rows = [{"image": path, "states": [1], "id": path.name, "patient_id": ""} for path in images]
     augmentation = RandomAugmentation(finished.preprocess, still)
     data = ImageDataset(rows, finished.preprocess, augmentation=augmentation, cache=True)
-    image, _ = AugmentedBatch(augmentation)(collate([data[i] for i in range(len(data))]))
+    image = PrepareBatch(augmentation)(collate([data[i] for i in range(len(data))]))["image"]
     return finished.classifier(image)
 
 

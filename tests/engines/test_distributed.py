@@ -1,6 +1,7 @@
-"""Two processes are one: the same global batch gives the same gradient and the same counts."""
+"""Two processes are one: the same global batch gives the same gradient and the same counts; they stop together."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,59 +9,101 @@ from typing import Any
 
 import pytest
 import torch
-
-from vivid_monai.engines.step import PretrainStep
-
-from .test_step import gradients, make_batch, make_engine, make_pretrainer
-
-SCRIPT = """
-import sys
-import torch
 import torch.distributed as dist
+from ignite.engine import Events
 from torch.nn.parallel import DistributedDataParallel
-sys.path.insert(0, {folder!r})
-from test_step import gradients, make_batch, make_engine, make_pretrainer
+
+from tests.engines.test_run import make_trainer
+from tests.engines.test_step import gradients, make_batch, make_engine, make_joint, make_pretrainer
+from vivid_monai.engines.run import Interrupted, run
 from vivid_monai.engines.step import PretrainStep
 
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-own = (slice(0, 5), slice(5, 6))[rank]
-batch = {{k: v[own] for k, v in make_batch().items()}}
-network = make_pretrainer(**{teacher!r})
-if {compiled}:
-    network.compile(backend="aot_eager")  # Inductor itself is tried in test_step
-[output] = PretrainStep(clip_norm=None, micro_batch_size=2)(make_engine(DistributedDataParallel(network)), batch)
-held = [p.to_local() if hasattr(p, "to_local") else p for p in network.teacher.lm.model.parameters()] if {shard} else []
-result = {{"gradients": gradients(network), "output": output, "held": sum(p.numel() for p in held)}}
-torch.save(result, f"{{sys.argv[1]}}/{{rank}}.pt")
-dist.destroy_process_group()
-"""
 LM = {"kind": "lm", "layout": "short_slots"}
+WAYS: dict[str, dict[str, Any]] = {
+    "no LM": {},
+    "LM": LM,
+    "compiled": LM,
+    "sharded": {**LM, "shard": True},
+    "two objectives, one over the whole batch": {},
+}
 
 
-@pytest.mark.parametrize(
-    ("teacher", "compiled", "shard"),
-    [({}, False, False), (LM, False, False), (LM, True, False), (LM, False, True)],
-    ids=["no LM", "LM", "compiled", "sharded"],
-)
-def test_two_gloo_processes_equal_one(tmp_path: Path, teacher: dict[str, Any], compiled: bool, shard: bool) -> None:
-    script = tmp_path / "two.py"
-    folder = str(Path(__file__).parent)
-    script.write_text(SCRIPT.format(folder=folder, teacher=teacher | {"shard": shard}, compiled=compiled, shard=shard))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", script, tmp_path]
+def build(way: str) -> Any:
+    if "objectives" in way:
+        return make_joint()
+    network = make_pretrainer(**WAYS[way])
+    if way == "compiled":
+        network.compile(backend="aot_eager")  # Inductor itself is tried in test_step
+    return network
+
+
+def process(folder: Path) -> None:
+    """What each of the two processes does: one step in every way, into a file; and a run that is stopped."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    own = (slice(0, 5), slice(5, 6))[rank]
+    batch = {key: value[own] for key, value in make_batch().items()}
+    batch["skipped"] = [None] * 4 * rank  # this process could not read four of its five images
+    for way in WAYS:
+        network = build(way)
+        size = None if "objectives" in way else 2
+        [output] = PretrainStep(clip_norm=None, micro_batch_size=size)(
+            make_engine(DistributedDataParallel(network)), batch
+        )
+        lm = network.objectives["states"].teacher.lm.model if way == "sharded" else torch.nn.Module()
+        held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in lm.parameters())
+        torch.save({"gradients": gradients(network), "output": output, "held": held}, folder / f"{way}-{rank}.pt")
+
+    trainer, _, checkpoint = make_trainer(folder / "checkpoints", every=100)
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda: dist.barrier())
+    at = 3 + rank
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=at), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stopped = ""
+    try:
+        run(trainer)
+    except Interrupted as error:
+        stopped = str(error)
+    dist.barrier()
+    torch.save({"stopped": stopped, "saves": [step for step, _ in checkpoint.saves()]}, folder / f"stopped-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that two processes leave."""
+    folder = tmp_path_factory.mktemp("two")
     done = subprocess.run(
-        launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", __name__, folder],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
-    network = make_pretrainer(**teacher)
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_gloo_processes_equal_one(two: Path, way: str) -> None:
+    network = make_joint() if "objectives" in way else make_pretrainer(**{**WAYS[way], "shard": False})
     [expected] = PretrainStep(clip_norm=None)(make_engine(network), make_batch())
     for rank in range(2):
-        got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        got = torch.load(two / f"{way}-{rank}.pt", weights_only=True)
         torch.testing.assert_close(got["gradients"], gradients(network), atol=1e-5, rtol=1e-4)
-        for name in ("loss", "nll", "penalty", "supervised", "images"):
-            assert abs(got["output"][name] - expected[name]) < 1e-5, name
-        if shard:
-            whole = sum(p.numel() for p in network.teacher.lm.model.parameters())
-            layers = sum(p.numel() for p in network.teacher.lm.model.model.layers.parameters())
+        assert got["output"] == pytest.approx(expected, abs=1e-5, rel=1e-5)
+        if way == "sharded":
+            lm = network.objectives["states"].teacher.lm.model
+            whole, layers = (sum(p.numel() for p in part.parameters()) for part in (lm, lm.model.layers))
             assert got["held"] == whole - layers // 2
+
+
+def test_a_signal_that_reaches_two_processes_at_different_steps_stops_both_after_the_same(two: Path) -> None:
+    for rank in range(2):
+        got = torch.load(two / f"stopped-{rank}.pt", weights_only=True)
+        assert "stopped after step 3" in got["stopped"]
+        assert got["saves"] == [3]
+
+
+if __name__ == "__main__":
+    process(Path(sys.argv[1]))

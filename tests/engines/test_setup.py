@@ -1,11 +1,17 @@
-"""Errors for the user are found however deep the bundle wraps them, and others are left alone."""
+"""Set-up of a run: errors and messages for the user, processes with unequally many batches, indices evenly spread."""
 
+import logging
 import sys
 
 import pytest
+import torch
 
-from vivid_monai.engines.setup import find_cause, setup, show_errors_plainly
+from vivid_monai.engines.setup import InStep, evenly, find_cause, setup, show_errors_plainly
+from vivid_monai.engines.step import ValidationStep
 from vivid_monai.errors import VividError
+from vivid_monai.logs import show_messages
+
+from .test_step import make_batch, make_engine, make_pretrainer
 
 
 def wrapped(error: Exception) -> Exception:
@@ -42,3 +48,53 @@ def test_several_processes_need_torchrun(monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(VividError, match="torchrun"):
         setup(seed=0, distributed=True)
+
+
+def test_messages_are_plain_lines_on_stderr_once(capsys):
+    for _ in range(2):
+        show_messages()
+    logging.getLogger("vivid_monai.engines.run").info("step 3: saved")
+    logging.getLogger("vivid_monai.engines.run").debug("unseen")
+    assert capsys.readouterr().err == "step 3: saved\n"
+
+
+@pytest.mark.parametrize(("n", "most", "expected"), [(3, 5, [0, 1, 2]), (4, 4, [0, 1, 2, 3]), (10, 3, [0, 3, 6])])
+def test_indices_are_spread_evenly(n, most, expected):
+    assert evenly(n, most) == expected
+
+
+def padded(loader: list[dict], most: int, monkeypatch: pytest.MonkeyPatch) -> InStep:
+    monkeypatch.setattr("vivid_monai.engines.setup.idist.all_reduce", lambda own, how: max(own, most))
+    return InStep(loader)  # type: ignore[arg-type]
+
+
+def test_alone_it_is_the_loader():
+    loader = [make_batch(seed=1), make_batch(seed=2)]
+    batches = InStep(loader)
+    assert len(batches) == 2
+    assert all(one is other for one, other in zip(batches, loader, strict=True))
+
+
+def test_a_process_with_fewer_batches_repeats_its_last(monkeypatch):
+    loader = [make_batch(seed=1), make_batch(seed=2) | {"skipped": ["a file"]}]
+    batches = list(padded(loader, 4, monkeypatch))
+    assert len(batches) == len(padded(loader, 4, monkeypatch)) == 4
+    assert [batch.get("padding", False) for batch in batches] == [False, False, True, True]
+    assert all(batch["image"] is loader[1]["image"] for batch in batches[1:])
+    assert [len(batch["skipped"]) for batch in batches] == [0, 1, 0, 0]
+
+
+def test_padding_runs_the_network_and_counts_for_nothing(monkeypatch):
+    network = make_pretrainer()
+    runs = []
+    network.encoder.register_forward_hook(lambda *_: runs.append(1))
+    step = ValidationStep()
+    outputs = [step(make_engine(network), batch)["states"] for batch in padded([make_batch()], 2, monkeypatch)]
+    assert len(runs) == 4
+    assert [len(output["states"]) for output in outputs] == [len(output["log_probs"]) for output in outputs] == [6, 0]
+    torch.testing.assert_close(outputs[0]["blank"]["log_probs"], outputs[1]["blank"]["log_probs"])
+
+
+def test_a_process_without_a_batch_is_told(monkeypatch):
+    with pytest.raises(VividError, match="no validation image"):
+        next(iter(padded([], 1, monkeypatch)))

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.pretrainer import Pretrainer
+from vivid_monai.networks.objectives import StateObjective
+from vivid_monai.networks.pretrainer import Pretrainer, parameter_groups
 from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
+from vivid_monai.networks.teacher.none import StateClassifier
 from vivid_monai.networks.vit import ViT
 
 FIELDS = ("edema", "fracture")
@@ -40,80 +42,89 @@ def build(*, frozen: bool = True, seed: int = 0, groups: int = 4, pass_patches: 
     torch.manual_seed(seed)
     vit = ViT(img_size=32, preset="micro")
     spd, projector = SPD(128, groups=groups), Projector(128, 24, dropout=0.0)
-    return Pretrainer(vit, spd, projector, FakeTeacher(frozen=frozen), pass_patches=pass_patches)
+    states = StateObjective(spd, projector, FakeTeacher(frozen=frozen), pass_patches=pass_patches)
+    return Pretrainer(vit, {"states": states})
 
 
-def batch() -> tuple[Tensor, Tensor, Tensor]:
-    image = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    return image, torch.tensor([[0, 1], [2, -1], [1, 1]]), torch.tensor([[True, True], [True, True], [False, True]])
+def batch() -> dict[str, Tensor]:
+    return {
+        "image": torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(1)),
+        "states": torch.tensor([[0, 1], [2, -1], [1, 1]]),
+        "asked": torch.tensor([[True, True], [True, True], [False, True]]),
+    }
 
 
-def loss_of(output: dict[str, Tensor]) -> Tensor:
-    return output["nll"].sum() / output["count"].sum() + 0.01 * output["penalty"].mean()
+def loss_of(network: nn.Module) -> Tensor:
+    pretrainer = getattr(network, "module", network)
+    return pretrainer.loss(network(batch()), pretrainer.counts(batch()))
 
 
 @pytest.mark.parametrize("pass_patches", [False, True])
 def test_the_teacher_reads_spd_first_and_then_all_tokens(pass_patches: bool) -> None:
     pretrainer = build(pass_patches=pass_patches).eval()
-    image, states, asked = batch()
-    output = pretrainer(image, states, asked)
-    tokens = pretrainer.encoder(image)
-    spd = pretrainer.spd(tokens)
+    states = pretrainer.objectives["states"]
+    output = pretrainer(batch())
+    tokens = pretrainer.encoder(batch()["image"])
+    spd = states.spd(tokens)
     parts = [spd.embeddings, tokens] if pass_patches else [spd.embeddings]
-    torch.testing.assert_close(pretrainer.teacher.seen, torch.cat([pretrainer.projector(part) for part in parts], 1))
-    assert {name: tuple(value.shape) for name, value in output.items()} == {
-        "nll": (3, 2),
-        "count": (3, 2),
-        "log_probs": (3, 2, 3),
-        "penalty": (3,),
-    }
-    assert torch.equal(output["penalty"], spd.penalty)
-    assert output["count"].sum(1).tolist() == pretrainer.count(states, asked).tolist() == [2, 1, 1]
+    torch.testing.assert_close(states.teacher.seen, torch.cat([states.projector(part) for part in parts], 1))
+    assert {name: tuple(value.shape) for name, value in output.items()} == {"nll": (), "penalty": ()}
+    assert torch.equal(output["penalty"], spd.penalty.sum())
+    assert {name: int(count) for name, count in pretrainer.counts(batch()).items()} == {"nll": 4, "penalty": 3}
+    answers = pretrainer.predict(batch())["states"]
+    assert answers["log_probs"].shape == (3, 2, 3)
+    assert torch.equal(answers["states"], batch()["states"])
 
 
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_gradient_reaches_everything_that_is_trained(frozen: bool, groups: int) -> None:
     pretrainer = build(frozen=frozen, groups=groups).eval()
-    loss_of(pretrainer(*batch())).backward()
+    loss_of(pretrainer).backward()
     without = {name for name, p in pretrainer.named_parameters() if p.grad is None or not p.grad.any()}
-    assert without == ({"teacher.lm.1.weight", "teacher.lm.1.bias"} if frozen else set())
+    assert without == ({f"objectives.states.teacher.lm.1.{name}" for name in ("weight", "bias")} if frozen else set())
 
 
 def test_only_a_frozen_teacher_stays_in_evaluation_mode() -> None:
     pretrainer = build()
     for _ in range(2):
         assert pretrainer.encoder.training
-        assert pretrainer.projector[2].training
-        assert not any(part.training for part in pretrainer.teacher.lm.modules())
+        assert pretrainer.objectives["states"].projector[2].training
+        assert not any(part.training for part in pretrainer.objectives["states"].teacher.lm.modules())
         pretrainer.eval().train()
     trained = build(frozen=False).train()
-    assert trained.teacher.lm[0].training
+    assert trained.objectives["states"].teacher.lm[0].training
     assert not any(module.training for module in trained.eval().modules())
 
 
 def test_the_checkpoint_holds_what_is_trained_and_restores_it() -> None:
     frozen, trained = build(), build(frozen=False)
-    teacher = {"teacher.lm.1.weight", "teacher.lm.1.bias"}
+    teacher = {f"objectives.states.teacher.lm.1.{name}" for name in ("weight", "bias")}
     assert frozen.state_dict().keys() - frozen.trainable_state_dict().keys() == teacher
     assert trained.trainable_state_dict().keys() == trained.state_dict().keys()
     for source, is_frozen in ((frozen, True), (trained, False)):
         other = build(frozen=is_frozen, seed=1)
-        kept = other.teacher.lm[1].weight.clone()
+        kept = other.objectives["states"].teacher.lm[1].weight.clone()
         other.load_trainable_state_dict(source.trainable_state_dict())
         assert all(torch.equal(a, source.state_dict()[n]) for n, a in other.trainable_state_dict().items())
-        assert torch.equal(other.teacher.lm[1].weight, kept) == is_frozen
+        assert torch.equal(other.objectives["states"].teacher.lm[1].weight, kept) == is_frozen
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_whole() -> None:
     pretrainer = build()
     before = {name: tensor.clone() for name, tensor in pretrainer.state_dict().items()}
-    state = {name: tensor + 1 for name, tensor in before.items() if not name.startswith("teacher")}
+    state = {name: tensor + 1 for name, tensor in before.items() if ".teacher." not in name}
     bad = [
-        ({name: tensor for name, tensor in state.items() if name != "spd.queries"}, r"spd\.queries is missing"),
+        (
+            {name: tensor for name, tensor in state.items() if name != "objectives.states.spd.queries"},
+            r"states\.spd\.queries is missing",
+        ),
         (state | {"head.weight": torch.zeros(1)}, r"head\.weight is unknown"),
-        (state | {"spd.queries": torch.zeros(2)}, r"spd\.queries has shape \(2,\), not \(4, 4, 2, 32\)"),
-        (before, r"teacher\.lm\.1\.weight is unknown"),
+        (
+            state | {"objectives.states.spd.queries": torch.zeros(2)},
+            r"states\.spd\.queries has shape \(2,\), not \(4, 4, 2, 32\)",
+        ),
+        (before, r"states\.teacher\.lm\.1\.weight is unknown"),
     ]
     for given, message in bad:
         with pytest.raises(VividError, match=message):
@@ -121,15 +132,24 @@ def test_a_checkpoint_that_does_not_fit_is_refused_whole() -> None:
         assert all(torch.equal(tensor, before[name]) for name, tensor in pretrainer.state_dict().items())
 
 
+def test_a_checkpoint_of_version_0_1_is_loaded_whose_objective_was_the_pretrainer_itself() -> None:
+    trained, other = build(frozen=False), build(frozen=False, seed=1)
+    state = {name.removeprefix("objectives.states."): tensor for name, tensor in trained.trainable_state_dict().items()}
+    assert {"spd.queries", "projector.0.weight", "teacher.lm.1.bias", "encoder.cls_token"} <= state.keys()
+    other.load_trainable_state_dict(state)
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
 def test_parts_of_different_widths_are_refused() -> None:
-    vit = ViT(img_size=32, preset="micro")
     for spd, projector, name in (
-        (SPD(64), Projector(128, 24), "spd.dim=64 must be 128"),
+        (SPD(64), Projector(64, 24), "'states' reads tokens of width 64, which must be 128"),
         (SPD(128), Projector(64, 24), "projector.dim=64 must be 128"),
         (SPD(128), Projector(128, 32), "projector.out_dim=32 must be 24"),
     ):
         with pytest.raises(VividError, match=name):
-            Pretrainer(vit, spd, projector, FakeTeacher())
+            Pretrainer(ViT(img_size=32, preset="micro"), {"states": StateObjective(spd, projector, FakeTeacher())})
+    with pytest.raises(VividError, match="needs an objective"):
+        Pretrainer(ViT(img_size=32, preset="micro"), {})
 
 
 @pytest.mark.filterwarnings("ignore:Grad strides")  # with one group, of an axis of length 1
@@ -139,11 +159,70 @@ def test_distributed_training_finds_no_unused_parameter(tmp_path: Path, groups: 
     try:
         wrapped = DistributedDataParallel(build(groups=groups))
         for _ in range(2):  # the second forward is the one that complains
-            loss_of(wrapped(*batch())).backward()
+            loss_of(wrapped).backward()
     finally:
         dist.destroy_process_group()
     plain = build(groups=groups)
     for _ in range(2):
-        loss_of(plain(*batch())).backward()
+        loss_of(plain).backward()
     for ours, theirs in zip(wrapped.module.parameters(), plain.parameters(), strict=True):
         assert ours.grad is None if theirs.grad is None else torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+
+RATES = {"lr_vit": 2e-5, "lr_projector": 1e-4, "weight_decay": 0.01}
+
+
+@pytest.fixture
+def pretrainer() -> Pretrainer:
+    states = StateObjective(SPD(128), Projector(128, 24), StateClassifier(("edema", "fracture"), 24))
+    return Pretrainer(ViT(img_size=32, preset="micro"), {"states": states})
+
+
+def names_of(group: dict, pretrainer: Pretrainer) -> set[str]:
+    ids = {id(parameter) for parameter in group["params"]}
+    named = pretrainer.named_parameters()
+    return {name.removeprefix("objectives.states.") for name, parameter in named if id(parameter) in ids}
+
+
+def test_rates_and_decay_go_where_they_belong(pretrainer: Pretrainer) -> None:
+    groups = parameter_groups(pretrainer, **RATES)
+    assert [(g["name"], g["lr"], g["weight_decay"]) for g in groups] == [
+        ("vit", 2e-5, 0.01),
+        ("vit, no decay", 2e-5, 0.0),
+        ("projector", 1e-4, 0.01),
+        ("projector, no decay", 1e-4, 0.0),
+    ]
+    vit, vit_plain, rest, rest_plain = (names_of(group, pretrainer) for group in groups)
+    assert vit | vit_plain | rest | rest_plain == {
+        name.removeprefix("objectives.states.") for name, _ in pretrainer.named_parameters()
+    }
+    assert sum(len(group["params"]) for group in groups) == len(list(pretrainer.parameters()))
+    assert all(name.startswith("encoder.") and name.endswith("weight") for name in vit)
+    assert {"encoder.patch_embedding.patch_embeddings.weight", "encoder.blocks.5.mlp.linear2.weight"} <= vit
+    assert {"encoder.cls_token", "encoder.patch_embedding.position_embeddings", "encoder.norm.weight"} <= vit_plain
+    assert rest == {
+        "spd.key_weight",
+        "spd.value_weight",
+        "spd.out_weight",
+        "projector.0.weight",
+        "projector.3.weight",
+        "teacher.weight",
+    }
+    assert {"spd.queries", "spd.out_bias", "projector.4.weight", "teacher.query", "teacher.bias"} <= rest_plain
+    torch.optim.AdamW(groups)  # takes them as they are
+
+
+def test_frozen_parameters_are_left_out(pretrainer: Pretrainer) -> None:
+    pretrainer.objectives["states"].teacher.requires_grad_(False)
+    pretrainer.encoder.requires_grad_(False)
+    groups = parameter_groups(pretrainer, **RATES)
+    assert [group["name"] for group in groups] == ["projector", "projector, no decay"]
+    assert all(name.startswith(("spd.", "projector.")) for group in groups for name in names_of(group, pretrainer))
+    with pytest.raises(VividError, match="nothing to train"):
+        parameter_groups(pretrainer.requires_grad_(False), **RATES)
+
+
+@pytest.mark.parametrize("name", list(RATES))
+def test_negative_rates_are_told(pretrainer: Pretrainer, name: str) -> None:
+    with pytest.raises(VividError, match=f"{name}=-1"):
+        parameter_groups(pretrainer, **RATES | {name: -1})

@@ -1,7 +1,9 @@
-"""What a run records of itself: a table and a picture of its curves."""
+"""What a run shows and records of itself: progress, images left out, a table and a picture of its curves."""
 
 import csv
+import logging
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +16,16 @@ from tqdm import tqdm
 from vivid_monai.storage.files import whole_file
 from vivid_monai.storage.skipped import SkipReport
 
+logger = logging.getLogger(__name__)
+
 
 class Progress:
-    """Trainer handler: one bar over all steps with the loss, and one line per validation. Main process only.
+    """Trainer handler: one bar over all steps with the loss and its terms, and one line per validation.
+
+    Main process only. (Ignite's ProgressBar draws a line for every step into a log file.)
 
     Args:
-        validator: the evaluator whose numbers are told after each validation; attach this handler after the validation
-            handler.
+        validator: the evaluator whose metrics are shown after each validation.
     """
 
     def __init__(self, *, validator: Engine) -> None:
@@ -31,8 +36,8 @@ class Progress:
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.STARTED, self._open)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._tell)
             engine.add_event_handler(Events.COMPLETED, self._close)
+            self._validator.add_event_handler(Events.COMPLETED, self._show, engine)
 
     def _open(self, engine: Engine) -> None:
         steps = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
@@ -43,27 +48,35 @@ class Progress:
 
     def _step(self, engine: Engine) -> None:
         if self._bar is not None:
-            output = engine.state.output[0]  # type: ignore[index]
-            self._bar.set_postfix({k: f"{output[k]:.3f}" for k in ("loss", "penalty")}, refresh=False)  # type: ignore[index, call-overload]
+            shown = {name: f"{value:.3f}" for name, value in training_numbers(engine).items() if name != "grad_norm"}
+            self._bar.set_postfix(shown, refresh=False)
             self._bar.update()
 
-    def _tell(self, engine: Engine) -> None:
-        measured = self._validator.state.metrics
-        if "macro_auroc" in measured:
-            tqdm.write(
-                f"step {engine.state.iteration}: validation macro AUROC {measured['macro_auroc']:.3f}, state NLL "
-                f"{measured['nll_own']:.3f} (shuffled images {measured['nll_shuffled']:.3f}, blank image "
-                f"{measured['nll_blank']:.3f})",
-                file=sys.stderr,
-            )
+    def _show(self, validator: Engine, engine: Engine) -> None:
+        measured = {name: value for name, value in numbers(validator.state.metrics).items() if not PER_FIELD(name)}
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+        logger.info("step %d: validation %s", engine.state.iteration, shown)
 
-    def _close(self, engine: Engine) -> None:
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
 
+PER_FIELD = re.compile(r"(^|/)(auroc|ap)/").search
+
+
+def training_numbers(engine: Engine) -> dict[str, float]:
+    """Loss, terms and gradient norm of the trainer's last step, without the counts."""
+    return {name: value for name, value in engine.state.output[0].items() if not name.startswith("count/")}  # type: ignore[index, call-overload]
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that are numbers."""
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+
+
 class SkipList:
-    """Handler that lists images which could not be read in ``path`` (CSV), each once, and counts them on stderr.
+    """Handler that lists images which could not be read in ``path`` (CSV), each once, and says how many they are.
 
     Args:
         path: the list; written only when there is something to list. Other processes than the first add their rank.
@@ -78,29 +91,26 @@ class SkipList:
         path = self._path if rank == 0 else self._path.with_stem(f"{self._path.stem}_rank{rank}")
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(
-            Events.EPOCH_COMPLETED, lambda _: self._report.write(path) if len(self._report) else None
+            Events.EPOCH_COMPLETED, lambda: self._report.write(path) if len(self._report) else None
         )
-        engine.add_event_handler(Events.COMPLETED, lambda _: self._tell(path))
+        engine.add_event_handler(Events.COMPLETED, lambda: self._tell(path))
 
     def _collect(self, engine: Engine) -> None:
         self._report.add(engine.state.batch["skipped"])  # type: ignore[index, call-overload]
 
     def _tell(self, path: Path) -> None:
         if len(self._report):
-            print(
-                f"{len(self._report)} images could not be read and were left out; they are listed in {path}",
-                file=sys.stderr,
+            logger.warning(
+                "%d images could not be read and were left out; they are listed in %s", len(self._report), path
             )
-
-
-TRAIN = ("loss", "nll", "penalty", "grad_norm")
 
 
 class History:
     """Trainer handler that writes ``curves.csv`` and ``curves.png`` at the end of every epoch.
 
-    A row holds the step, the means of the training numbers since the row before, the learning rates and every scalar
-    the validator measured. The rows travel with the checkpoint, so a resumed run has one unbroken table.
+    A row holds the step, the means of the training numbers since the row before, the learning rates and, where this
+    epoch was validated, every number the validator measured. The rows travel with the checkpoint, so a resumed run has
+    one unbroken table.
 
     Args:
         directory: where the two files go.
@@ -112,10 +122,12 @@ class History:
         self.directory = Path(directory)
         self._validator, self._optimizer = validator, optimizer
         self.rows: list[dict[str, float]] = []
-        self._sums: dict[str, float] = dict.fromkeys(TRAIN, 0.0)
+        self._measured: dict[str, float] = {}
+        self._sums: dict[str, float] = {}
         self._steps = 0
 
     def attach(self, engine: Engine) -> None:
+        self._validator.add_event_handler(Events.COMPLETED, self._measure)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._row)
 
@@ -127,9 +139,12 @@ class History:
         self._sums, self._steps = dict(state["sums"]), state["steps"]
 
     def _add(self, engine: Engine) -> None:
-        for name in TRAIN:
-            self._sums[name] += engine.state.output[0][name]  # type: ignore[index, call-overload]
+        for name, value in training_numbers(engine).items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self._steps += 1
+
+    def _measure(self, validator: Engine) -> None:
+        self._measured = numbers(validator.state.metrics)
 
     def _row(self, engine: Engine) -> None:
         row: dict[str, float] = {"step": engine.state.iteration}
@@ -137,9 +152,9 @@ class History:
         row |= {
             f"lr/{group.get('name', i)}": float(group["lr"]) for i, group in enumerate(self._optimizer.param_groups)
         }
-        row |= {f"val/{k}": float(v) for k, v in self._validator.state.metrics.items() if isinstance(v, (int, float))}
+        row |= {f"val/{name}": value for name, value in self._measured.items()}
         self.rows.append(row)
-        self._sums, self._steps = dict.fromkeys(TRAIN, 0.0), 0
+        self._sums, self._steps, self._measured = {}, 0, {}
         if idist.get_rank() == 0:
             self.write()
 
@@ -159,19 +174,20 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = {
-        "training loss (nats)": ["train/loss", "train/nll"],
-        "validation macro AUROC": ["val/macro_auroc"],
-        "validation state NLL (nats)": ["val/nll_own", "val/nll_shuffled", "val/nll_blank"],
-        "SPD overlap (mean |cos|)": ["train/penalty"],
+        "training loss (nats)": r"train/(?!.*(penalty|grad_norm)$)",
+        "validation macro AUROC": r"val/.*macro_auroc$",
+        "validation state NLL (nats)": r"val/.*nll_(own|shuffled|blank)$",
+        "SPD overlap (mean |cos|)": r"train/.*penalty$",
     }
+    names = dict.fromkeys(name for row in rows for name in row)
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (title, keys) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        for key in keys:
-            points = [(row["step"], row[key]) for row in rows if not math.isnan(row.get(key, math.nan))]
+    for axis, (title, pattern) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for name in filter(re.compile(pattern).match, names):
+            points = [(row["step"], row[name]) for row in rows if not math.isnan(row.get(name, math.nan))]
             if points:
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=key)
-        axis.set(title=title, xlabel="step")
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axis.set(title=title, xlabel="step", visible=bool(axis.lines))
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)

@@ -1,16 +1,17 @@
-"""Running a trainer to its end, to its interruption, or not at all when it has already been there."""
+"""A run: its folder, its checkpoints, and its orderly end."""
 
+import logging
 import os
 import re
 import signal
-import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -19,7 +20,10 @@ from ignite.handlers import Checkpoint, DiskSaver
 from vivid_monai.engines.history import History
 from vivid_monai.errors import VividError
 
+logger = logging.getLogger(__name__)
 PATTERN = re.compile(r"^step_(\d+)\.pt$")
+FIRST_FILES = ("initial_vit.safetensors", "config.json", "checkpoints")
+"""Each of them shows that a folder belongs to a run."""
 
 
 class TrainableWeights:
@@ -109,9 +113,13 @@ class RunCheckpoint:
         sampler: endless batch sampler with a ``start`` attribute (first step), see :mod:`vivid_monai.data.loader`.
         every: steps between two saves; there is one at the end of every epoch besides, after its validation.
         keep: how many saves are kept.
-        resume: go on from the newest save in ``directory``; with none there, a :class:`VividError`.
+        resume: continue from the newest save in ``directory``.
 
     Attach it after the validation handler, so that what validation records is in the save of the same epoch.
+
+    Raises:
+        VividError: on attaching: nothing to resume; a save that cannot be read or is of another run; or, without
+            ``resume``, saves of another run in ``directory``, which would be taken for this one's.
     """
 
     def __init__(
@@ -134,7 +142,10 @@ class RunCheckpoint:
         if self._resume:
             self._load(objects)
             self._sampler.start = engine.state.iteration
+        elif self.saves():
+            raise _used(self.directory.parent)
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._saved = engine.state.iteration if self._resume else None
         self._checkpoint = Checkpoint(
             objects,
             _Saver(str(self.directory), atomic=True, require_empty=False),
@@ -146,30 +157,26 @@ class RunCheckpoint:
         self._checkpoint.load_state_dict({"_saved": [(step, path.name) for step, path in sorted(self.saves())]})
         engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self.random_state.restore())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._within_epoch)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._checkpoint)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
-    def save_now(self, engine: Engine) -> None:
-        """Save at once, between two steps, for a run that is asked to stop."""
-        if not any(step == engine.state.iteration for step, _ in self.saves()):
+    def save(self, engine: Engine) -> None:
+        """Save now, unless the save of this step is there; all processes together."""
+        if self._saved != engine.state.iteration:
             self._checkpoint(engine)
+            self._saved = engine.state.iteration
 
     def saves(self) -> list[tuple[int, Path]]:
         """(step, file) of the saves in the directory."""
-        if not self.directory.is_dir():
-            return []
-        found = ((PATTERN.match(path.name), path) for path in self.directory.iterdir())
-        return [(int(match.group(1)), path) for match, path in found if match]
+        return saves(self.directory)
 
     def _within_epoch(self, engine: Engine) -> None:
-        at_epoch_end = engine.state.epoch_length and engine.state.iteration % engine.state.epoch_length == 0
-        if engine.state.iteration % self._every == 0 and not at_epoch_end:
-            self._checkpoint(engine)
+        if engine.state.iteration % self._every == 0 and not ends_epoch(engine):
+            self.save(engine)
 
     def _load(self, objects: Mapping[str, Any]) -> None:
-        saves = self.saves()
-        if not saves:
-            raise VividError(f"nothing to resume: no step_*.pt in {self.directory}; give the --output_dir of the run")
-        _, path = max(saves)
+        if not self.saves():
+            raise _nothing_to_resume(self.directory)
+        _, path = max(self.saves())
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -191,7 +198,8 @@ class Interrupted(VividError):
 class KeepRun:
     """Trainer handler: records the run, saves it, and stops it in good order.
 
-    The first Ctrl-C (or SIGTERM) finishes the step, saves, and says how to go on; a second one kills.
+    The first Ctrl-C (or SIGTERM) finishes the step, and at the end of an epoch its validation too; saves, and says how
+    to continue. A second one kills. Of several processes, all stop after the same step, whichever of them was asked.
 
     Args:
         checkpoint: what saves and resumes.
@@ -208,9 +216,12 @@ class KeepRun:
         if self._history is not None:
             self._history.attach(engine)
         self._checkpoint.attach(engine)
-        engine.add_event_handler(Events.STARTED, lambda _: self._listen())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
-        engine.add_event_handler(Events.COMPLETED, lambda _: self._forget())
+        engine.add_event_handler(Events.STARTED, self._listen)
+        engine.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda e: None if ends_epoch(e) else self._stop_if_asked(e)
+        )
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._stop_if_asked)
+        engine.add_event_handler(Events.COMPLETED, self._forget)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
 
     def _listen(self) -> None:
@@ -228,17 +239,25 @@ class KeepRun:
         self._forget()
 
     def _stop_if_asked(self, engine: Engine) -> None:
-        if not self._asked:
+        # A signal reaches the processes at different steps; one that stopped alone would leave the others waiting.
+        asked = idist.all_reduce(int(self._asked), "MAX") if idist.get_world_size() > 1 else self._asked
+        if not asked:
             return
-        self._checkpoint.save_now(engine)
+        self._checkpoint.save(engine)
         raise Interrupted(
-            f"stopped after step {engine.state.iteration}; saved in {self._checkpoint.directory}. Go on with the same "
-            f"command plus: --output_dir {self._checkpoint.directory.parent} --resume True"
+            f"stopped after step {engine.state.iteration}; saved in {self._checkpoint.directory}. Continue with the "
+            f"same command plus: --output_dir {self._checkpoint.directory.parent} --resume True"
         )
 
     def _raise(self, engine: Engine, error: Exception) -> None:
         self._forget()
         raise error
+
+
+def ends_epoch(engine: Engine) -> bool:
+    """Whether the trainer's last step was the last of an epoch: validation, record and save follow."""
+    length = engine.state.epoch_length
+    return bool(length) and engine.state.iteration % length == 0  # type: ignore[operator]
 
 
 def run(trainer: Any) -> None:
@@ -249,11 +268,59 @@ def run(trainer: Any) -> None:
     """
     state = trainer.state
     if state.epoch_length and state.iteration >= state.max_epochs * state.epoch_length:
-        print(f"training is complete ({state.iteration} steps); nothing left to train", file=sys.stderr)
+        logger.info("training is complete (%d steps); nothing left to train", state.iteration)
         return
     trainer.run()
     if dist.is_initialized():
         dist.barrier()
+
+
+def saves(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, file) of the checkpoints in a folder."""
+    if not checkpoints.is_dir():
+        return []
+    found = ((PATTERN.match(path.name), path) for path in checkpoints.iterdir())
+    return [(int(match.group(1)), path) for match, path in found if match]
+
+
+def start_run(output_dir: str | Path, *, resume: bool) -> None:
+    """Refuse a folder that does not fit ``resume``, before anything is written; all processes together.
+
+    Raises:
+        VividError: a new run in the folder of another one, or nothing to resume.
+    """
+    folder = Path(output_dir)
+
+    def wrong() -> VividError | None:
+        if resume:
+            return None if saves(folder / "checkpoints") else _nothing_to_resume(folder / "checkpoints")
+        return _used(folder) if any((folder / name).exists() for name in FIRST_FILES) else None
+
+    found = _as_first_process(wrong)
+    if found is not None:
+        raise found
+
+
+def _nothing_to_resume(checkpoints: Path) -> VividError:
+    return VividError(
+        f"nothing to resume: no step_*.pt in {checkpoints}; give the --output_dir of a run that has saved, or start a "
+        "new run, without --resume, in another folder"
+    )
+
+
+def _used(folder: Path) -> VividError:
+    return VividError(
+        f"{folder} holds a run already: continue it with --resume True, or give another --output_dir; nothing was "
+        "written"
+    )
+
+
+def _as_first_process(decide: Callable[[], Any]) -> Any:
+    """What ``decide`` returns in the first process, in every process."""
+    decided = [decide() if not dist.is_initialized() or dist.get_rank() == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(decided, src=0)
+    return decided[0]
 
 
 @cache
@@ -262,16 +329,15 @@ def new_run_dir(parent: str | Path) -> str:
 
     A process gets one folder per parent, however often it asks: MONAI's tracking evaluates configs more than once.
     """
-    chosen: list[str | None] = [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
+
+    def make() -> str:
         Path(parent).mkdir(parents=True, exist_ok=True)
         number = max((int(p.name) for p in Path(parent).iterdir() if p.name.isdecimal()), default=0) + 1
-        while chosen[0] is None:
+        while True:
             try:
                 (Path(parent) / f"{number:03d}").mkdir()
-                chosen[0] = os.fspath(Path(parent) / f"{number:03d}")
+                return os.fspath(Path(parent) / f"{number:03d}")
             except FileExistsError:  # another run was faster
                 number += 1
-    if dist.is_initialized():
-        dist.broadcast_object_list(chosen, src=0)
-    return str(chosen[0])
+
+    return str(_as_first_process(make))

@@ -1,4 +1,4 @@
-"""What a run needs before anything else: readable errors, determinism, and its place among several processes."""
+"""Set-up of a run: messages and errors, determinism, several processes."""
 
 import logging
 import os
@@ -15,6 +15,7 @@ from monai.utils import set_determinism
 from torch.utils.data import DataLoader
 
 from vivid_monai.errors import VividError
+from vivid_monai.logs import show_messages
 
 
 class InStep:
@@ -65,6 +66,7 @@ def setup(*, seed: int, distributed: bool = False, threads: int | None = None) -
     Raises:
         VividError: ``distributed`` without ``torchrun``.
     """
+    show_messages()
     show_errors_plainly()
     warnings.filterwarnings("ignore", message=".*no allow list.*")  # the bundle's own configs, read on the user's word
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # Ignite logs every error a second time
@@ -81,6 +83,12 @@ def setup(*, seed: int, distributed: bool = False, threads: int | None = None) -
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     set_determinism(seed=seed, use_deterministic_algorithms=None)
+
+
+def evenly(n: int, most: int) -> list[int]:
+    """At most ``most`` of the indices 0 … n - 1, in order and evenly spread; all of them where they are not more."""
+    k = min(n, most)
+    return [i * n // k for i in range(k)]
 
 
 def teardown() -> None:

@@ -1,10 +1,10 @@
-"""One optimisation step and one validation step of pretraining, as MONAI ``iteration_update`` functions."""
+"""One optimisation step and one validation step, as MONAI ``iteration_update`` functions; the learning rate's shape."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -43,51 +43,59 @@ def warmup_cosine(
     )
 
 
-def prepare_batch(
-    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """``(image, (states, asked))`` of a collated batch on ``device``; see :mod:`vivid_monai.data.dataset`."""
-    image, states, asked = (
-        batch[key].to(device=device, non_blocking=non_blocking, **kwargs) for key in ("image", "states", "asked")
-    )
-    return image, (states, asked)
-
-
-class PretrainLoss:
-    """Cross-entropy of the teacher over the supervised positions, plus the SPD penalty.
-
-    ``loss = Σ nll / supervised + orthogonality · Σ penalty / images``, where the two denominators are those of the
-    whole optimisation step: they are counted before the first forward pass, so a step gives the same gradient however
-    it is cut into micro-batches or spread over processes. The method's paper uses λ = 0.01.
+class PrepareBatch:
+    """A ``prepare_batch`` of MONAI's engines: moves a collated batch to the device, and augments it there.
 
     Args:
-        orthogonality: the weight λ of the penalty, at least 0.
+        augmentation: that of the data set, which drew for each item what it does here to the batch of bytes. A batch
+            without draws is taken as it is.
     """
 
-    def __init__(self, *, orthogonality: float = 0.01) -> None:
-        if orthogonality < 0:
-            raise VividError(f"orthogonality is a weight and cannot be negative, got {orthogonality}")
-        self.orthogonality = orthogonality
+    def __init__(self, augmentation: RandomAugmentation | None = None) -> None:
+        self.augmentation = augmentation
 
-    def __call__(self, output: Mapping[str, Tensor], supervised: Tensor, images: Tensor) -> Tensor:
-        """Scalar loss of a (micro-)batch; ``output`` is that of :class:`vivid_monai.networks.pretrainer.Pretrainer`."""
-        nll = output["nll"].float().sum() / supervised.clamp(min=1)
-        return nll + self.orthogonality * output["penalty"].float().sum() / images
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The images and targets of the batch, one of each per image; see :mod:`vivid_monai.data.dataset`."""
+        moved = {
+            key: value.to(device=device, non_blocking=non_blocking, **kwargs) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+            if key not in ("skipped", "padding")
+        }
+        drawn = moved.pop("drawn", None)
+        if drawn is not None and self.augmentation is not None:
+            moved["image"] = self.augmentation(moved["image"], drawn)
+        return moved
 
 
 class PretrainStep:
     """One optimiser step of :class:`monai.engines.SupervisedTrainer` over one batch of its loader.
 
     The batch of the loader is the batch of the optimiser; ``micro_batch_size`` cuts it where memory asks for it, into
-    equally many parts on every process, of sizes that differ by at most one.
+    equally many parts on every process, of sizes that differ by at most one. The network is a
+    :class:`~vivid_monai.networks.pretrainer.Pretrainer`, the loss function its ``loss``. The counts of its terms are
+    those of the whole step, taken before the first forward pass, so a step has the same gradient however it is cut
+    into micro-batches or spread over processes.
+
+    All numbers of a step are read from the device at once, after the backward pass and before the optimiser's step:
+    this is the only time that the host waits for the device.
 
     Args:
         micro_batch_size: most images of a forward pass; ``None`` takes the whole batch at once.
         clip_norm: gradients are scaled down to this global 2-norm; ``None`` leaves them alone.
 
-    Returns (as ``engine.state.output``, a list of one dict, as MONAI's handlers expect): numbers ``loss``, ``nll``
-    (mean per supervised token), ``penalty`` (mean per image), ``grad_norm`` (before clipping), ``supervised`` and
-    ``images``, of the whole step over all processes.
+    Returns (as ``engine.state.output``, a list of one dict, as MONAI's handlers expect): numbers ``loss``, each term
+    (its sum by its count), ``grad_norm`` (before clipping) and ``count/`` of each term, of the whole step over all
+    processes.
+
+    Raises:
+        VividError: the loss or the gradient is not finite: the optimiser has not used it; or the objective compares
+            the images of a batch with each other and the batch was to be cut.
     """
 
     def __init__(self, *, micro_batch_size: int | None = None, clip_norm: float | None = 1.0) -> None:
@@ -97,87 +105,97 @@ class PretrainStep:
         self.clip_norm = clip_norm
 
     def __call__(self, engine: Any, batch: Mapping[str, Any]) -> list[dict[str, float]]:
-        image, (states, asked) = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
-        network = engine.network
+        whole = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
+        network, pretrainer = engine.network, unwrap(engine.network)
         network.train()
         engine.optimizer.zero_grad(set_to_none=True)
 
+        # All processes are given equally many images, so that they cut alike, whatever of them can be read: a teacher
+        # that is spread over them has to run as often on each.
+        images = len(whole["image"]) + len(batch.get("skipped", ()))
+        parts = -(-images // (self.micro_batch_size or images))
+        if parts > 1 and pretrainer.whole_batch:
+            raise VividError(
+                f"micro_batch_size={self.micro_batch_size} would cut a batch of {images} images whose objective "
+                "compares them with each other: set it to null and take a smaller batch_size, or more processes"
+            )
         world_size = dist.get_world_size() if dist.is_initialized() else 1
-        counts = torch.stack(
-            [unwrap(network).count(states, asked).sum(), torch.tensor(len(image), device=image.device)]
-        )
-        counts = sum_over_ranks(counts.double())
-        supervised, images = (counts / world_size).float()  # DDP averages the gradients of the ranks
+        terms = list(pretrainer.weights)
+        own = pretrainer.counts(whole)
+        counts = sum_over_ranks(torch.stack([own[term] for term in terms]).double()).clamp(min=1)
+        # DDP averages the gradients of the processes, so each divides by its share of the count.
+        shares = dict(zip(terms, (counts / world_size).float().unbind(), strict=True))
 
-        sums = torch.zeros(3, dtype=torch.float64, device=image.device)
-        parts = cut(len(image), self.micro_batch_size)
-        ids = np.array_split(batch["id"], parts)
-        whole = (image, states, asked)
-        for number, part in enumerate(zip(*(tensor.tensor_split(parts) for tensor in whole), strict=True)):
+        losses, sums = [], torch.zeros(len(terms), dtype=torch.float64, device=counts.device)
+        cuts = np.array_split(np.arange(len(whole["image"])), parts)
+        for number, indices in enumerate(cuts):
             with _no_sync(network, number < parts - 1):
                 with autocast(engine):
-                    output = answer(network, part, whole)
-                loss = engine.loss_function(output, supervised, images)
-                if not torch.isfinite(loss):
-                    raise VividError(
-                        f"the loss became {loss.item()} at step {engine.state.iteration}; lower the learning rate, or "
-                        "look at the last images: " + ", ".join(map(str, ids[number]))
-                    )
+                    output = forward(network, whole, indices)
+                loss = engine.loss_function(output, shares)
                 loss.backward()
-            sums += torch.stack(
-                [loss.detach(), output["nll"].detach().sum(), output["penalty"].detach().sum()]
-            ).double()
-        sums[0] /= world_size
-        loss, nll, penalty = sum_over_ranks(sums).tolist()
+            losses.append(loss.detach().double())
+            sums += torch.stack([output[term].detach() for term in terms]).double()
+        loss = sum_over_ranks(sum(losses[1:], losses[0]) / world_size)
+        sums = sum_over_ranks(sums)
 
         trained = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, float("inf") if self.clip_norm is None else self.clip_norm)
+        numbers = torch.cat([torch.stack([loss, norm.double()]), sums / counts, counts, torch.stack(losses)]).tolist()
+        told = dict(zip(["loss", "grad_norm", *terms], numbers, strict=False))
+        if not math.isfinite(told["loss"] + told["grad_norm"]):
+            lost = zip(cuts, numbers[-parts:], strict=True)
+            ids = [str(batch["id"][i]) for cut, own in lost for i in cut if _suspect(told["loss"], own)]
+            raise _not_finite(told, engine.state.iteration, ids)
         engine.optimizer.step()
-        n_supervised, n_images = counts.tolist()
-        told = {
-            "loss": loss,
-            "nll": nll / max(n_supervised, 1),
-            "penalty": penalty / n_images,
-            "grad_norm": float(norm),
-        }
-        return [{**told, "supervised": n_supervised, "images": n_images}]
+        grad_norm = told.pop("grad_norm")
+        counted = zip((f"count/{term}" for term in terms), numbers[2 + len(terms) :], strict=False)
+        return [{**told, "grad_norm": grad_norm, **dict(counted)}]
+
+
+def _suspect(loss: float, own: float) -> bool:
+    """Whether images with the loss ``own`` may have made that of the step, or else its gradient, infinite or NaN."""
+    return math.isfinite(loss) or not math.isfinite(own)
+
+
+def _not_finite(told: Mapping[str, float], step: int, ids: list[str]) -> VividError:
+    what = f"gradient became {told['grad_norm']}" if math.isfinite(told["loss"]) else f"loss became {told['loss']}"
+    images = f"look at the images: {', '.join(ids)}" if ids else "see what another process says of its images"
+    return VividError(f"the {what} at step {step}; the weights are as before it; lower the learning rate, or {images}")
 
 
 class ValidationStep:
-    """Ask the network about every field of every image of a validation batch, without telling it the answers.
+    """What the network predicts for a validation batch; no prediction depends on a target.
 
-    Returns (as ``engine.state.output``): ``log_probs`` float32 (B, F, 3) over absent, present, uncertain; ``states``
-    int64 (B, F); ``blank`` float32 (1, F, 3), the same for an image that is one even grey. B is 0 for padding
+    Returns (as ``engine.state.output``): by the name of each objective what its ``predict`` says, B images each, and
+    under ``"blank"`` what it says of one image that is an even grey, computed once for a pass. B is 0 for padding
     (:class:`~vivid_monai.engines.setup.InStep`).
     """
 
-    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        image, (states, _) = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
+    def __init__(self) -> None:
+        self._blank: dict[str, dict[str, Tensor]] = {}
+
+    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        whole = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
         network = unwrap(engine.network)
         network.eval()
-        everything = torch.ones_like(states, dtype=torch.bool)
-        kept = 0 if batch.get("padding") else len(image)
+        kept = 0 if batch.get("padding") else len(whole["image"])
         with torch.no_grad(), autocast(engine):
-            log_probs = network(image, states, everything)["log_probs"]
-            blank = network(torch.zeros_like(image[:1]), states[:1], everything[:1])["log_probs"]
-        return {"log_probs": log_probs[:kept].float(), "states": states[:kept], "blank": blank.float()}
+            predicted = network.predict(whole)
+            if engine.state.iteration == 1:
+                first = {key: value[:1] for key, value in whole.items()}
+                self._blank = network.predict({**first, "image": torch.zeros_like(first["image"])})
+        return {
+            name: {**{key: value[:kept] for key, value in output.items()}, "blank": self._blank[name]}
+            for name, output in predicted.items()
+        }
 
 
-def cut(images: int, most: int | None) -> int:
-    """Into how many parts every process cuts its batch, so that no part of any of them holds more than ``most`` images.
-
-    The processes cut alike: a teacher that is spread over them has to run as often on each, and images that cannot be
-    read make their batches differ in size.
-    """
-    parts = -(-images // (most or images))
-    return int(idist.all_reduce(parts, "MAX")) if idist.get_world_size() > 1 else parts  # type: ignore[arg-type]
-
-
-def answer(network: nn.Module, part: Sequence[Tensor], whole: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What ``network`` says of a part of the batch ``whole``; of a part without an image zeros, but it runs as well."""
-    if len(part[0]):
-        return network(*part)
-    return {name: 0 * value.float() for name, value in network(*(tensor[:1] for tensor in whole)).items()}
+def forward(network: nn.Module, batch: Mapping[str, Any], indices: np.ndarray) -> dict[str, Tensor]:
+    """Terms of neighbouring images of a batch; of no image they are 0, but the network runs as well."""
+    start, stop = (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 1)
+    terms = network({key: value[start:stop] for key, value in batch.items()})
+    return terms if len(indices) else {name: 0 * value for name, value in terms.items()}
 
 
 def unwrap(network: nn.Module) -> Any:
@@ -200,25 +218,3 @@ def autocast(engine: Any) -> AbstractContextManager[Any]:
 
 def _no_sync(network: nn.Module, more_to_come: bool) -> AbstractContextManager[Any]:
     return network.no_sync() if more_to_come and isinstance(network, DistributedDataParallel) else nullcontext()
-
-
-class AugmentedBatch:
-    """A trainer's ``prepare_batch``: moves pixels as uint8, a quarter of the bytes, and augments them on the device.
-
-    Args:
-        augmentation: that of the data set, which drew for each item what it does here to the batch.
-    """
-
-    def __init__(self, augmentation: RandomAugmentation) -> None:
-        self.augmentation = augmentation
-
-    def __call__(
-        self,
-        batch: Mapping[str, Any],
-        device: torch.device | str | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As :func:`~vivid_monai.engines.step.prepare_batch`."""
-        pixels, asked = prepare_batch(batch, device, non_blocking, **kwargs)
-        return self.augmentation(pixels, batch["drawn"].to(pixels.device, non_blocking=non_blocking)), asked

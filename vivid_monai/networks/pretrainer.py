@@ -1,93 +1,105 @@
-"""One forward of pretraining: image → tokens → embeddings → what the teacher says of them."""
+"""A backbone with its objectives: one forward of training, and what an optimiser trains of it."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from ignite.metrics import Metric
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.spd import SPD, Projector
-from vivid_monai.networks.teacher.base import Teacher
-from vivid_monai.networks.vit import ViT
+from vivid_monai.networks.objectives import Objective
+
+# Vectors that stand for something, not maps between spaces: tokens, positions, queries.
+UNDECAYED = ("cls_token", "position_embeddings", "queries", "query")
 
 
 class Pretrainer(nn.Module):
-    """ViT, SPD, projector and teacher in a row (VIVID-Med, arXiv:2603.09109).
+    """A backbone and the objectives that train it, in one module that `DistributedDataParallel` can wrap.
 
-    All that training needs comes out of `forward`, so that the whole can be wrapped in `DistributedDataParallel`.
-    A frozen teacher stays in evaluation mode, and out of the checkpoint.
+    Args:
+        encoder: the backbone, images (B, C, *spatial) → tokens (B, T, embed_dim).
+        objectives: by name. Of several, the terms and metrics are called ``name/term``; of one, ``term``.
+
+    Raises:
+        VividError: no objective, or one that reads tokens of another width.
     """
 
-    def __init__(
-        self, encoder: ViT, spd: SPD, projector: Projector, teacher: Teacher, *, pass_patches: bool = False
-    ) -> None:
-        """
-        Args:
-            encoder, spd, projector, teacher: the parts, each as wide as its neighbour.
-            pass_patches: give the teacher all ViT tokens after SPD's embeddings, through the same projector, as the
-                published layout does.
-
-        Raises:
-            VividError: two neighbours differ in width.
-        """
+    def __init__(self, encoder: Any, objectives: Mapping[str, Objective]) -> None:
         super().__init__()
-        for name, width, wanted in (
-            ("spd.dim", spd.dim, encoder.embed_dim),
-            ("projector.dim", projector.dim, encoder.embed_dim),
-            ("projector.out_dim", projector.out_dim, teacher.embed_dim),
-        ):
-            if width != wanted:
-                raise VividError(f"{name}={width} must be {wanted}, the width of its neighbour")
+        if not objectives:
+            raise VividError("a pretrainer needs an objective: nothing would be trained")
+        for name, objective in objectives.items():
+            if objective.dim != encoder.embed_dim:
+                raise VividError(
+                    f"the objective {name!r} reads tokens of width {objective.dim}, which must be "
+                    f"{encoder.embed_dim}, the width of the encoder"
+                )
         self.encoder = encoder
-        self.spd = spd
-        self.projector = projector
-        self.teacher = teacher
-        self.pass_patches = pass_patches
+        self.objectives = nn.ModuleDict(objectives)
+        self._prefix = {name: f"{name}/" if len(objectives) > 1 else "" for name in objectives}
         self.train()
 
-    def forward(self, image: Tensor, states: Tensor, asked: Tensor) -> dict[str, Tensor]:
-        """Ask the teacher about a batch.
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Sum of each term, float32 (); of all processes together, the sum over them counts every image once.
 
         Args:
-            image: float (B, C, H, W), normalised as the encoder's preprocessing says.
-            states: int64 (B, F), codes of `vivid_monai.ums.states`, -1 where not answerable.
-            asked: bool (B, F).
-
-        Returns:
-            "nll" (B, F'), "count" (B, F') and "log_probs" (B, F, 3) of `TeacherOutput`; "penalty" (B,) of `SPDOutput`.
+            batch: "image" float (B, C, *spatial), normalised as the encoder's preprocessing says, and the targets.
         """
-        tokens = self.encoder(image)
-        spd = self.spd(tokens)
-        embeddings = torch.cat((spd.embeddings, tokens), dim=1) if self.pass_patches else spd.embeddings
-        answer = self.teacher(self.projector(embeddings), states, asked)
-        return {"nll": answer.nll, "count": answer.count, "log_probs": answer.log_probs, "penalty": spd.penalty}
+        tokens = self.encoder(batch["image"])
+        world_size = dist.get_world_size() if dist.is_initialized() else 1
+        everywhere = gather(tokens, batch) if self.whole_batch and world_size > 1 else (tokens, batch)
+        sums: dict[str, Tensor] = {}
+        for name, objective in self._named():
+            terms = objective(*(everywhere if objective.whole_batch else (tokens, batch)))
+            # What compares all images has the whole sum in every process.
+            share = world_size if objective.whole_batch else 1
+            sums |= {self._prefix[name] + term: value / share for term, value in terms.items()}
+        return sums
 
-    def count(self, states: Tensor, asked: Tensor) -> Tensor:
-        """Supervised tokens per image, int64 (B,), without a forward."""
-        return self.teacher.count(states, asked)
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Count of each term in this process's batch, without a forward."""
+        counted = ((name, objective.counts(batch)) for name, objective in self._named())
+        return {self._prefix[name] + term: count for name, counts in counted for term, count in counts.items()}
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of everything but the parts of the teacher that are frozen; these stay in evaluation mode."""
-        super().train(mode)
-        for module in self.teacher.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                module.eval()
-        return self
+    def loss(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
+        """Σ weight · sum / count over the terms: scalar."""
+        return sum(weight * sums[term] / counts[term] for term, weight in self.weights.items())  # type: ignore[return-value]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term."""
+        return {self._prefix[name] + term: w for name, obj in self._named() for term, w in obj.weights.items()}
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether a term compares the images of a step with each other, which micro-batches would not allow."""
+        return any(objective.whole_batch for _, objective in self._named())
+
+    def predict(self, batch: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+        """What each objective predicts for a batch, by the objective's name."""
+        tokens = self.encoder(batch["image"])
+        return {name: objective.predict(tokens, batch) for name, objective in self._named()}
+
+    def metrics(self) -> dict[str, Metric]:
+        """Metrics of a validation by :class:`~vivid_monai.engines.step.ValidationStep`, the key metric first."""
+        return {
+            self._prefix[name] + metric: value
+            for name, objective in self._named()
+            for metric, value in objective.metrics(lambda output, name=name: output[name]).items()
+        }
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile ViT, SPD and projector by `torch.compile`, in place: parameters keep their names.
-
-        The teacher is left as it is: its sequences are of another length with every batch.
-        """
-        for part in (self.encoder, self.spd, self.projector):
-            part.compile(*args, **kwargs)
+        """Compile the encoder and the objectives by `torch.compile`, in place: parameters keep their names."""
+        self.encoder.compile(*args, **kwargs)
+        for _, objective in self._named():
+            objective.compile(*args, **kwargs)
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """The state dict without the teacher's frozen parameters; the tensors are the live ones."""
-        named = self.teacher.named_parameters(remove_duplicate=False)
-        frozen = {f"teacher.{name}" for name, parameter in named if not parameter.requires_grad}
+        """The state dict without what objectives hold frozen; the tensors are the live ones."""
+        frozen = {f"objectives.{name}.{key}" for name, objective in self._named() for key in objective.frozen()}
         return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
 
     def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -97,6 +109,9 @@ class Pretrainer(nn.Module):
             VividError: a tensor is missing, unknown or of another shape; nothing is loaded then.
         """
         own = self.trainable_state_dict()
+        # Until version 0.1 SPD, projector and teacher were parts of the pretrainer itself.
+        early = ("spd.", "projector.", "teacher.")
+        state = {f"objectives.states.{n}" if n.startswith(early) else n: tensor for n, tensor in state.items()}
         wrong = [f"{name} is missing" for name in own if name not in state]
         wrong += [f"{name} is unknown" for name in state if name not in own]
         wrong += [
@@ -108,3 +123,83 @@ class Pretrainer(nn.Module):
             more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
             raise VividError(f"the checkpoint is of another pretrainer: {'; '.join(wrong[:4])}{more}")
         self.load_state_dict(self.state_dict() | dict(state))
+
+    def _named(self) -> Any:
+        return self.objectives.items()
+
+
+def gather(tokens: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Tokens and targets of all processes, rank after rank; the tokens' gradient goes back to where they come from.
+
+    Batches may differ in size, as images that cannot be read are left out. The images themselves stay.
+    """
+    world_size = dist.get_world_size()
+    lists = {key: value for key, value in batch.items() if not isinstance(value, Tensor)}
+    everyone: list[Any] = [None] * world_size
+    dist.all_gather_object(everyone, (len(tokens), lists))
+    sizes = [size for size, _ in everyone]
+
+    def together(one: Tensor) -> Tensor:
+        plain = one.byte() if one.dtype == torch.bool else one  # gloo gathers no bool
+        padded = F.pad(plain, (0, 0) * (one.ndim - 1) + (0, max(sizes) - len(one)))
+        parts = _Gather.apply(padded.contiguous())
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(one.dtype)
+
+    tensors = {key: together(value) for key, value in batch.items() if isinstance(value, Tensor) and key != "image"}
+    return together(tokens), tensors | {key: [one for _, own in everyone for one in own[key]] for key in lists}
+
+
+class _Gather(torch.autograd.Function):
+    """Tensor of this process → (processes, …) of all; the gradient is summed over them."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:  # type: ignore[override]
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank()]
+
+
+def parameter_groups(
+    pretrainer: Pretrainer, *, lr_vit: float, lr_projector: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser such as AdamW.
+
+    Weights decay; biases, norms, tokens, position embeddings and queries do not. Frozen parameters are left out.
+
+    Args:
+        pretrainer: what is trained.
+        lr_vit: peak learning rate of the encoder.
+        lr_projector: peak learning rate of everything else: SPD, projector, heads, and a teacher that is trained.
+        weight_decay: of the weights.
+
+    Returns:
+        Up to four groups, {"name", "params", "lr", "weight_decay"}, always in this order: "vit", "vit, no decay",
+        "projector", "projector, no decay"; none is empty.
+
+    Raises:
+        VividError: a rate or the decay is negative, or nothing can be trained.
+    """
+    if min(lr_vit, lr_projector, weight_decay) < 0:
+        raise VividError(f"{lr_vit=}, {lr_projector=} and {weight_decay=} must not be negative")
+    groups: list[dict[str, Any]] = []
+    for part, lr in (("vit", lr_vit), ("projector", lr_projector)):
+        for suffix, decay in (("", weight_decay), (", no decay", 0.0)):
+            groups.append({"name": f"{part}{suffix}", "params": [], "lr": lr, "weight_decay": decay})
+    for name, parameter in pretrainer.named_parameters():
+        if parameter.requires_grad:
+            undecayed = _is_undecayed(name.rpartition(".")[2], parameter)
+            groups[2 * (not name.startswith("encoder.")) + undecayed]["params"].append(parameter)
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise VividError("every parameter is frozen: nothing to train")
+    return groups
+
+
+def _is_undecayed(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim <= 1 or name.endswith("bias") or name in UNDECAYED

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or none, refused when they do not fit, and a resumed run equals an uninterrupted one."""
+"""A run: a folder of its own, checkpoints that fit or are refused, and a resumed run equals an uninterrupted one."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from monai.engines import SupervisedTrainer
 from torch.utils.data import DataLoader
 
 from vivid_monai.data.loader import ResumableBatchSampler
-from vivid_monai.engines.run import Interrupted, KeepRun, RunCheckpoint, Settings, new_run_dir, run
+from vivid_monai.engines.run import Interrupted, KeepRun, RunCheckpoint, Settings, new_run_dir, run, start_run
 from vivid_monai.errors import VividError
 
 
@@ -21,7 +21,9 @@ class Items(torch.utils.data.Dataset):
         return torch.tensor([float(v) for v in index_and_draw])
 
 
-def make_trainer(folder: Path, *, resume=False, every=3, settings=None, stop_after=None, keep=2, max_epochs=3):
+def make_trainer(
+    folder: Path, *, resume=False, every=3, settings=None, stop_after=None, keep=2, max_epochs=3, handlers=()
+):
     """A small network with dropout, so that resuming needs optimiser, schedule, sampler and generator."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
@@ -56,7 +58,7 @@ def make_trainer(folder: Path, *, resume=False, every=3, settings=None, stop_aft
         loss_function=lambda *_: None,
         iteration_update=step,
         decollate=False,
-        train_handlers=[KeepRun(checkpoint=checkpoint)],
+        train_handlers=[*handlers, KeepRun(checkpoint=checkpoint)],
     )
     return trainer, network, checkpoint
 
@@ -80,13 +82,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop_after):
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
+def test_a_finished_run_is_not_trained_again(tmp_path, caplog):
+    caplog.set_level("INFO", logger="vivid_monai")
     trainer, network, _ = make_trainer(tmp_path)
     run(trainer)
     trainer, resumed, _ = make_trainer(tmp_path, resume=True)
     run(trainer)
     assert torch.equal(weights(resumed), weights(network))
-    assert "complete (15 steps)" in capsys.readouterr().err
+    assert "complete (15 steps)" in caplog.text
 
 
 def test_keeps_only_the_newest_saves_also_after_resuming(tmp_path):
@@ -109,6 +112,39 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path):
     with pytest.raises(Interrupted, match=r"after step 3.*--resume True"):
         run(trainer)
     assert [step for step, _ in checkpoint.saves()] == [3]
+
+
+def test_asked_to_stop_in_the_last_step_of_an_epoch_it_finishes_the_epoch_first(tmp_path):
+    ended = []
+
+    class Validation:
+        def attach(self, engine):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: ended.append(engine.state.iteration))
+
+    trainer, _, checkpoint = make_trainer(tmp_path / "checkpoints", every=100, handlers=[Validation()])
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=5), lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted, match="after step 5"):
+        run(trainer)
+    assert [step for step, _ in checkpoint.saves()] == ended == [5]
+
+
+def test_a_new_run_does_not_touch_the_folder_of_another(tmp_path):
+    start_run(tmp_path, resume=False)
+    trainer, _, _ = make_trainer(tmp_path / "checkpoints")
+    run(trainer)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(VividError, match=r"holds a run already.*--resume True"):
+        start_run(tmp_path, resume=False)
+    with pytest.raises(VividError, match=r"holds a run already.*--resume True"):
+        make_trainer(tmp_path / "checkpoints")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    start_run(tmp_path, resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "initial_vit.safetensors").touch()
+    with pytest.raises(VividError, match="holds a run already"):
+        start_run(tmp_path / "other", resume=False)
+    with pytest.raises(VividError, match="nothing to resume"):
+        start_run(tmp_path / "other", resume=True)
 
 
 def test_nothing_to_resume(tmp_path):

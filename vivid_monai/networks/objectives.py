@@ -1,0 +1,292 @@
+"""Objectives: the terms of a training loss over a backbone's tokens, with the metrics of their validation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.metrics import Metric
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vivid_monai.errors import VividError
+from vivid_monai.metrics.masked import counts, macro, masked_auroc, masked_average_precision
+from vivid_monai.networks.pooling import choose_pool, pool_tokens
+from vivid_monai.networks.spd import SPD, Projector
+from vivid_monai.networks.teacher.base import Teacher
+from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
+
+Batch = Mapping[str, Any]
+
+
+class Objective(nn.Module, ABC):
+    """Named terms of the training loss, each a sum and a count.
+
+    The loss of a step is Σ weight · sum / count over the terms, where sum and count are those of the whole step: all
+    its micro-batches and all processes. So a step has the same gradient however it is cut.
+
+    Args:
+        dim: width of the tokens.
+        weights: of each term, by its name, at least 0.
+
+    Attributes:
+        whole_batch: the terms compare images with each other. `forward` then gets the tokens and targets of all
+            processes, with gradients, and micro-batches are refused.
+    """
+
+    whole_batch = False
+
+    def __init__(self, dim: int, weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.dim, self.weights = dim, dict(weights)
+        if wrong := {name: weight for name, weight in self.weights.items() if not weight >= 0}:
+            raise VividError(f"the weight of a term of the loss cannot be negative, got {wrong}")
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Sum of each term, float32 (), over the images of a batch.
+
+        Args:
+            tokens: (B, T, dim), of the backbone.
+            batch: the collated targets of the B images, on the device of the tokens.
+        """
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Count of each term, number () on the batch's device: what its sum is divided by. Needs no forward."""
+
+    def predict(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Answers for a validation batch and what they are measured by, (B, …) each; they depend on no target."""
+        return {}
+
+    def metrics(self, pick: Callable[[Any], Mapping[str, Any]]) -> dict[str, Metric]:
+        """Ignite metrics of a validation pass, the key metric first.
+
+        Args:
+            pick: takes the evaluator's output to what `predict` returned for the batch, and under "blank" for one
+                image that is an even grey.
+        """
+        return {}
+
+    def frozen(self) -> set[str]:
+        """Names of parameters that are not trained and come from a file of their own: no checkpoint holds them."""
+        return set()
+
+
+class StateObjective(Objective):
+    """A teacher is asked for the states of findings, given tokens read by SPD (VIVID-Med, arXiv:2603.09109).
+
+    Terms: ``nll``, nats of the true states, per supervised token; ``penalty``, the overlap of SPD's attention maps,
+    per image. A frozen teacher stays in evaluation mode, and out of the checkpoint.
+
+    Args:
+        spd, projector, teacher: the parts, each as wide as its neighbour.
+        orthogonality: weight λ of the penalty; the paper's is 0.01.
+        pass_patches: give the teacher all tokens after SPD's embeddings, through the same projector, as the published
+            layout does.
+        min_present, min_absent: what a field needs of each to count in the validation's macro AUROC.
+
+    Raises:
+        VividError: two neighbours differ in width, or the weight is negative.
+    """
+
+    def __init__(
+        self,
+        spd: SPD,
+        projector: Projector,
+        teacher: Teacher,
+        *,
+        orthogonality: float = 0.01,
+        pass_patches: bool = False,
+        min_present: int = 10,
+        min_absent: int = 10,
+    ) -> None:
+        super().__init__(spd.dim, {"nll": 1.0, "penalty": orthogonality})
+        for name, width, wanted in (
+            ("projector.dim", projector.dim, spd.dim),
+            ("projector.out_dim", projector.out_dim, teacher.embed_dim),
+        ):
+            if width != wanted:
+                raise VividError(f"{name}={width} must be {wanted}, the width of its neighbour")
+        self.spd, self.projector, self.teacher = spd, projector, teacher
+        self.pass_patches, self._enough = pass_patches, (min_present, min_absent)
+
+    def forward(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
+        embeddings, penalty = self._read(tokens)
+        answer = self.teacher(embeddings, batch["states"], batch["asked"])
+        return {"nll": answer.nll.float().sum(), "penalty": penalty.float().sum()}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        supervised = self.teacher.count(batch["states"], batch["asked"]).sum()
+        return {"nll": supervised, "penalty": supervised.new_full((), len(batch["states"]))}
+
+    def predict(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Asked about every field: ``log_probs`` float32 (B, F, 3) over the states; ``states`` int64 (B, F)."""
+        states = batch["states"]
+        answer = self.teacher(self._read(tokens)[0], states, torch.ones_like(states, dtype=torch.bool))
+        return {"log_probs": answer.log_probs.float(), "states": states}
+
+    def metrics(self, pick: Callable[[Any], Mapping[str, Any]]) -> dict[str, Metric]:
+        return {"macro_auroc": StateMetrics(self.teacher.fields, *self._enough, pick=pick)}
+
+    def frozen(self) -> set[str]:
+        named = self.teacher.named_parameters(remove_duplicate=False)
+        return {f"teacher.{name}" for name, parameter in named if not parameter.requires_grad}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of everything but the parts of the teacher that are frozen; these stay in evaluation mode."""
+        super().train(mode)
+        for module in self.teacher.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile SPD and projector in place. Not the teacher: its sequences are of another length with every batch."""
+        for part in (self.spd, self.projector):
+            part.compile(*args, **kwargs)
+
+    def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        spd = self.spd(tokens)
+        embeddings = torch.cat((spd.embeddings, tokens), dim=1) if self.pass_patches else spd.embeddings
+        return self.projector(embeddings), spd.penalty
+
+
+class FindingsBCE(Objective):
+    """Binary cross-entropy of each asked finding on pooled tokens of any backbone: the plain supervised baseline.
+
+    Term ``bce``, nats per finding that is asked and present or absent; uncertain and unanswerable ones are left out.
+
+    Args:
+        fields: names of the findings.
+        dim: width of the tokens.
+        pool: "cls", "mean" or "cls+mean"; None is "cls" where there is such a token, else "mean".
+        prefix: tokens before those of the backbone's grid.
+        min_present, min_absent: what a field needs of each to count in the validation's macro AUROC.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[str],
+        dim: int,
+        *,
+        pool: str | None = None,
+        prefix: int = 1,
+        min_present: int = 10,
+        min_absent: int = 10,
+    ) -> None:
+        super().__init__(dim, {"bce": 1.0})
+        self.fields, self.prefix, self._enough = tuple(fields), prefix, (min_present, min_absent)
+        self.pool = choose_pool(pool, cls=prefix > 0, patches=True, pooled=False)
+        self.head = nn.Linear(dim * (2 if self.pool == "cls+mean" else 1), len(self.fields))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
+        states = batch["states"]
+        loss = F.binary_cross_entropy_with_logits(
+            self._logits(tokens), (states == PRESENT).float(), weight=self._known(batch).float(), reduction="sum"
+        )
+        return {"bce": loss}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"bce": self._known(batch).sum()}
+
+    def predict(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """As :meth:`StateObjective.predict`; uncertain has no probability, so such states count as not answerable."""
+        logits, states = self._logits(tokens), batch["states"]
+        log_probs = logits.new_full((*logits.shape, 3), -torch.inf)
+        log_probs[..., PRESENT], log_probs[..., ABSENT] = F.logsigmoid(logits), F.logsigmoid(-logits)
+        return {"log_probs": log_probs, "states": states.masked_fill(states == UNCERTAIN, NULL)}
+
+    def metrics(self, pick: Callable[[Any], Mapping[str, Any]]) -> dict[str, Metric]:
+        return {"macro_auroc": StateMetrics(self.fields, *self._enough, pick=pick)}
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        return self.head(pool_tokens(tokens, self.pool, prefix=self.prefix)).float()
+
+    def _known(self, batch: Batch) -> Tensor:
+        states = batch["states"]
+        return batch["asked"] & ((states == PRESENT) | (states == ABSENT))
+
+
+class StateMetrics(Metric):
+    """What is measured of the states that a network gives to the fields of all images of a validation pass.
+
+    Adds to the evaluator's metrics, all gathered over the processes: ``macro_auroc``, present against absent, over the
+    fields with enough of both; ``nll_own``, ``nll_shuffled`` and ``nll_blank``, nats of the true state among the three,
+    judged by the image itself, by that of another record, and by an even grey: a network that looks at images has
+    the first clearly below the others; ``auroc/FIELD`` and ``ap/FIELD``. NaN where nothing can be measured.
+
+    Args:
+        fields: their names.
+        min_present, min_absent: what a field needs of each to count in the macro AUROC.
+        pick: takes the evaluator's output to ``log_probs``, ``states`` and ``blank`` as :class:`Objective` says.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[str],
+        min_present: int,
+        min_absent: int,
+        *,
+        pick: Callable[[Any], Mapping[str, Any]] = lambda output: output,
+    ) -> None:
+        super().__init__(output_transform=pick)
+        self.fields, self.min_present, self.min_absent = tuple(fields), min_present, min_absent
+
+    def reset(self) -> None:
+        self._log_probs: list[Tensor] = []
+        self._states: list[Tensor] = []
+        self._blank: Tensor | None = None
+
+    def update(self, output: Mapping[str, Any]) -> None:
+        self._log_probs.append(output["log_probs"].detach().cpu())
+        self._states.append(output["states"].detach().cpu())
+        self._blank = output["blank"]["log_probs"].detach().cpu()
+
+    def iteration_completed(self, engine: Any) -> None:
+        self.update(self._output_transform(engine.state.output))  # Ignite would unpack a mapping into (y_pred, y)
+
+    def completed(self, engine: Any, name: str) -> None:
+        prefix = name.removesuffix("macro_auroc")  # of one objective among several
+        engine.state.metrics |= {f"{prefix}{key}": value for key, value in self.compute().items()}
+
+    def compute(self) -> dict[str, float]:
+        if not self._log_probs or self._blank is None:
+            raise RuntimeError("the validation pass saw no batch, so there is nothing to measure")
+        # The gathered order is by rank; that is enough: the measures below take the pairs (answer, state) as a set.
+        parts: Any = [(torch.cat(self._log_probs), torch.cat(self._states))]
+        if idist.get_world_size() > 1:
+            parts = idist.all_gather(parts[0])
+        log_probs, states = (torch.cat([part[i] for part in parts]).numpy() for i in (0, 1))
+        log_probs, n = log_probs.astype(np.float64), len(states)
+        score = log_probs[..., PRESENT] - log_probs[..., ABSENT]
+        auroc = masked_auroc(score, states)
+        enough = {"min_present": self.min_present, "min_absent": self.min_absent}
+        # Far away, so rarely of the same patient, and never itself.
+        shuffled = np.roll(log_probs, 1 + n // 2 if n > 2 else 1, axis=0)
+        blank = np.broadcast_to(self._blank.numpy().astype(np.float64), log_probs.shape)
+        return {
+            "macro_auroc": float(macro(auroc, *counts(states), **enough)[0]),
+            "nll_own": mean_nll(log_probs, states),
+            "nll_shuffled": mean_nll(shuffled, states) if n > 1 else float("nan"),
+            "nll_blank": mean_nll(blank, states),
+            **{f"auroc/{field}": float(v) for field, v in zip(self.fields, auroc, strict=True)},
+            **{
+                f"ap/{field}": float(v)
+                for field, v in zip(self.fields, masked_average_precision(score, states), strict=True)
+            },
+        }
+
+
+def mean_nll(log_probs: np.ndarray, states: np.ndarray) -> float:
+    """Mean negative log-likelihood (nats) of the states (N, F) that are answerable, by (N, F, 3); NaN where none is."""
+    answerable = states != NULL
+    if not answerable.any():
+        return float("nan")
+    chosen = np.take_along_axis(log_probs, np.where(answerable, states, 0)[..., None], axis=-1)[..., 0]
+    return float(-chosen[answerable].mean())
