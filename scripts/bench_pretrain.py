@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vivid_monai.data.dataset import FieldSampler, ImageDataset
+from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
+from vivid_monai.data.targets import FieldSampler, StatesTarget
 from vivid_monai.engines.step import PrepareBatch, PretrainStep, autocast
 from vivid_monai.images.augment import RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
@@ -233,7 +234,7 @@ def make_batch(args: argparse.Namespace, fields: tuple[str, ...]) -> tuple[dict[
         preprocess = Preprocess(size=args.size, channels=3)
         asked = FieldSampler(fields, rare=(), n=tuple(args.asked), p_rare=0.0)
         augmentation = RandomAugmentation(preprocess)
-        data = ImageDataset(items, preprocess, augmentation=augmentation, questions=asked, cache=True)
+        data = ImageDataset(items, preprocess, targets=[StatesTarget(asked)], augmentation=augmentation, cache=True)
         data[0]
         started = time.perf_counter()
         batch = torch.utils.data.default_collate([data[i] for i in range(args.batch)])

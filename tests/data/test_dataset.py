@@ -9,15 +9,17 @@ import torch
 from monai.data import get_track_meta
 from PIL import Image
 
-from vivid_monai.data.dataset import FieldSampler, ImageDataset
+from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.data.targets import FieldSampler, StatesTarget
 from vivid_monai.errors import VividError
-from vivid_monai.images.augment import RandomAugmentation
+from vivid_monai.images.augment import Drawn, RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess, ReadImaged, ToBytesd
 from vivid_monai.storage.skipped import Skipped
 
 PREPROCESS = Preprocess(size=32)
 AUGMENTATION = RandomAugmentation(PREPROCESS)
-ASK_TWO = FieldSampler(["A", "B", "C", "D"], n=(2, 2), rare=["D"])
+ASK_TWO = [StatesTarget(FieldSampler(["A", "B", "C", "D"], n=(2, 2), rare=["D"]))]
+STATES = [StatesTarget()]
 
 
 @pytest.fixture
@@ -35,12 +37,13 @@ def data(tmp_path: Path) -> list[dict]:
 
 def same(one: dict, other: dict) -> bool:
     assert one.keys() == other.keys()
-    tensors = one.keys() - {"id", "patient_id"}
-    return all(torch.equal(one[key], other[key]) for key in tensors) and one["id"] == other["id"]
+    if one["id"] != other["id"] or not all(map(torch.equal, one.get("drawn", ()), other.get("drawn", ()))):
+        return False
+    return all(torch.equal(one[key], other[key]) for key in one.keys() - {"id", "patient_id", "drawn"})
 
 
 def test_an_item_has_what_the_contract_says(data: list[dict]) -> None:
-    item = ImageDataset(data, PREPROCESS)[4]
+    item = ImageDataset(data, PREPROCESS, targets=STATES)[4]
     assert type(item["image"]) is torch.Tensor
     assert (item["image"].dtype, item["image"].shape) == (torch.float32, (1, 32, 32))
     assert (item["states"].dtype, item["states"].tolist()) == (torch.int64, [1, -1, 1, 0])
@@ -49,11 +52,12 @@ def test_an_item_has_what_the_contract_says(data: list[dict]) -> None:
     assert torch.equal(item["image"], torch.as_tensor(PREPROCESS.transform()({"image": data[4]["image"]})["image"]))
     item = ImageDataset(data, PREPROCESS, augmentation=AUGMENTATION)[4]
     assert (item["image"].dtype, item["image"].shape) == (torch.uint8, (1, 32, 32))
-    assert (item["drawn"].dtype, item["drawn"].shape) == (torch.float32, (8,))
+    assert "states" not in item, "an image without targets is an item without them"
+    assert isinstance(item["drawn"], Drawn)
 
 
 def test_a_plain_index_draws_itself_and_iteration_ends(data: list[dict]) -> None:
-    dataset = ImageDataset(data, PREPROCESS, augmentation=AUGMENTATION, questions=ASK_TWO)
+    dataset = ImageDataset(data, PREPROCESS, augmentation=AUGMENTATION, targets=ASK_TWO)
     assert same(dataset[2], dataset[2, 2])
     assert same(dataset[-1], dataset[5])
     assert [item["id"] for item in dataset] == [row["id"] for row in data]
@@ -62,21 +66,21 @@ def test_a_plain_index_draws_itself_and_iteration_ends(data: list[dict]) -> None
 
 def test_seed_and_draw_alone_decide_an_item(data: list[dict]) -> None:
     def make(seed: int) -> ImageDataset:
-        return ImageDataset(data, PREPROCESS, augmentation=AUGMENTATION, questions=ASK_TWO, seed=seed)
+        return ImageDataset(data, PREPROCESS, augmentation=AUGMENTATION, targets=ASK_TWO, seed=seed)
 
     one, other = make(1), make(1)
     first = [one[index, 10 + index] for index in range(6)]
     again = [other[index, 10 + index] for index in reversed(range(6))][::-1]
     assert all(map(same, first, again))
-    assert not torch.equal(one[0, 10]["drawn"], one[0, 11]["drawn"])
-    assert not torch.equal(one[0, 10]["drawn"], make(2)[0, 10]["drawn"])
+    assert not torch.equal(one[0, 10]["drawn"].shift, one[0, 11]["drawn"].shift)
+    assert not torch.equal(one[0, 10]["drawn"].shift, make(2)[0, 10]["drawn"].shift)
     assert len({tuple(one[0, draw]["asked"].tolist()) for draw in range(30)}) == 3
     assert all(one[0, draw]["asked"].sum() == 2 and not one[0, draw]["asked"][1] for draw in range(30))
 
 
 def test_drawing_leaves_the_global_random_state_and_monais_switch_alone(data: list[dict]) -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    dataset = ImageDataset(data, PREPROCESS, augmentation=AUGMENTATION, questions=ASK_TWO, cache=True)
+    dataset = ImageDataset(data, PREPROCESS, augmentation=AUGMENTATION, targets=ASK_TWO, cache=True)
     _ = dataset[0, 1]
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
@@ -91,7 +95,7 @@ def test_cached_items_equal_uncached_ones_bit_for_bit(
     cache = True if place == "memory" else tmp_path / "cache"
     augmentation = AUGMENTATION if random else None
     plain, cached = (
-        ImageDataset(data, PREPROCESS, augmentation=augmentation, questions=ASK_TWO, cache=where)
+        ImageDataset(data, PREPROCESS, augmentation=augmentation, targets=ASK_TWO, cache=where)
         for where in (False, cache)
     )
     for row in data:
@@ -176,8 +180,10 @@ def test_what_cannot_work_is_refused_at_once(data: list[dict]) -> None:
     with pytest.raises(VividError, match=r"item 1 lacks \['id'\]"):
         ImageDataset([data[0], {key: value for key, value in data[1].items() if key != "id"}], PREPROCESS)
     with pytest.raises(VividError, match=r"item 1 \(i1\) has 3 states, not 4"):
-        ImageDataset([data[0], {**data[1], "states": np.zeros(3, np.int64)}], PREPROCESS)
+        ImageDataset([data[0], {**data[1], "states": np.zeros(3, np.int64)}], PREPROCESS, targets=STATES)
+    with pytest.raises(VividError, match=r"item 1 lacks \['states'\]"):
+        ImageDataset([data[0], {"image": "a.png", "id": "a"}], PREPROCESS, targets=STATES)
     with pytest.raises(VividError, match="has 4 states, not 1"):
-        ImageDataset(data, PREPROCESS, questions=FieldSampler(["A"], rare=[]))
+        ImageDataset(data, PREPROCESS, targets=[StatesTarget(FieldSampler(["A"], rare=[]))])
     with pytest.raises(VividError, match="seed"):
         ImageDataset(data, PREPROCESS, seed=-1)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vivid_monai.data.dataset import FieldSampler, ImageDataset
+from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import image_loader, ordered_loader
+from vivid_monai.data.targets import FieldSampler, StatesTarget
 from vivid_monai.errors import VividError
 from vivid_monai.images.augment import RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
@@ -26,23 +27,27 @@ def make(folder: Path, *, n: int = 7, broken: tuple[int, ...] = (), random: bool
             path.write_bytes(path.read_bytes()[:60])
         rows.append({"image": str(path), "states": np.array([0, 1, -1, 2]), "id": str(index), "patient_id": "p"})
     if not random:
-        return ImageDataset(rows, PREPROCESS)
+        return ImageDataset(rows, PREPROCESS, targets=[StatesTarget()])
     questions = FieldSampler("ABCD", n=(1, 3), rare="D")
-    return ImageDataset(rows, PREPROCESS, augmentation=RandomAugmentation(PREPROCESS), questions=questions)
+    return ImageDataset(
+        rows, PREPROCESS, augmentation=RandomAugmentation(PREPROCESS), targets=[StatesTarget(questions)]
+    )
 
 
 def assert_same(one: list[dict], other: list[dict]) -> None:
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):
         assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in ("image", "drawn", "states", "asked"))
+        assert all(torch.equal(a[key], b[key]) for key in ("image", "states", "asked"))
+        assert all(map(torch.equal, a.get("drawn", ()), b.get("drawn", ())))
         assert all(a[key] == b[key] for key in ("id", "patient_id", "skipped"))
 
 
 def test_a_batch_has_what_the_contract_says(tmp_path: Path) -> None:
     batch = next(iter(image_loader(make(tmp_path), 4, seed=0)))
     assert (batch["image"].dtype, batch["image"].shape) == (torch.uint8, (4, 1, 32, 32))
-    assert (batch["drawn"].dtype, batch["drawn"].shape) == (torch.float32, (4, 8))
+    assert {part.dtype for part in batch["drawn"]} == {torch.float32}
+    assert [tuple(part.shape) for part in batch["drawn"]] == [(4,), (4, 1), (4, 2), (4, 2), (4,), (4,)]
     assert (batch["states"].dtype, batch["states"].shape) == (torch.int64, (4, 4))
     assert (batch["asked"].dtype, batch["asked"].shape) == (torch.bool, (4, 4))
     assert len(batch["id"]) == len(batch["patient_id"]) == 4
@@ -56,7 +61,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     dataset = make(tmp_path, broken=(3,))
     alone = list(islice(image_loader(dataset, 4, seed=5), 5))
     assert_same(alone, list(islice(image_loader(dataset, 4, seed=5, num_workers=2), 5)))
-    assert not torch.equal(alone[0]["drawn"], alone[1]["drawn"])
+    assert not torch.equal(alone[0]["drawn"].shift, alone[1]["drawn"].shift)
 
 
 def test_a_loader_resumes_at_any_step(tmp_path: Path) -> None:
@@ -73,8 +78,10 @@ def test_ranks_together_see_the_global_batch(tmp_path: Path) -> None:
     whole = list(islice(image_loader(dataset, 4, seed=5), 4))
     shares = [list(islice(image_loader(dataset, 4, seed=5, rank=rank, world_size=2), 4)) for rank in (0, 1)]
     for batch, one, other in zip(whole, *shares, strict=True):
-        for key in ("image", "drawn", "states", "asked"):
+        for key in ("image", "states", "asked"):
             assert torch.equal(batch[key], torch.cat([one[key], other[key]]))
+        for whole_part, *parts in zip(batch["drawn"], one["drawn"], other["drawn"], strict=True):
+            assert torch.equal(whole_part, torch.cat(parts))
 
 
 def test_iterating_leaves_the_global_random_state_alone(tmp_path: Path) -> None:

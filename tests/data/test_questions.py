@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vivid_monai.data.dataset import RARE_FIELDS, FieldSampler
+from vivid_monai.data.targets import RARE_FIELDS, FieldSampler
 from vivid_monai.errors import VividError
 
 FIELDS = (

@@ -11,9 +11,10 @@ from PIL import Image
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import collate, image_loader
 from vivid_monai.data.manifest import Manifest
+from vivid_monai.data.targets import StatesTarget
 from vivid_monai.engines.step import PrepareBatch, PretrainStep, ValidationStep, unwrap, warmup_cosine
 from vivid_monai.errors import VividError
-from vivid_monai.images.augment import RandomAugmentation
+from vivid_monai.images.augment import Drawn, RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.objectives import Objective, StateObjective
 from vivid_monai.networks.pretrainer import Pretrainer
@@ -267,7 +268,7 @@ def test_a_batch_is_augmented_as_its_items_were_drawn(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     row = {"image": str(tmp_path / "a.png"), "states": [0, -1], "id": "a", "patient_id": "p"}
     augmentation = RandomAugmentation(PREPROCESS)
-    dataset = ImageDataset([row], PREPROCESS, augmentation=augmentation, seed=3)
+    dataset = ImageDataset([row], PREPROCESS, targets=[StatesTarget()], augmentation=augmentation, seed=3)
     batch = collate([dataset[0, 0], dataset[0, 1]])
     moved = PrepareBatch(augmentation)(batch, torch.device("cpu"))
     image, states, asked = (moved[key] for key in ("image", "states", "asked"))
@@ -276,7 +277,7 @@ def test_a_batch_is_augmented_as_its_items_were_drawn(tmp_path):
     assert not torch.equal(image[0], image[1])
     for draw in (0, 1):
         seed = int(np.random.SeedSequence([3, draw]).generate_state(2)[0])
-        alone = augmentation(torch.from_numpy(pixels)[None, None], augmentation.draw(seed)[None])
+        alone = augmentation(torch.from_numpy(pixels)[None, None], Drawn.stack([augmentation.draw(seed)]))
         torch.testing.assert_close(image[draw : draw + 1], alone)
     assert states.tolist() == [[0, -1], [0, -1]]
     assert asked.tolist() == [[True, False], [True, False]]
@@ -316,7 +317,9 @@ def test_refuses_what_does_not_fit(options):
 def loader(tmp_path_factory):
     manifest = Manifest.load(prepare(tmp_path_factory.mktemp("data") / "phantoms", n=60, seed=1, size=32))
     items = manifest.select("train").items(manifest.fields)
-    return manifest.fields, image_loader(ImageDataset(items, Preprocess(size=32), cache=True), 8, seed=0)
+    return manifest.fields, image_loader(
+        ImageDataset(items, Preprocess(size=32), targets=[StatesTarget()], cache=True), 8, seed=0
+    )
 
 
 def overlap_after_training(loader, weight: float) -> float:

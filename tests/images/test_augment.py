@@ -17,7 +17,7 @@ from monai.transforms import (
 from PIL import Image
 
 from vivid_monai.errors import VividError
-from vivid_monai.images.augment import Augment, RandomAugmentation
+from vivid_monai.images.augment import Augment, Drawn, RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
 
 PLAIN = Preprocess(size=64, mean=0, std=1)
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 def draw(augmentation: RandomAugmentation, path: Path, seed: int) -> torch.Tensor:
     """One image of 64 px."""
     pixels = PLAIN.transform(stages=["stored"])({"image": path})["image"]
-    return augmentation(torch.as_tensor(pixels)[None], augmentation.draw(seed)[None])[0]
+    return augmentation(torch.as_tensor(pixels)[None], Drawn.stack([augmentation.draw(seed)]))[0]
 
 
 def centre(image: torch.Tensor, above: float) -> tuple[float, float]:
@@ -81,7 +81,7 @@ def both(preprocess: Preprocess, augment: Augment, n: int = 12) -> tuple[torch.T
     for seed, image in enumerate(pixels):
         monai.set_random_state(seed=seed)
         items.append(torch.as_tensor(monai({"image": image})["image"]))
-    drawn = torch.stack([ours.draw(seed) for seed in range(n)])
+    drawn = Drawn.stack([ours.draw(seed) for seed in range(n)])
     return torch.stack(items), ours(pixels, drawn)
 
 
@@ -137,10 +137,11 @@ def test_seeds_decide_everything(path: Path) -> None:
 
 def test_what_is_drawn_depends_on_the_seed_alone() -> None:
     augmentation = RandomAugmentation(PLAIN, Augment(flip=0.5), sided=False)
-    drawn = torch.stack([augmentation.draw(seed) for seed in range(20)])
-    assert torch.equal(drawn, torch.stack([augmentation.draw(seed) for seed in reversed(range(20))]).flip(0))
-    assert all(len(set(column.tolist())) == 20 for column in drawn.T[1:])
-    assert set(drawn[:, 0].tolist()) == {0, 1}
+    drawn = Drawn.stack([augmentation.draw(seed) for seed in range(20)])
+    again = Drawn.stack([augmentation.draw(seed) for seed in reversed(range(20))])
+    assert all(torch.equal(one, other.flip(0)) for one, other in zip(drawn, again, strict=True))
+    assert all(len(set(column.tolist())) == 20 for part in drawn[1:] for column in part.reshape(20, -1).T)
+    assert set(drawn.mirrored.tolist()) == {0, 1}
 
 
 def test_values_stay_between_black_and_white(tmp_path: Path) -> None:

@@ -50,8 +50,10 @@ BOXES = pa.list_(
         [("field", pa.string())]
         + [(side, pa.float64()) for side in ("x", "y", "width", "height")]
         + [("slice", pa.int32())]
+        + [(side, pa.float64()) for side in ("z", "depth")]
     )
 )
+"""Rectangles in pixels of the original image, from the outer corner of its first pixel; cuboids where z is not null."""
 
 REQUIRED = ("id", "image", "patient_id", "split", "dataset", "modality", "anatomy", "labeller", "source")
 
@@ -78,6 +80,7 @@ _COLUMNS = {
     "reader": WORD,
     "report": pa.string(),
     "boxes": BOXES,
+    "mask": pa.string(),
     "details": pa.string(),
 }
 
@@ -164,7 +167,9 @@ def record_of(row: Mapping[str, Any], space: LabelSpace) -> Record:
     details = json.loads(row["details"]) if row["details"] else {}
     boxes: dict[str, list[dict[str, Any]]] = {}
     for box in row["boxes"] or ():
-        boxes.setdefault(box["field"], []).append({key: value for key, value in box.items() if key != "field"})
+        boxes.setdefault(box["field"], []).append(
+            {key: value for key, value in box.items() if key != "field" and value is not None}
+        )
     findings = {}
     for field in space.fields:
         state = decode(row[FINDING + field])

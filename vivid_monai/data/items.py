@@ -13,11 +13,12 @@ from vivid_monai.errors import VividError
 from vivid_monai.storage.arrow import ArrowFile
 
 _WORDS = ("image", "id", "patient_id", "slice")
+_PATHS = {"image", "mask"}
 _CHUNK = 4096
 
 
 class Items(Sequence[dict[str, Any]]):
-    """Dicts of image (path), states (int64 (F,)), id, patient_id and, where there is one, slice.
+    """Dicts of image (path), states (int64 (F,)), id, patient_id, and slice and other columns where they are not null.
 
     A slice of it is of the same kind and copies nothing. Where the table is an :class:`ArrowFile`, a pickle holds the
     file's name alone, so worker processes share one table.
@@ -25,23 +26,33 @@ class Items(Sequence[dict[str, Any]]):
     Args:
         table: columns of `manifest_schema`.
         states: the names of the state columns, in order.
-        root: what relative image paths start from.
+        columns: further columns that an item holds, paths of masks as absolute paths.
+        root: what relative paths start from.
         file: the file that the table is mapped from; None: it is in memory.
 
     Raises:
         VividError: when unpickled: the file has changed since.
     """
 
-    def __init__(self, table: pa.Table, states: Sequence[str], *, root: str, file: ArrowFile | None = None) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        states: Sequence[str],
+        *,
+        root: str,
+        columns: Sequence[str] = (),
+        file: ArrowFile | None = None,
+    ) -> None:
         self._states, self._root, self._file = list(states), root, file
+        self._names = list(dict.fromkeys([*_WORDS, *columns]))
         self._rows = range(table.num_rows)
         self._hold(table)
 
     def _hold(self, table: pa.Table) -> None:
-        self._table = table.select(list(dict.fromkeys([*_WORDS, *self._states])))
+        self._table = table.select(list(dict.fromkeys([*self._names, *self._states])))
         batches = self._table.to_batches()
         self._ends = list(accumulate(len(batch) for batch in batches))
-        self._words = [[batch.column(name) for name in _WORDS] for batch in batches]
+        self._words = [[batch.column(name) for name in self._names] for batch in batches]
         self._codes = [[batch.column(name).to_numpy() for name in self._states] for batch in batches]
 
     def __len__(self) -> int:
@@ -61,9 +72,9 @@ class Items(Sequence[dict[str, Any]]):
         row = self._rows[index]
         batch = bisect_right(self._ends, row)
         row -= self._ends[batch]  # from the batch's end, which Arrow and NumPy count from as well
-        image, key, patient, place = (column[row].as_py() for column in self._words[batch])
+        words = [column[row].as_py() for column in self._words[batch]]
         states = np.array([column[row] for column in self._codes[batch]], np.int64)
-        return self._item(image, key, patient, place, states)
+        return self._item(states, *words)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self._rows.step != 1:
@@ -73,14 +84,22 @@ class Items(Sequence[dict[str, Any]]):
             states = np.empty((len(batch), len(self._states)), np.int64)
             for position, name in enumerate(self._states):
                 states[:, position] = batch.column(name).to_numpy()
-            yield from map(self._item, *(batch.column(name).to_pylist() for name in _WORDS), states)
+            yield from map(self._item, states, *(batch.column(name).to_pylist() for name in self._names))
 
-    def _item(self, image: str, key: str, patient: str, place: int | None, states: np.ndarray) -> dict[str, Any]:
-        item = {"image": os.path.join(self._root, image), "states": states, "id": key, "patient_id": patient}
-        return item if place is None else item | {"slice": place}
+    def _item(self, states: np.ndarray, *words: Any) -> dict[str, Any]:
+        item = {name: word for name, word in zip(self._names, words, strict=True) if word is not None}
+        for name in _PATHS & item.keys():
+            item[name] = os.path.join(self._root, item[name])
+        return item | {"states": states}
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {"_states": self._states, "_root": self._root, "_file": self._file, "_rows": self._rows}
+        state = {
+            "_states": self._states,
+            "_names": self._names,
+            "_root": self._root,
+            "_file": self._file,
+            "_rows": self._rows,
+        }
         return state if self._file is not None else state | {"_table": self._table}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.errors import VividError
+from vivid_monai.images.augment import Drawn
 from vivid_monai.storage.skipped import Skipped
 
 
@@ -66,19 +67,25 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
 def collate(items: Sequence[dict[str, Any] | Skipped]) -> dict[str, Any]:
     """Items of an :class:`ImageDataset` → one batch.
 
+    Tensors of one shape are stacked; what differs in shape, is no tensor or is None in some items stays a list.
+
     Returns:
-        ``{"image": float32 (B, C, H, W), "states": int64 (B, F), "asked": bool (B, F), "id": list of B str,
-        "patient_id": list of B str, "skipped": list of Skipped}``, where B counts the images that could be read; of
-        items to be augmented, ``"image"`` is uint8 and ``"drawn"``, float32 (B, 8), comes with it. Where no image
-        could be read, only ``"skipped"``.
+        The items' keys, ``"image"`` (B, …) and ``"id"`` (list of B str) among them, where B counts the images that
+        could be read, and ``"skipped"``, a list of :class:`Skipped`. Where no image could be read, only that.
     """
     good = [item for item in items if not isinstance(item, Skipped)]
     batch: dict[str, Any] = {"skipped": [item for item in items if isinstance(item, Skipped)]}
-    if good:
-        for key, first in good[0].items():
-            values = [item[key] for item in good]
-            batch[key] = torch.stack(values) if isinstance(first, torch.Tensor) else values
+    for key in dict.fromkeys(key for item in good for key in item):
+        batch[key] = _together([item.get(key) for item in good])
     return batch
+
+
+def _together(values: list[Any]) -> Any:
+    if all(isinstance(value, Drawn) for value in values):
+        return Drawn.stack(values)
+    if all(isinstance(value, torch.Tensor) for value in values) and len({value.shape for value in values}) == 1:
+        return torch.stack(values)
+    return values
 
 
 class ImageLoader(DataLoader):

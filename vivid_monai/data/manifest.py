@@ -319,10 +319,18 @@ class Manifest:
             )
         return [field for field, kept in zip(self.fields, enough, strict=True) if kept]
 
-    def items(self, fields: Sequence[str] | None = None) -> Items:
-        """For data sets: image (absolute path), states int64 (F,), id, patient_id and, where there is one, slice."""
-        columns = state_columns(self._canonical(self.fields if fields is None else fields))
-        return Items(self.table, columns, root=str(self.image_root.absolute()), file=self._file)
+    def items(self, fields: Sequence[str] | None = None, *, columns: Sequence[str] = ()) -> Items:
+        """For data sets: image (absolute path), states int64 (F,), id, patient_id and, where there is one, slice.
+
+        Args:
+            fields: whose states, in this order; None: all fields of the label space.
+            columns: further columns of the manifest that targets need: boxes, mask (absolute path), report, …
+        """
+        if unknown := [name for name in columns if name not in self.table.column_names]:
+            raise VividError(f"the manifest has no column {unknown[0]!r}; it has {', '.join(self.table.column_names)}")
+        states = state_columns(self._canonical(self.fields if fields is None else fields))
+        root = str(self.image_root.absolute())
+        return Items(self.table, states, root=root, columns=columns, file=self._file)
 
     def _canonical(self, fields: Sequence[str]) -> list[str]:
         return [self.label_space.resolve(name) for name in fields]

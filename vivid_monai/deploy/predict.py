@@ -90,7 +90,7 @@ class _Run:
         """Entries in the order of the inputs; files of theirs are numbered from `first` on."""
         if not inputs:
             return
-        rows = [{"image": one.path, "states": [], "id": str(i), "patient_id": ""} for i, one in enumerate(inputs)]
+        rows = [{"image": one.path, "id": str(i)} for i, one in enumerate(inputs)]
         loader: Any = DataLoader(
             _Checked(rows, self.model), batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=list
         )

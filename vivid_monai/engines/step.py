@@ -62,15 +62,17 @@ class PrepareBatch:
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The images and targets of the batch, one of each per image; see :mod:`vivid_monai.data.dataset`."""
-        moved = {
-            key: value.to(device=device, non_blocking=non_blocking, **kwargs) if isinstance(value, Tensor) else value
-            for key, value in batch.items()
-            if key not in ("skipped", "padding")
-        }
-        drawn = moved.pop("drawn", None)
-        if drawn is not None and self.augmentation is not None:
-            moved["image"] = self.augmentation(moved["image"], drawn)
-        return moved
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device=device, non_blocking=non_blocking, **kwargs)
+            return [move(one) for one in value] if isinstance(value, list) else value
+
+        moved = {key: move(value) for key, value in batch.items() if key not in ("skipped", "padding", "drawn")}
+        if self.augmentation is None or "drawn" not in batch:
+            return moved
+        drawn = batch["drawn"].to(moved["image"].device, non_blocking=non_blocking)
+        return self.augmentation.batch({**moved, "drawn": drawn})
 
 
 class PretrainStep:

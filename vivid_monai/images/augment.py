@@ -1,7 +1,9 @@
 """Random changes of training images: drawn item by item, done to a whole batch on its device."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from monai.transforms import Compose, RandAffineGrid, RandFlip, RandScaleIntensity, RandScaleIntensityFixedMean
@@ -10,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from vivid_monai.errors import VividError
-from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.images.geometry import mirroring, move_boxes, resample, sampling_grid
+from vivid_monai.images.preprocess import BasePreprocess
 
 _AT_ONCE = 8  # images that are resampled together: more take twice as long on a CPU, in memory that is new each time
 
@@ -20,8 +23,8 @@ class Augment:
     """How far training images are changed at random. The defaults are the paper's (arXiv 2603.09109), less its flip.
 
     Args:
-        rotate: largest rotation either way, degrees.
-        translate: largest shift along each axis, fraction of the image size.
+        rotate: largest rotation either way, degrees; of a volume, about each axis.
+        translate: largest shift along each axis, fraction of the image's size.
         scale: largest change of size, fraction, drawn for each axis on its own.
         brightness: largest relative change of all values.
         contrast: largest relative change of the values' distances from the image's mean.
@@ -46,13 +49,41 @@ class Augment:
                 raise VividError(f"augment: {field.name} must be between 0 and {limit:g}, not {value!r}")
 
 
-class RandomAugmentation:
-    """Flip, affine map, brightness and contrast, in this order, then the weights' normalisation.
+class Drawn(NamedTuple):
+    """What an augmentation is going to do to one image, float32; of a batch, every tensor has its axis in front.
 
-    What is random about an image is drawn from a seed where the item is made, by MONAI's transforms, and is eight
-    numbers; all arithmetic on pixels is done to a batch at once, where the network is. Values stay in [0, 1] until they
-    are normalised. The result is that of MONAI's ``RandFlip``, ``RandAffine`` (bilinear, zeros outside),
-    ``RandScaleIntensity`` and ``RandScaleIntensityFixedMean``, seeded by one ``Compose``.
+    Attributes:
+        mirrored: (), 0 or 1.
+        angle: (1,), radians; in 3-D (3,), about each axis of the grid.
+        shift: (S,), pixels along each axis.
+        scale: (S,), along each axis.
+        brightness, contrast: (), factors.
+    """
+
+    mirrored: Tensor
+    angle: Tensor
+    shift: Tensor
+    scale: Tensor
+    brightness: Tensor
+    contrast: Tensor
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Drawn":
+        """The same on a device."""
+        return Drawn(*(part.to(device, non_blocking=non_blocking) for part in self))
+
+    @classmethod
+    def stack(cls, items: Sequence["Drawn"]) -> "Drawn":
+        """Those of a batch."""
+        return cls(*(torch.stack(parts) for parts in zip(*items, strict=True)))
+
+
+class RandomAugmentation:
+    """Flip, affine map, brightness and contrast, in this order, then the weights' normalisation; in 2-D and 3-D.
+
+    What is random about an image is drawn from a seed where the item is made, by MONAI's transforms; all arithmetic is
+    done to a batch at once, where the network is. One draw moves the image and its masks and boxes. Values stay in
+    [0, 1] until they are normalised. The result is that of MONAI's ``RandFlip``, ``RandAffine`` (linear, zeros
+    outside), ``RandScaleIntensity`` and ``RandScaleIntensityFixedMean``, seeded by one ``Compose``.
 
     Args:
         preprocess: what the network's input is.
@@ -63,31 +94,32 @@ class RandomAugmentation:
         VividError: a flip is asked for while the label space has sides, or without saying whether it has.
     """
 
-    def __init__(self, preprocess: Preprocess, augment: Augment | None = None, *, sided: bool | None = None) -> None:
+    def __init__(
+        self, preprocess: BasePreprocess, augment: Augment | None = None, *, sided: bool | None = None
+    ) -> None:
         self.augment = augment = augment or Augment()
         if augment.flip > 0 and sided is not False:
             why = "the label space tells left from right" if sided else "whether the label space has sides is not said"
             raise VividError(f"augment: flip = {augment.flip:g}, but {why}; set flip to 0 or sided to false")
+        self.preprocess, self.grid = preprocess, preprocess.shape[1:]
+        self._mirror = preprocess.mirror_axis - len(self.grid)  # counted from the end, for whatever comes before
         self._flip = RandFlip(prob=augment.flip) if augment.flip else None
-        self._affine = _affine(augment, preprocess.size)
+        self._affine = _affine(augment, self.grid)
         self._brightness = RandScaleIntensity(factors=augment.brightness, prob=1) if augment.brightness else None
         self._contrast = RandScaleIntensityFixedMean(factors=augment.contrast, prob=1) if augment.contrast else None
         steps = (self._flip, self._affine, self._brightness, self._contrast)
         self._random = Compose([step for step in steps if step is not None])
-        channels = max(preprocess.channels, preprocess.slices)
+        shape = (preprocess.shape[0], *(1 for _ in self.grid))
         self._mean, self._std = (
-            torch.tensor(numbers).expand(channels)[:, None, None] for numbers in (preprocess.mean, preprocess.std)
+            torch.tensor(numbers).expand(shape[0]).reshape(shape) for numbers in (preprocess.mean, preprocess.std)
         )
 
-    def draw(self, seed: int) -> Tensor:
-        """What happens to one image: a pure function of the seed.
-
-        Returns:
-            float32 (8,): whether it is mirrored (0 or 1), its angle (radians), shift along rows and columns (pixels),
-            scale along rows and columns, brightness factor, contrast factor.
-        """
+    def draw(self, seed: int) -> Drawn:
+        """What happens to one image: a pure function of the seed."""
         self._seed(seed)
-        mirrored, angle, shift, scale, brightness, contrast = 0.0, 0.0, [0.0, 0.0], [1.0, 1.0], 1.0, 1.0
+        axes = len(self.grid)
+        mirrored, brightness, contrast = 0.0, 1.0, 1.0
+        angle, shift, scale = [0.0] * (1 if axes == 2 else 3), [0.0] * axes, [1.0] * axes
         if self._flip:
             self._flip.randomize(None)
             mirrored = float(self._flip._do_transform)
@@ -96,42 +128,84 @@ class RandomAugmentation:
             self._affine.randomize()
             self._affine.randomize()
             drawn = (self._affine.rotate_params, self._affine.translate_params, self._affine.scale_params)
-            (angle,), shift, scale = (part or [] for part in drawn)
+            angle, shift, scale = (part or default for part, default in zip(drawn, (angle, shift, scale), strict=True))
         if self._brightness:
             self._brightness.randomize()
             brightness = 1 + self._brightness.factor
         if self._contrast:
             self._contrast.randomize()
             contrast = 1 + self._contrast.factor
-        return torch.tensor([mirrored, angle, *shift, *scale, brightness, contrast], dtype=torch.float32)
+        return Drawn(
+            *(torch.tensor(part, dtype=torch.float32) for part in (mirrored, angle, shift, scale, brightness, contrast))
+        )
 
-    def __call__(self, image: Tensor, drawn: Tensor) -> Tensor:
-        """A batch as the network takes it.
+    def __call__(self, image: Tensor, drawn: Drawn) -> Tensor:
+        """A batch of images as the network takes it.
 
         Args:
-            image: uint8 (B, slices, size, size), of :meth:`Preprocess.to_bytes`.
-            drawn: float32 (B, 8), of :meth:`draw`, on the same device.
+            image: (B, *stored_shape), what a cache holds.
+            drawn: of the batch, on the same device.
 
         Returns:
-            float32 (B, C, size, size), normalised.
+            float32 (B, C, *spatial), normalised.
         """
-        brightness, contrast = (drawn[:, column, None, None, None] for column in (6, 7))
+        each = (slice(None), *(None for _ in range(image.ndim - 1)))
         if self._flip:
-            image = torch.where(drawn[:, 0, None, None, None] > 0, image.flip(-1), image)
-        image = image / 255
+            image = torch.where(drawn.mirrored[each] > 0, image.flip(self._mirror), image)
+        image = self.preprocess.unit(image)
         if self._affine:
-            parts = zip(image.split(_AT_ONCE), drawn.split(_AT_ONCE), strict=True)
-            image = torch.cat([_resample(part, d[:, 1], shift=d[:, 2:4], scale=d[:, 4:6]) for part, d in parts])
+            image = self._moved(image, drawn)
         # In place: on a CPU, fresh memory for every step would take longer than the steps.
         if self._brightness:
-            image.mul_(brightness)
+            image.mul_(drawn.brightness[each])
         if self._contrast:
-            mean = image.flatten(1).mean(1)[:, None, None, None]
-            image.sub_(mean).mul_(contrast).add_(mean)
+            mean = image.flatten(1).mean(1)[each]
+            image.sub_(mean).mul_(drawn.contrast[each]).add_(mean)
         if self._brightness or self._contrast:
             image.clamp_(0, 1)
-        mean, std = self._mean.to(image.device), self._std.to(image.device)
+        mean, std = (numbers.to(image.device, non_blocking=True) for numbers in (self._mean, self._std))
         return (image - mean).div_(std)
+
+    def batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of the loader with its image, masks and boxes as the network takes them.
+
+        ``"mask"`` (B, 1, *spatial) or a list of (1, *spatial) and None is moved by the nearest pixel, ``"boxes"`` (a
+        list of (n, 2 S), or one tensor) as :func:`~vivid_monai.images.geometry.move_boxes` has it; ``"matrix"`` goes on
+        to lead from the pixels of the original image to the network's input. ``"drawn"`` is left out.
+        """
+        drawn = batch["drawn"]
+        moved = {**batch, "image": self(batch["image"], drawn)}
+        del moved["drawn"]
+        if spatial := moved.keys() & {"mask", "boxes", "matrix"}:
+            matrices = self.matrix(drawn)
+            moves = {
+                "mask": lambda mask, matrix: None if mask is None else resample(mask, matrix, self.grid),
+                "boxes": lambda boxes, matrix: move_boxes(matrix, boxes),
+                "matrix": lambda before, matrix: matrix @ before,
+            }
+            for key in spatial:
+                parts = [moves[key](part, matrix) for part, matrix in zip(batch[key], matrices, strict=True)]
+                moved[key] = torch.stack(parts) if isinstance(batch[key], Tensor) else parts
+        return moved
+
+    def matrix(self, drawn: Drawn) -> Tensor:
+        """Index in the network's grid before the augmentation → after it, float64 (B, S + 1, S + 1)."""
+        mirror = torch.from_numpy(mirroring(self.grid, len(self.grid) + self._mirror)).to(drawn.mirrored.device)
+        still = torch.eye(len(mirror), dtype=torch.float64, device=mirror.device)
+        flips = torch.where(drawn.mirrored[:, None, None] > 0, mirror, still)
+        return torch.linalg.inv(_back(drawn, self.grid)) @ flips
+
+    def _moved(self, image: Tensor, drawn: Drawn) -> Tensor:
+        if len(self.grid) == 2:
+            parts = zip(
+                *(part.split(_AT_ONCE) for part in (image, drawn.angle[:, 0], drawn.shift, drawn.scale)), strict=True
+            )
+            return torch.cat([_resample(part, angle, shift=shift, scale=scale) for part, angle, shift, scale in parts])
+        moved = [
+            grid_sample(one[None], sampling_grid(back[None], self.grid, self.grid).float(), align_corners=False)
+            for one, back in zip(image, _back(drawn, self.grid), strict=True)
+        ]
+        return torch.cat(moved)
 
     def _seed(self, seed: int) -> None:
         """As ``Compose.set_random_state`` does, without the new generators that it makes: they take most of a draw."""
@@ -140,15 +214,37 @@ class RandomAugmentation:
             step.R.seed(int(self._random.R.randint(MAX_SEED, dtype="uint32")))
 
 
-def _affine(augment: Augment, size: int) -> RandAffineGrid | None:
+def _affine(augment: Augment, grid: Sequence[int]) -> RandAffineGrid | None:
     """Draws of an affine map; pixels from the image's centre, rows before columns."""
     if not (augment.rotate or augment.translate or augment.scale):
         return None
     return RandAffineGrid(
-        rotate_range=math.radians(augment.rotate),
-        translate_range=(augment.translate * size,) * 2,
-        scale_range=(augment.scale,) * 2,
+        rotate_range=(math.radians(augment.rotate),) * (1 if len(grid) == 2 else 3),
+        translate_range=tuple(augment.translate * size for size in grid),
+        scale_range=(augment.scale,) * len(grid),
     )
+
+
+def _back(drawn: Drawn, grid: Sequence[int]) -> Tensor:
+    """Where a pixel of the augmented image lay before its affine map: float64 (B, S + 1, S + 1), indices.
+
+    From the centre of the grid, as MONAI's ``RandAffine`` has it: rotation · (shift + scale · pixel), where a rotation
+    in 3-D is that about the first axis times that about the second times that about the third.
+    """
+    angle, shift, scale = (part.double() for part in (drawn.angle, drawn.shift, drawn.scale))
+    axes = len(grid)
+    planes = [(0, 1)] if axes == 2 else [(1, 2), (2, 0), (0, 1)]
+    rotation = torch.eye(axes, dtype=torch.float64, device=angle.device).repeat(len(angle), 1, 1)
+    for number, (one, other) in enumerate(planes):
+        turn = torch.eye(axes, dtype=torch.float64, device=angle.device).repeat(len(angle), 1, 1)
+        cos, sin = angle[:, number].cos(), angle[:, number].sin()
+        turn[:, one, one], turn[:, one, other], turn[:, other, one], turn[:, other, other] = cos, -sin, sin, cos
+        rotation = rotation @ turn
+    centre = (torch.tensor(list(grid), dtype=torch.float64).to(angle.device) - 1) / 2
+    back = torch.eye(axes + 1, dtype=torch.float64, device=angle.device).repeat(len(angle), 1, 1)
+    back[:, :-1, :-1] = rotation * scale[:, None]
+    back[:, :-1, -1] = (rotation @ (shift - scale * centre)[:, :, None])[:, :, 0] + centre
+    return back
 
 
 def _resample(image: Tensor, angle: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

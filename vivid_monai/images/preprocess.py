@@ -1,108 +1,32 @@
 """From a file to what a network sees. One definition for training, evaluation, inference and export."""
 
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor, get_track_meta, set_track_meta
-from monai.transforms import Compose, MapTransform
+from monai.data import get_track_meta, set_track_meta
+from monai.transforms import Compose
 from monai.utils import CompInitMode, instantiate
-from torch.nn.functional import interpolate
 
 from vivid_monai.errors import VividError
 from vivid_monai.images.geometry import centring, resizing
-from vivid_monai.images.read import read_image
-
-
-class ReadImaged(MapTransform):
-    """Path → float32 tensor (slices, H, W) in [0, 1], by :func:`vivid_monai.images.read.read_image`.
-
-    An item's ``"slice"`` (int), where it has one, is the slice of the NIfTI volume to read.
-
-    Args:
-        keys: keys that hold paths.
-        window: (centre, width) for all DICOM and NIfTI files, or None for what each file says.
-        slices: 1, or 3 for a NIfTI slice between its neighbours.
-
-    Raises:
-        ImageError: the file cannot be used (inside a ``Compose`` as the cause of MONAI's RuntimeError).
-    """
-
-    def __init__(self, keys: KeysCollection, *, window: tuple[float, float] | None = None, slices: int = 1) -> None:
-        super().__init__(keys)
-        self.window, self.slices = window, slices
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.keys:
-            d[key] = torch.from_numpy(self._read(d[key], d.get("slice")))
-        return d
-
-    def _read(self, path: Any, index: int | None) -> np.ndarray:
-        return read_image(path, slice=index, slices=self.slices, window=self.window)
-
-
-class ResizeAntialiasedd(MapTransform):
-    """Scale (C, H, W) images with a filter as wide as the reduction needs.
-
-    This is PyTorch's antialiased interpolation, which equals Pillow's to 2e-5. MONAI's ``Resized`` offers plain
-    interpolation, which aliases ribs and catheters when 1024 px become 224, or a Gaussian that takes 50 times as long.
-
-    Args:
-        keys: keys that hold float tensors.
-        size: pixels that the longest or shortest side gets, or both.
-        side: ``"longest"`` (the image fits into a square of `size`) or ``"shortest"`` (it covers that square), with
-            the aspect ratio kept; ``"both"`` makes it that square.
-        interpolation: ``"bilinear"`` or ``"bicubic"`` (may overshoot the range of the input a little).
-    """
-
-    def __init__(
-        self, keys: KeysCollection, size: int, *, side: Literal["longest", "shortest", "both"], interpolation: str
-    ) -> None:
-        super().__init__(keys)
-        self.size, self.side, self.interpolation = size, side, interpolation
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.keys:
-            height, width = d[key].shape[-2:]
-            target = target_size((height, width), self.size, self.side)
-            if target != (height, width):
-                d[key] = interpolate(d[key][None], target, mode=self.interpolation, antialias=True)[0]
-        return d
-
-
-def target_size(spatial: Sequence[int], size: int, side: str) -> tuple[int, int]:
-    """Height and width of an image after :class:`ResizeAntialiasedd`."""
-    height, width = spatial
-    if side == "longest":
-        scale = size / max(height, width)
-        return max(1, round(height * scale)), max(1, round(width * scale))
-    if side == "shortest":  # rounded down, as torchvision, timm and transformers have it
-        short = min(height, width)
-        return size * height // short, size * width // short
-    return size, size
-
-
-class ToBytesd(MapTransform):
-    """Float tensor in [0, 1] → uint8 in [0, 255], rounded; values outside are clipped.
-
-    What a display would show, at a quarter of the memory. Because every path through the package takes this step, an
-    image from the cache and the same image from its file are equal bit for bit.
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.keys:
-            image = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
-            d[key] = image.clamp(0, 1).mul(255).round().to(torch.uint8)
-        return d
-
+from vivid_monai.images.read import read_mask
+from vivid_monai.images.transforms import (
+    ReadImaged,
+    ReadVolumed,
+    ResizeAntialiasedd,
+    ToBytesd,
+    ToHounsfieldd,
+    spaced_size,
+    target_size,
+)
+from vivid_monai.images.volume import AIR, read_labels, turned, volume_geometry
 
 _lock = threading.Lock()
 _inside = 0
@@ -135,6 +59,9 @@ Stage = Literal["stored", "unit", "normal"]
 STAGES: tuple[Stage, ...] = ("stored", "unit", "normal")
 """The parts of every preprocessing, in order: up to what a cache holds, up to values in [0, 1], up to the network."""
 
+Steps = list[tuple[str, dict[str, Any]]]
+"""Names and arguments of transforms."""
+
 
 def transform_of(config: Sequence[Mapping[str, Any]]) -> Compose:
     """The transforms that a list of configs says; names without a dot are MONAI's."""
@@ -147,8 +74,106 @@ def transform_of(config: Sequence[Mapping[str, Any]]) -> Compose:
     return Compose(made)
 
 
+class BasePreprocess(ABC):
+    """What every kind of preprocessing is: a frozen dataclass of plain values, and transforms that follow from them.
+
+    Attributes:
+        kind: of image, as :func:`preprocess_from_dict` knows it.
+        shape: of the network's input, without the batch: (C, *spatial).
+        stored_shape, stored_dtype: of what a cache holds.
+        mirror_axis: the axis of the grid, counted without the channel, along which left and right lie.
+    """
+
+    kind: ClassVar[str]
+    stored_dtype: ClassVar[np.dtype]
+    _later: ClassVar[tuple[str, ...]]  # names of values that change nothing in what a cache holds
+
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    @abstractmethod
+    def stored_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    @abstractmethod
+    def mirror_axis(self) -> int: ...
+
+    @abstractmethod
+    def _steps(self, module: str) -> dict[Stage, Steps]: ...
+
+    @abstractmethod
+    def unit(self, stored: torch.Tensor) -> torch.Tensor:
+        """A batch of what a cache holds → float32 in [0, 1]: the stage ``"unit"`` on a batch at once."""
+
+    @abstractmethod
+    def row_matrix(self, row: Mapping[str, Any]) -> np.ndarray:
+        """Index of a pixel of the row's image → that of the network's grid, float64 (S + 1, S + 1).
+
+        Raises:
+            VividError: what this takes is not known.
+        """
+
+    @abstractmethod
+    def read_mask(self, path: str, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """A mask of the row's image: uint8 (*spatial), and the matrix from its pixels to those of the image.
+
+        Raises:
+            VividError: it cannot be read, or does not fit the image.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; :func:`preprocess_from_dict` makes an equal object of them."""
+        values: Any = asdict(self)  # type: ignore[call-overload]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The object that `values` came from.
+
+        Raises:
+            VividError: a missing key (nothing is filled in: a default could differ from what the weights saw), an
+                unknown key or a bad value.
+        """
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if values.keys() != known:
+            missing, unknown = sorted(known - values.keys()), sorted(values.keys() - known)
+            raise VividError(f"preprocess: missing keys {missing}, unknown keys {unknown}")
+        return cls(**values)
+
+    def stored_dict(self) -> dict[str, Any]:
+        """Those of the plain values that what a cache holds depends on."""
+        return {name: value for name, value in self.to_dict().items() if name not in self._later}
+
+    def config(
+        self,
+        keys: KeysCollection = "image",
+        *,
+        module: str = "vivid_monai.images.preprocess",
+        stages: Sequence[Stage] = STAGES,
+    ) -> list[dict[str, Any]]:
+        """The transforms as a MONAI bundle config (a ``ConfigParser`` makes them of it): path → network input.
+
+        Args:
+            keys: keys of an item that hold paths.
+            module: where this file is found by whoever reads the config.
+            stages: a part of them. ``"stored"``: path → what a cache holds; ``"unit"``: → float32 in [0, 1], what
+                augmentation works on; ``"normal"``: → float32 (C, *spatial), normalised.
+        """
+        steps = self._steps(module)
+        return [{"_target_": name, "keys": keys, **options} for stage in stages for name, options in steps[stage]]
+
+    def transform(self, keys: KeysCollection = "image", *, stages: Sequence[Stage] = STAGES) -> Compose:
+        """The transforms of :meth:`config`. Nothing in them is random."""
+        return transform_of(self.config(keys, stages=stages))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Preprocess:
+class Preprocess(BasePreprocess):
     """How images become network input. Belongs to the weights and is stored with them.
 
     Args:
@@ -180,6 +205,7 @@ class Preprocess:
 
     kind: ClassVar[str] = "image"
     stored_dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
+    _later: ClassVar[tuple[str, ...]] = ("channels", "mean", "std")
 
     def __post_init__(self) -> None:
         _require(_whole(self.size) and self.size > 0, "size", self.size, "a positive whole number")
@@ -205,69 +231,33 @@ class Preprocess:
             _require(len(window) == 2 and window[1] > 0, "window", window, "(centre, width) with width > 0")
             object.__setattr__(self, "window", window)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; :meth:`from_dict` makes an equal object of them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
-        """The object that `values` came from.
-
-        Raises:
-            VividError: a missing key (nothing is filled in: a default could differ from what the weights saw), an
-                unknown key or a bad value.
-        """
-        known = {field.name for field in fields(cls)}
-        if values.keys() != known:
-            missing, unknown = sorted(known - values.keys()), sorted(values.keys() - known)
-            raise VividError(f"preprocess: missing keys {missing}, unknown keys {unknown}")
-        return cls(**values)
-
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the network's input, without the batch: (C, size, size). C is `channels`, or 3 of three slices."""
+        """(C, size, size). C is `channels`, or 3 of three slices."""
         return (max(self.channels, self.slices), self.size, self.size)
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Of what a cache holds: (slices, size, size)."""
         return (self.slices, self.size, self.size)
 
-    def stored_dict(self) -> dict[str, Any]:
-        """Those of the plain values that what a cache holds depends on."""
-        later = ("channels", "mean", "std")
-        return {name: value for name, value in self.to_dict().items() if name not in later}
+    @property
+    def mirror_axis(self) -> int:
+        return 1
 
-    def config(
-        self,
-        keys: KeysCollection = "image",
-        *,
-        module: str = "vivid_monai.images.preprocess",
-        stages: Sequence[Stage] = STAGES,
-    ) -> list[dict[str, Any]]:
-        """The transforms as a MONAI bundle config (a ``ConfigParser`` makes them of it): path → network input.
-
-        Args:
-            keys: keys of an item that hold paths.
-            module: where this file is found by whoever reads the config.
-            stages: a part of them. ``"stored"``: path → uint8 (slices, size, size), what a cache holds; ``"unit"``:
-                → float32 in [0, 1], what augmentation works on; ``"normal"``: → float32 (C, size, size), normalised.
-        """
+    def _steps(self, module: str) -> dict[Stage, Steps]:
         square = [self.size, self.size]
+        window = self.window and list(self.window)
+        resize = {"size": self.resize_to, "side": _SIDES[self.resize], "interpolation": self.interpolation}
         repeat = self.slices // self.channels if self.slices > self.channels else 1
         mean, std = (list(_numbers(name, getattr(self, name))) * repeat for name in ("mean", "std"))
-        fit = ("SpatialPadd", {"spatial_size": square}) if self.resize == "pad" else (
-            "CenterSpatialCropd", {"roi_size": square}
-        )  # fmt: skip
-        steps: dict[Stage, list[tuple[str, dict[str, Any]]]] = {
+        return {
             "stored": [
-                (f"{module}.ReadImaged", {"window": self.window and list(self.window), "slices": self.slices}),
-                (
-                    f"{module}.ResizeAntialiasedd",
-                    {"size": self.resize_to, "side": _SIDES[self.resize], "interpolation": self.interpolation},
-                ),
-                fit,
-                (f"{module}.ToBytesd", {}),
+                (f"{module}.{ReadImaged.__name__}", {"window": window, "slices": self.slices}),
+                (f"{module}.{ResizeAntialiasedd.__name__}", resize),
+                ("SpatialPadd", {"spatial_size": square})
+                if self.resize == "pad"
+                else ("CenterSpatialCropd", {"roi_size": square}),
+                (f"{module}.{ToBytesd.__name__}", {}),
             ],
             "unit": [("ScaleIntensityRanged", {"a_min": 0, "a_max": 255, "b_min": 0, "b_max": 1})],
             "normal": [
@@ -275,14 +265,8 @@ class Preprocess:
                 ("NormalizeIntensityd", {"subtrahend": mean, "divisor": std, "channel_wise": True}),
             ],
         }
-        return [{"_target_": name, "keys": keys, **options} for stage in stages for name, options in steps[stage]]
-
-    def transform(self, keys: KeysCollection = "image", *, stages: Sequence[Stage] = STAGES) -> Compose:
-        """The transforms of :meth:`config`. Nothing in them is random."""
-        return transform_of(self.config(keys, stages=stages))
 
     def unit(self, stored: torch.Tensor) -> torch.Tensor:
-        """A batch of what a cache holds → float32 in [0, 1]: the stage ``"unit"`` on a batch at once."""
         return stored / 255
 
     def matrix(self, spatial: Sequence[int]) -> np.ndarray:
@@ -297,8 +281,140 @@ class Preprocess:
         between = target_size(spatial, self.resize_to or self.size, _SIDES[self.resize])
         return centring(between, (self.size, self.size)) @ resizing(spatial, between)
 
+    def row_matrix(self, row: Mapping[str, Any]) -> np.ndarray:
+        return self.matrix(_spatial(row))
 
-def preprocess_from_dict(values: Mapping[str, Any]) -> Preprocess:
+    def read_mask(self, path: str, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        mask = read_mask(path, slice=row.get("slice") if str(path).endswith((".nii", ".nii.gz")) else None)
+        if mask.shape != _spatial(row):
+            raise VividError(f"{path}: the mask is {mask.shape}, its image {row['image']} {_spatial(row)} pixels")
+        return mask, np.eye(3)
+
+
+def _spatial(row: Mapping[str, Any]) -> tuple[int, int]:
+    if row.get("height") is None or row.get("width") is None:
+        raise VividError(
+            f"{row['image']}: its height and width are not in its row, and boxes and masks need them; "
+            "`vivid prepare` fills these columns"
+        )
+    return row["height"], row["width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumePreprocess(BasePreprocess):
+    """How CT volumes become network input. Belongs to the weights and is stored with them.
+
+    The network's grid is a box of `size` voxels of `spacing` around the middle of the scan; what lies outside the scan
+    is air, what lies outside the box is cut. Axes are those of the file that are closest to `orientation`; oblique
+    volumes are not turned. A volume is reduced by filters as wide as the reduction needs.
+
+    Args:
+        size: voxels of the result along its axes (depth, height, width).
+        spacing: mm between its voxels, in the same order. A scan of n voxels of s mm gets round(n s / spacing) voxels,
+            so the distance is exact to half a voxel over the whole scan.
+        orientation: where the index of each axis grows to. ``"SPL"``: slices from inferior to superior, rows from
+            anterior to posterior, columns from the patient's right to left.
+        window: (centre, width) in HU; values outside become 0 or 1.
+        mean, std: of the result's values in [0, 1].
+
+    Raises:
+        VividError: a value that cannot be meant.
+    """
+
+    size: tuple[int, int, int] = (96, 96, 96)
+    spacing: tuple[float, float, float] = (4.0, 4.0, 4.0)
+    orientation: str = "SPL"
+    window: tuple[float, float] = (0.0, 2000.0)
+    mean: float = 0.5
+    std: float = 0.25
+
+    kind: ClassVar[str] = "volume"
+    stored_dtype: ClassVar[np.dtype] = np.dtype(np.int16)
+    _later: ClassVar[tuple[str, ...]] = ("window", "mean", "std")
+
+    def __post_init__(self) -> None:
+        size = tuple(self.size) if isinstance(self.size, Sequence) else ()
+        ok = len(size) == 3 and all(_whole(n) and n > 0 for n in size)
+        _require(ok, "size", self.size, "three positive whole numbers (depth, height, width)")
+        spacing, window = _numbers("spacing", self.spacing), _numbers("window", self.window)
+        _require(len(spacing) == 3 and min(spacing) > 0, "spacing", self.spacing, "three positive numbers, in mm")
+        _require(len(window) == 2 and window[1] > 0, "window", self.window, "(centre, width) with width > 0")
+        axes = sorted(_AXES.get(letter, 3) for letter in str(self.orientation))
+        _require(axes == [0, 1, 2], "orientation", self.orientation, 'one letter of each of L/R, A/P, S/I, as "SPL"')
+        for name, value in (("size", size), ("spacing", spacing), ("window", window)):
+            object.__setattr__(self, name, value)
+        for name in ("mean", "std"):
+            numbers = _numbers(name, getattr(self, name))
+            _require(len(numbers) == 1, name, getattr(self, name), "one number")
+            object.__setattr__(self, name, numbers[0])
+        _require(self.std > 0, "std", self.std, "positive")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with ``"kind"``."""
+        return {"kind": self.kind, **super().to_dict()}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1, *self.size)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        return (1, *self.size)
+
+    @property
+    def mirror_axis(self) -> int:
+        return next(axis for axis, letter in enumerate(self.orientation) if letter in "LR")
+
+    def _steps(self, module: str) -> dict[Stage, Steps]:
+        low, high = self._range
+        read = {"spacing": list(self.spacing), "orientation": self.orientation}
+        return {
+            "stored": [
+                (f"{module}.{ReadVolumed.__name__}", read),
+                ("ResizeWithPadOrCropd", {"spatial_size": list(self.size), "mode": "constant", "value": AIR}),
+                (f"{module}.{ToHounsfieldd.__name__}", {}),
+            ],
+            "unit": [("ScaleIntensityRanged", {"a_min": low, "a_max": high, "b_min": 0, "b_max": 1, "clip": True})],
+            "normal": [
+                ("NormalizeIntensityd", {"subtrahend": [self.mean], "divisor": [self.std], "channel_wise": True})
+            ],
+        }
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        centre, width = self.window
+        return centre - width / 2, centre + width / 2
+
+    def unit(self, stored: torch.Tensor) -> torch.Tensor:
+        low, high = self._range
+        return ((stored - low) / (high - low)).clamp_(0, 1)
+
+    def matrix(self, spatial: Sequence[int], affine: np.ndarray) -> np.ndarray:
+        """Index of a voxel of the volume as it is stored → that of the network's grid; see :mod:`.geometry`.
+
+        Args:
+            spatial: shape (X, Y, Z) of the volume.
+            affine: (4, 4), index → RAS, mm.
+
+        Returns:
+            float64 (4, 4).
+        """
+        place = turned(spatial, affine, self.orientation)
+        between = spaced_size(place, self.spacing)
+        return centring(between, self.size) @ resizing(place.shape, between) @ place.matrix
+
+    def row_matrix(self, row: Mapping[str, Any]) -> np.ndarray:
+        return self.matrix(*volume_geometry(str(row["image"])))
+
+    def read_mask(self, path: str, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        mask, affine = read_labels(path)
+        return mask, np.linalg.inv(volume_geometry(str(row["image"]))[1]) @ affine
+
+
+_AXES = {letter: axis for axis, letters in enumerate(("LR", "AP", "SI")) for letter in letters}
+
+
+def preprocess_from_dict(values: Mapping[str, Any]) -> BasePreprocess:
     """The preprocessing that ``to_dict`` made `values` of; where they name no kind, it is of images.
 
     Raises:
@@ -310,7 +426,7 @@ def preprocess_from_dict(values: Mapping[str, Any]) -> Preprocess:
     return KINDS[kind].from_dict({name: value for name, value in values.items() if name != "kind"})
 
 
-KINDS = {kind.kind: kind for kind in (Preprocess,)}
+KINDS: dict[str, type[BasePreprocess]] = {kind.kind: kind for kind in (Preprocess, VolumePreprocess)}
 """Kinds of preprocessing, by the word that is stored with the weights."""
 
 _SIDES: dict[str, Literal["longest", "shortest", "both"]] = {"pad": "longest", "crop": "shortest", "stretch": "both"}

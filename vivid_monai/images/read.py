@@ -13,8 +13,8 @@ import numpy as np
 
 from vivid_monai.errors import VividError
 from vivid_monai.images.dicom import read_dicom
-from vivid_monai.images.nifti import read_nifti
-from vivid_monai.images.raster import read_jpeg, read_png
+from vivid_monai.images.nifti import read_nifti, read_nifti_labels
+from vivid_monai.images.raster import read_jpeg, read_png, read_png_labels
 
 PACKAGES = (
     *("vivid-monai", "numpy", "torch", "monai", "pillow", "pydicom", "nibabel"),
@@ -100,13 +100,45 @@ def read_image(
     try:
         pixels = form.read(path, **options)
     except Exception as error:  # decoders raise whatever they like on damaged files; the cause stays chained
-        told = " ".join(str(error).split()) or type(error).__name__  # some tell it in several lines
-        raise ImageError(f"{path}: unreadable {form.name}: {told}") from error
+        raise ImageError(f"{path}: unreadable {form.name}: {one_line(error)}") from error
     if pixels.ndim != (2 if slices == 1 else 3) or pixels.size == 0:
         raise ImageError(f"{path}: not a two-dimensional image with pixels (shape {pixels.shape})")
     if not np.isfinite(pixels).all():
         raise ImageError(f"{path}: holds values that are not finite (NaN or infinity)")
     return np.ascontiguousarray(pixels if slices > 1 else pixels[None], dtype=np.float32)
+
+
+def read_mask(path: str | os.PathLike[str], *, slice: int | None = None) -> np.ndarray:
+    """Read the mask of a two-dimensional image: the values as they are stored.
+
+    Args:
+        path: a PNG of at most 8 bits, or a NIfTI file, whose slices are turned as :func:`read_image` turns them.
+        slice: NIfTI only: as of :func:`read_image`.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        ImageError: the file cannot be read, or holds values other than whole numbers from 0 to 255.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            form = _format_of(file.read(_HEAD))
+        if form is not _PNG and form is not _NIFTI:
+            raise ValueError("neither PNG nor NIfTI by its first bytes")
+        values = read_png_labels(path) if form is _PNG else read_nifti_labels(path, slice=slice)
+        labels = values.astype(np.uint8)
+        if not np.array_equal(labels, values):
+            raise ValueError("holds values other than whole numbers from 0 to 255")
+    except Exception as error:
+        raise ImageError(f"{path}: unreadable mask: {one_line(error)}") from error
+    return labels
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; some say it in several, some nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def image_error_behind(error: BaseException) -> ImageError | None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from vivid_monai.images.volume import read_series
 from vivid_monai.prepare.lidc.nodules import nodules_of
 from vivid_monai.prepare.lidc.reads import read_xml
-from vivid_monai.prepare.lidc.series import read_series
 
 from .making import Mark, Scan, balls, disc, roi, write_xml
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vivid_monai.prepare.lidc.series import AIR, SeriesError, read_series
+from vivid_monai.images.volume import AIR, SeriesError, read_series
 
 from .making import Scan, balls, set_pixels
 

@@ -15,6 +15,8 @@ FILES = {  # in the bundle's scripts/ → in this package
     "nifti.py": "images/nifti.py",
     "read.py": "images/read.py",
     "geometry.py": "images/geometry.py",
+    "volume.py": "images/volume.py",
+    "transforms.py": "images/transforms.py",
     "preprocess.py": "images/preprocess.py",
     "appearance.py": "deploy/appearance.py",
     "assessed.py": "deploy/assessed.py",

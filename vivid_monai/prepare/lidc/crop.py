@@ -7,7 +7,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.lidc.series import AIR, Series
+from vivid_monai.images.volume import AIR, Series
 
 MAX_GAP = 5.5
 """mm. The coarsest scans of LIDC-IDRI have a slice every 5 mm; nothing is interpolated over a wider gap."""

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.sparse.csgraph import connected_components
 
+from vivid_monai.images.volume import Series
 from vivid_monai.prepare.lidc.reads import RATINGS, Contour, Reading, ScanReads
-from vivid_monai.prepare.lidc.series import Series
 
 Region = dict[str, np.ndarray]
 """SOP instance UID → pixels of the nodule there, int64 codes, sorted, as `decode` reads them."""

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from vivid_monai.data.columns import FINDING
 from vivid_monai.errors import VividError
+from vivid_monai.images.volume import Series, SeriesError, read_series
 from vivid_monai.prepare.image_files import drop_each
 from vivid_monai.prepare.lidc.crop import CropRule, cut
 from vivid_monai.prepare.lidc.nodules import Aggregate, Nodule, nodules_of
 from vivid_monai.prepare.lidc.reads import RATINGS, ReadsError, ScanReads, read_xml
-from vivid_monai.prepare.lidc.series import Series, SeriesError, read_series
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source, skip_list
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.label_space import load_label_space
