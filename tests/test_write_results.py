@@ -33,7 +33,7 @@ def test_numbers_of_a_run_reach_the_page(tmp_path, run):
     page = (tmp_path / "results.md").read_text()
     auroc = run.get("auroc", "(macro)", "good")
     assert f"| good | {auroc.value:.3f} ({auroc.low:.3f}–{auroc.high:.3f}) |" in page
-    assert "| AUROC: good − it |" in page
+    assert "| AUROC: first − it |" in page
     assert "\n    python -m x\n" in page
     assert f"{run.test['n_images']} test images of {run.test['n_patients']} patients" in page
 
