@@ -87,20 +87,21 @@ def section(results: Results) -> dict[str, Any]:
         rows.append(row)
     head = ["encoder", *(SHORT[metric] for metric in columns)]
     head += [f"{SHORT[metric]}: first − it" for metric in compared]
-    return {"text": text(results), "head": head, "rows": rows, "command": shortened(results.run["command"])}
+    return {"text": text(results), "head": head, "rows": rows}
 
 
 def text(results: Results) -> str:
-    """Task, number of images, and the warnings that concern more than the fit of one seed."""
+    """Command, number of images, and the warnings that concern more than the fit of one seed."""
     test, averaged, excluded = results.test, len(results.macro_fields), len(results.excluded)
     sentences = [
-        f"`{results.task}`: {test['n_images']} test images of {test['n_patients']} patients,"
+        f"`{shortened(results.run['command'])}`: {test['n_images']} test images of {test['n_patients']} patients,"
         f" macro over {averaged} of {averaged + excluded} findings."
     ]
     if results.skipped:
         sentences.append(f"{results.skipped} unreadable images are left out.")
     of_seeds = [warning for warning in results.warnings if ", seed " in warning]
-    said = [w for w in results.warnings if w not in of_seeds and not w.startswith("macro averages over")]
+    elsewhere = ("macro averages over", "every encoder: no F1")  # said by the sentence above; not shown
+    said = [w for w in results.warnings if w not in of_seeds and not w.startswith(elsewhere)]
     sentences += [f"Warning: {warning}." for warning in said]
     if of_seeds:
         sentences.append(f"{len(of_seeds)} warnings about the fit of single seeds.")
@@ -108,14 +109,10 @@ def text(results: Results) -> str:
 
 
 def shortened(command: str) -> str:
-    """The command without the list of encoders, its options in lines of about 120 characters."""
-    first, *options = re.sub(r'--encoder "\{.*?\}"', "--encoder …", command).split(" --")
-    lines = [first]
-    for option in options:
-        if len(lines[-1]) + len(option) > 120:
-            lines.append("    ")
-        lines[-1] += f" --{option}" if lines[-1].strip() else f"--{option}"
-    return " \\\n    ".join(lines)
+    """What one evaluation's command has beside the common one of the page: its overlay and its data."""
+    overlay = re.search(r"configs/eval/[\w.-]+", command)
+    options = re.findall(r"--(?:source_dir|dataset_dir|manifest|min_\w+) \S+", command)
+    return " ".join([overlay[0] if overlay else command, *options])
 
 
 def signed(row: Row) -> str:
