@@ -29,9 +29,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from vivid_monai.prepare.lidc.nodules import Nodule
+from vivid_monai.prepare.lidc.nodules import Nodule, write_table
 from vivid_monai.prepare.lidc.reads import RATINGS
-from vivid_monai.prepare.lidc.source import read_identities, write_table
+from vivid_monai.prepare.lidc.source import read_identities
 from vivid_monai.ums.label_space import load_label_space
 
 Key = tuple[int, str]
@@ -259,8 +259,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, scan in enumerate(tqdm(scans, desc="writing XML", unit="scan", leave=False)):
         write_xml(scan, folder / f"{number:04d}.xml")
-    nodules, skips, notes = read_identities(folder)
-    print("\n".join(notes), f"skipped files: {len(skips.entries)}", sep="\n")
+    nodules, skipped, notes = read_identities(folder)
+    print("\n".join(notes), f"skipped files: {len(skipped)}", sep="\n")
     write_table(nodules, args.work / "nodules.csv")
     patient = {scan.uid: f"LIDC-IDRI-{scan.patient:04d}" for scan in scans}
     compare(scans, [replace(nodule, patient_id=patient[nodule.series_uid]) for nodule in nodules], args.lists)

@@ -52,7 +52,7 @@ def test_each_violation_has_file_line_pointer_code_and_sentence(vivid, tmp_path)
     assert vivid("verify", "a.jsonl", "b.NDJSON") == (
         1,
         [
-            'a.jsonl:3 "/age" range -1 is below 0',
+            'a.jsonl:3 "/age" range -1 is less than the minimum of 0',
             f"a.jsonl:3 {child}",
             f"b.NDJSON:1 {child}",
             "3 records, 2 of them with 3 violations",

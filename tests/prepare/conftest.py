@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -13,6 +14,13 @@ NIH_2020 = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
+
+
+def values(table: pd.DataFrame | pd.Series) -> list:
+    """The cells of a column, or the rows of a table as dicts; a null is None."""
+    plain = table.astype(object)
+    plain = plain.where(plain.notna(), None)
+    return plain.tolist() if isinstance(plain, pd.Series) else plain.to_dict("records")
 
 
 def chexpert_row(path: str, *labels: str, sex: str = "Female", age: str = "68", view: str = "Frontal,AP") -> str:

@@ -1,14 +1,12 @@
 """The card's tables and counts."""
 
-import pyarrow as pa
+import pandas as pd
 
 from vivid_monai.prepare.card import _table, count_states, count_words
 
 
 def test_states_are_counted_with_their_nulls():
-    table = pa.table(
-        {"finding.a": pa.array([-1, 0, 0, 2, 1, 1, 1], pa.int8()), "finding.b": pa.array([-1] * 7, pa.int8())}
-    )
+    table = pd.DataFrame({"finding.a": [-1, 0, 0, 2, 1, 1, 1], "finding.b": [-1] * 7}, dtype="int8")
     assert count_states(table, ["a", "b"]) == {
         "a": {"null": 1, "absent": 2, "present": 3, "uncertain": 1},
         "b": {"null": 7, "absent": 0, "present": 0, "uncertain": 0},
@@ -16,7 +14,7 @@ def test_states_are_counted_with_their_nulls():
 
 
 def test_words_are_counted_by_split_with_unknowns():
-    table = pa.table({"split": ["train", "train", "test", "test"], "view": ["PA", None, "PA", "PA"]})
+    table = pd.DataFrame({"split": ["train", "train", "test", "test"], "view": ["PA", None, "PA", "PA"]})
     assert count_words(table, "view") == {"PA": {"train": 1, "test": 2}, "unknown": {"train": 1, "test": 0}}
 
 

@@ -11,7 +11,7 @@ from vivid_monai.prepare import chexpert
 from vivid_monai.prepare.build import prepare
 from vivid_monai.prepare.source import ROW
 
-from .conftest import CHEXPERT_HEADER, chexpert_row, write_image
+from .conftest import CHEXPERT_HEADER, chexpert_row, values, write_image
 
 PATH = "CheXpert-v1.0/train/patient00007/study2/view1_frontal.jpg"
 
@@ -23,13 +23,13 @@ def write_train(root: Path, *rows: str) -> Path:
 
 
 def states(source, field):
-    return source.rows.table[f"finding.{field}"].to_pylist()
+    return values(source.rows.table[f"finding.{field}"])
 
 
 def test_cells_become_states_and_the_path_tells_patient_and_study(tmp_path):
     labels = ["1.0", "0.0", "-1.0", "", "1", "0", "-1"]
     source = chexpert.read(write_train(tmp_path / "c", chexpert_row(PATH, *labels, sex="Male", age="90")))
-    row = source.rows.table.to_pylist()[0]
+    row = values(source.rows.table)[0]
     fields = [name.removeprefix("finding.") for name in row if name.startswith("finding.")]
     assert fields == CHEXPERT_HEADER.split(",")[5:]
     assert [row[f"finding.{field}"] for field in fields] == [1, 0, 2, -1, 1, 0, 2] + [-1] * 7
@@ -44,7 +44,7 @@ def test_cells_become_states_and_the_path_tells_patient_and_study(tmp_path):
 def test_any_prefix_of_the_path_will_do(tmp_path, prefix):
     path = prefix + "train/patient00007/study2/view1_frontal.jpg"
     source = chexpert.read(write_train(tmp_path / "c", chexpert_row(path)))
-    assert source.rows.table["image"].to_pylist() == ["train/patient00007/study2/view1_frontal.jpg"]
+    assert values(source.rows.table["image"]) == ["train/patient00007/study2/view1_frontal.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,15 @@ def test_any_prefix_of_the_path_will_do(tmp_path, prefix):
 )
 def test_views(tmp_path, tag, view):
     source = chexpert.read(write_train(tmp_path / "c", chexpert_row(PATH, view=tag)))
-    assert source.rows.table["view"].to_pylist() == [view]
+    assert values(source.rows.table["view"]) == [view]
 
 
 def test_minus_two_and_other_rubbish_are_listed_with_row_and_column(tmp_path):
     good = PATH.replace("00007", "00008")
     rows = [chexpert_row(PATH, "", "-2"), chexpert_row(good), chexpert_row(PATH, sex="X"), chexpert_row("a/b.jpg")]
     source = chexpert.read(write_train(tmp_path / "c", *rows))
-    assert source.rows.table[ROW].to_pylist() == [3]
-    skipped = source.rows.all_skipped().to_pylist()
+    assert values(source.rows.table[ROW]) == [3]
+    skipped = source.rows.all_skipped().to_dict("records")
     assert [(s["row"], s["reason"]) for s in skipped] == [(2, "bad-value"), (4, "bad-value"), (5, "bad-path")]
     assert "'Enlarged Cardiomediastinum' holds '-2'" in skipped[0]["detail"]
     assert "'Sex' holds 'X'" in skipped[1]["detail"]
@@ -151,7 +151,7 @@ def test_contradictory_rows_are_kept_and_counted(chexpert_root):
     assert kept.card.contradictions == {"policy": "keep", "rows": 1, "by_code": {"hierarchy": 1, "no-finding": 1}}
     assert kept.card.rows == {"read": 43, "kept": 43, "skipped": 0}
     skipped = prepare(chexpert.read(chexpert_root), val=0.3, on_contradiction="skip")
-    assert skipped.skipped["row"].to_pylist() == [42]
+    assert skipped.skipped["row"].tolist() == [42]
     assert skipped.card.skipped == {"contradiction-no-finding": 1}
     with pytest.raises(VividError, match=r"train\.csv, row 42 .*patient00003"):
         prepare(chexpert.read(chexpert_root), val=0.3, on_contradiction="error")

@@ -1,12 +1,12 @@
-"""Whether images are there and can be read."""
+"""Images that are missing, unreadable, or on several rows."""
 
-import pyarrow as pa
+import pandas as pd
 import pytest
 
-from vivid_monai.prepare.image_files import check_images
+from vivid_monai.prepare.image_files import check_images, drop_duplicates
 from vivid_monai.prepare.source import Rows
 
-from .conftest import write_image
+from .conftest import values, write_image
 
 
 @pytest.fixture
@@ -15,31 +15,68 @@ def rows(tmp_path) -> Rows:
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
     (tmp_path / "empty.png").touch()
     images = ["cut.png", "good.png", "none.png", "empty.png"]
-    table = pa.table({"#table": ["t"] * 4, "#row": [2, 3, 4, 5], "#key": images, "image": images})
+    table = pd.DataFrame({"#table": ["t"] * 4, "#row": [2, 3, 4, 5], "#key": images, "image": images})
     return Rows(table=table, n_read=4)
 
 
 def test_none_looks_at_nothing(rows, tmp_path):
     check_images(rows, tmp_path, check="none", workers=1)
-    assert rows.table.num_rows == 4
+    assert len(rows.table) == 4
 
 
 def test_files_lists_missing_and_empty_ones(rows, tmp_path):
     check_images(rows, tmp_path, check="files", workers=2)
-    assert rows.table["image"].to_pylist() == ["cut.png", "good.png"]
-    skipped = rows.all_skipped().to_pylist()
+    assert values(rows.table["image"]) == ["cut.png", "good.png"]
+    skipped = rows.all_skipped().to_dict("records")
     assert [(s["row"], s["reason"]) for s in skipped] == [(4, "missing-file"), (5, "missing-file")]
     assert "No such file" in skipped[0]["detail"]
     assert "empty" in skipped[1]["detail"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_images_reads_every_one_and_gives_sizes(rows, tmp_path, workers):
+def test_images_reads_every_one_and_gives_sizes(rows, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("vivid_monai.prepare.image_files._BATCH", 3)
     check_images(rows, tmp_path, check="images", workers=workers)
-    assert rows.table.select(["image", "height", "width"]).to_pylist() == [
-        {"image": "good.png", "height": 24, "width": 24}
-    ]
-    skipped = rows.all_skipped().to_pylist()
+    assert values(rows.table[["image", "height", "width"]]) == [{"image": "good.png", "height": 24, "width": 24}]
+    skipped = rows.all_skipped().to_dict("records")
     assert [s["row"] for s in skipped] == [2, 4, 5]
     assert {s["reason"] for s in skipped} == {"unreadable-image"}
     assert all(name in s["detail"] for name, s in zip(("cut.png", "none.png", "empty.png"), skipped, strict=True))
+
+
+def rows_of(**columns) -> Rows:
+    n = len(columns["image"])
+    own = {
+        "#table": ["t"] * n,
+        "#row": list(range(2, n + 2)),
+        "#key": columns["image"],
+        "id": [str(i) for i in range(n)],
+    }
+    return Rows(table=pd.DataFrame({**own, **columns}), n_read=n)
+
+
+def test_equal_rows_leave_one_and_different_ones_none():
+    rows = rows_of(image=["a", "b", "a", "c", "b", "a"], **{"finding.Edema": [1, 0, 1, 1, 1, 1]})
+    drop_duplicates(rows)
+    assert values(rows.table["#row"]) == [2, 5]
+    skipped = rows.all_skipped().to_dict("records")
+    assert [(s["row"], s["reason"]) for s in skipped] == [
+        (3, "conflicting-duplicate"),
+        (4, "duplicate"),
+        (6, "conflicting-duplicate"),
+        (7, "duplicate"),
+    ]
+    assert skipped[0]["detail"] == "rows 3, 6 of this image differ in finding.Edema"
+    assert skipped[1]["detail"] == "says what row 2 says"
+
+
+def test_slices_of_one_volume_are_different_images():
+    rows = rows_of(image=["v", "v", "v", "w"], slice=pd.array([1, 2, 1, None], "Int32"))
+    drop_duplicates(rows)
+    assert values(rows.table["#row"]) == [2, 3, 5]
+
+
+def test_nothing_repeated_nothing_dropped():
+    rows = rows_of(image=["a", "b"])
+    drop_duplicates(rows)
+    assert (len(rows.table), len(rows.all_skipped())) == (2, 0)

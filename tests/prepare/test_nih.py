@@ -10,7 +10,7 @@ from vivid_monai.prepare import nih
 from vivid_monai.prepare.build import prepare
 from vivid_monai.ums.label_space import load_label_space
 
-from .conftest import NIH_2020, write_image
+from .conftest import NIH_2020, values, write_image
 
 NIH_2017 = NIH_2020 + ","
 
@@ -28,11 +28,11 @@ def add_row(root, row):
 def test_listed_is_present_unlisted_absent_and_no_finding_all_absent(nih_root):
     table = nih.read(nih_root).rows.table
     fields = load_label_space("nih-14").fields
-    listed = {field: table[f"finding.{field}"].to_pylist() for field in fields}
+    listed = {field: values(table[f"finding.{field}"]) for field in fields}
     every_third = [int(patient % 3 == 0) for patient in range(1, 31)]
     assert listed["Edema"] == listed["Pleural Thickening"] == every_third
     assert all(listed[field] == [0] * 30 for field in fields if field not in ("Edema", "Pleural Thickening"))
-    row = table.to_pylist()[0]
+    row = values(table)[0]
     assert (row["id"], row["patient_id"], row["image"]) == (
         "00000001_000",
         "00000001",
@@ -53,15 +53,23 @@ def test_the_older_table_with_its_broken_header_gives_the_same(tmp_path, nih_roo
     (old / "Data_Entry_2017.csv").write_text("\n".join([NIH_2017, *aged]) + "\n")
     older = nih.read(old).rows.table
     newer = nih.read(nih_root).rows.table
-    same = [name for name in newer.column_names if name not in ("image", "labeller_version", "#table")]
-    assert older.select(same).to_pylist() == newer.select(same).to_pylist()
-    assert set(older["labeller_version"].to_pylist()) == {"2017"}
+    same = [name for name in newer if name not in ("image", "labeller_version", "#table")]
+    assert values(older[same]) == values(newer[same])
+    assert set(older["labeller_version"]) == {"2017"}
 
 
-@pytest.mark.parametrize(("text", "years"), [("058Y", 58.0), ("006M", 0.5), ("411Y", None), ("", None), ("60", 60.0)])
+@pytest.mark.parametrize(("text", "years"), [("058Y", 58.0), ("006M", 0.5), ("", None), ("60", 60.0)])
 def test_ages(nih_root, text, years):
     add_row(nih_root, f"00000099_000.png,No Finding,0,99,{text},M,AP,1,1,1,1")
-    assert nih.read(nih_root).rows.table["age"].to_pylist()[-1] == years
+    assert values(nih.read(nih_root).rows.table["age"])[-1] == years
+
+
+def test_an_age_that_cannot_be_is_listed(nih_root):
+    write_image(nih_root / "images_001/images/00000099_000.png")
+    add_row(nih_root, "00000099_000.png,No Finding,0,99,411,M,AP,1,1,1,1")
+    prepared = prepare(nih.read(nih_root), val=0.3)
+    assert prepared.card.skipped == {"invalid-range": 1}
+    assert prepared.skipped["detail"].tolist() == ["411.0 is greater than the maximum of 130"]
 
 
 def test_the_official_lists_are_kept(nih_root):
@@ -71,7 +79,7 @@ def test_the_official_lists_are_kept(nih_root):
     assert prepared.manifest.select("test").patients().tolist() == [f"{p:08d}" for p in range(1, 11)]
     assert {split: n["images"] for split, n in prepared.card.splits.items()}["test"] == 10
     assert prepared.card.skipped == {"not-in-lists": 1}
-    assert prepared.skipped["key"].to_pylist() == ["00000030_000.png"]
+    assert prepared.skipped["key"].tolist() == ["00000030_000.png"]
 
 
 def test_a_patient_on_both_official_lists_is_an_error_that_names_the_patient(nih_root):
@@ -122,7 +130,7 @@ def test_a_box_outside_the_image_is_listed(nih_root):
     )
     prepared = prepare(nih.read(nih_root), val=0.3)
     assert prepared.card.skipped == {"invalid-box-outside": 1}
-    assert prepared.skipped["key"].to_pylist() == ["00000003_000.png"]
+    assert prepared.skipped["key"].tolist() == ["00000003_000.png"]
 
 
 @pytest.mark.parametrize(
@@ -151,17 +159,17 @@ def test_a_broken_box_is_an_error_that_names_the_row(nih_root, row):
 def test_bad_rows_are_listed(nih_root, row, reason, detail):
     add_row(nih_root, row)
     rows = nih.read(nih_root).rows
-    (skipped,) = rows.all_skipped().to_pylist()
+    (skipped,) = rows.all_skipped().to_dict("records")
     assert (skipped["row"], skipped["reason"]) == (32, reason)
     assert re.search(detail, skipped["detail"])
-    assert (rows.n_read, rows.table.num_rows) == (31, 30)
+    assert (rows.n_read, len(rows.table)) == (31, 30)
 
 
 def test_other_label_spaces_get_what_they_share(nih_root):
     table = nih.read(nih_root, label_space="chexpert-14").rows.table
-    assert table["finding.Edema"].to_pylist()[:3] == [0, 0, 1]
-    assert table["finding.No Finding"].to_pylist()[:3] == [1, 1, 0]
-    assert set(table["finding.Fracture"].to_pylist()) == {-1}
+    assert values(table["finding.Edema"])[:3] == [0, 0, 1]
+    assert values(table["finding.No Finding"])[:3] == [1, 1, 0]
+    assert set(table["finding.Fracture"]) == {-1}
     with pytest.raises(VividError, match="shares no concept"):
         nih.read(nih_root, label_space="organamnist-11")
 

@@ -65,7 +65,7 @@ def test_every_key_and_column_is_told():
 
 def test_every_reason_is_told():
     told = column_names("| reason | the row | |")
-    code = "".join(path.read_text(encoding="utf-8") for path in (Path(table.__file__).parents[0]).rglob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(table.__file__).parent.rglob("*.py"))
     assert all(f'"{reason}"' in code or f'f"{reason.removesuffix("…")}' in code for reason in told)
     told |= set(re.findall(r"`([a-z-]+)`[,| ]", LIDC.read_text(encoding="utf-8")))
     used = set(re.findall(r"\"((?:bad|no|not|missing|unreadable|ragged|patient|conflicting)-[a-z-]+)\"", code))

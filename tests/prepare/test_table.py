@@ -11,6 +11,8 @@ from vivid_monai.errors import VividError
 from vivid_monai.prepare import table
 from vivid_monai.prepare.build import prepare
 
+from .conftest import values
+
 MAPPING = {
     "mapping_version": "1.0",
     "dataset": "my-hospital",
@@ -36,7 +38,7 @@ def read(tmp_path: Path, content: str | pa.Table = CSV, *, drop: tuple[str, ...]
 
 
 def column(source, name):
-    return source.rows.table[name].to_pylist()
+    return values(source.rows.table[name])
 
 
 def test_cells_become_states_by_text_and_by_number(tmp_path):
@@ -75,7 +77,7 @@ def test_every_optional_column(tmp_path):
         modality="CT",
         labeller="two readers",
     )
-    first, second = source.rows.table.to_pylist()
+    first, second = values(source.rows.table)
     assert (first["view"], first["sex"], first["age"], first["study_id"]) == ("sagittal", "F", 47.0, "s1")
     assert (first["slice"], first["id"], first["report"], first["split"]) == (12, "ct.nii.gz#12", "two\nlines", "train")
     assert (second["view"], second["sex"], second["age"], second["study_id"], second["report"]) == (None,) * 5
@@ -83,6 +85,15 @@ def test_every_optional_column(tmp_path):
     prepared = prepare(source, check="none")
     assert prepared.manifest.splits["salt"] is None
     assert [item["slice"] for item in prepared.manifest.items(["Edema"])] == [12, 13]
+
+
+def test_an_age_that_cannot_be_is_listed(tmp_path):
+    content = (
+        CSV.replace("file,mrn", "age,file,mrn").replace("\n", "\n40,").removesuffix("40,").replace("40,b", "140,b")
+    )
+    prepared = prepare(read(tmp_path, content, age="age"), check="none", val=0.0, test=0.0)
+    assert prepared.card.skipped == {"invalid-range": 1}
+    assert prepared.skipped["row"].tolist() == [3]
 
 
 def test_a_delimited_label_column(tmp_path):
@@ -115,9 +126,9 @@ def test_absolute_paths_become_relative_where_they_lie_under_the_root(tmp_path):
 
 def test_rows_without_image_or_patient_are_listed(tmp_path):
     source = read(tmp_path, CSV + ",p3,1,1\nd.png, ,1,1\n")
-    skipped = source.rows.all_skipped().to_pylist()
+    skipped = source.rows.all_skipped().to_dict("records")
     assert [(s["row"], s["reason"]) for s in skipped] == [(5, "no-image"), (6, "no-patient")]
-    assert source.rows.table.num_rows == 3
+    assert len(source.rows.table) == 3
 
 
 @pytest.mark.parametrize(
@@ -156,4 +167,4 @@ def test_contradictory_rows_of_your_own_are_skipped(tmp_path):
     changes = {"label_columns": {"Edema": "oedema", "Lung Opacity": "fx"}}
     prepared = prepare(read(tmp_path, **changes), val=0.0, test=0.0, check="none")
     assert prepared.card.contradictions == {"policy": "skip", "rows": 1, "by_code": {"hierarchy": 1}}
-    assert prepared.skipped.to_pylist()[0]["row"] == 2
+    assert prepared.skipped.to_dict("records")[0]["row"] == 2

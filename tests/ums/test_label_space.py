@@ -171,7 +171,7 @@ def test_a_file_of_ones_own_is_read_by_its_path(tmp_path):
     ("text", "message"),
     [
         ("{", "not JSON"),
-        (own(fields=[]), "at /fields: must not be empty"),
+        (own(fields=[]), "at /fields: a list should be non-empty"),
         (own(colour=1), "at /colour: unknown key"),
         (own([{"name": "A"}, {"name": "A"}]), "field 'A' stands there twice"),
         (own([{"name": "A b"}, {"name": "a_B"}]), "'a_B' names both 'A b' and 'a_B'"),

@@ -6,10 +6,18 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from vivid_monai.errors import VividError
-from vivid_monai.ums.schema import SCHEMA_FILES, UMS_VERSION, Violation, parse_json, pointer, schema_violations
+from vivid_monai.ums.schema import (
+    SCHEMA_FILES,
+    UMS_VERSION,
+    Violation,
+    parse_json,
+    pointer,
+    schema_violations,
+    value_violations,
+)
 
 
-@pytest.mark.parametrize("name", ["ums-1.0.schema.json", "label-space-1.0.schema.json"])
+@pytest.mark.parametrize("name", ["ums-1.1.schema.json", "label-space-1.0.schema.json"])
 def test_schemas_are_valid_2020_12(name):
     schema = json.loads((SCHEMA_FILES / name).read_text(encoding="utf-8"))
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
@@ -18,7 +26,7 @@ def test_schemas_are_valid_2020_12(name):
 
 def test_the_schemas_version_is_the_records():
     schema = json.loads((SCHEMA_FILES / f"ums-{UMS_VERSION}.schema.json").read_text(encoding="utf-8"))
-    assert schema["properties"]["ums_version"] == {"const": UMS_VERSION}
+    assert schema["properties"]["ums_version"]["enum"][-1] == UMS_VERSION
     assert schema["$id"].endswith(f":{UMS_VERSION}")
 
 
@@ -64,8 +72,8 @@ def test_every_violation_is_told_not_only_the_first(broken):
         ("/sex", "number"),
     ]
     messages = {v.message for v in schema_violations(record)}
-    assert {"key 'id' is missing", "key 'modality' is missing", "key 'state' is missing"} <= messages
-    assert {"131 is above 130", "True is not of type integer"} <= messages
+    assert {f"{key!r} is a required property" for key in ("id", "modality", "state")} <= messages
+    assert {"131 is greater than the maximum of 130", "True is not of type 'integer'"} <= messages
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("-inf"), 10**400])
@@ -80,7 +88,7 @@ def test_numbers_that_are_not_finite_are_told_wherever_they_stand(broken, number
 def test_json_that_is_no_object_is_one_violation(data):
     (violation,) = schema_violations(data)
     assert violation == Violation("", "schema", violation.message)
-    assert violation.message.endswith("is not of type object")
+    assert violation.message.endswith("is not of type 'object'")
 
 
 @pytest.mark.parametrize(
@@ -97,8 +105,20 @@ def test_broken_json_is_one_clear_error(text, message):
         parse_json(text, where="here")
 
 
-def test_deeply_nested_json_is_checked_without_recursion():
+def test_a_value_by_itself_is_judged_as_in_its_record():
+    assert value_violations(5, ("age",)) == []
+    assert [(v.pointer, v.code) for v in value_violations(131, ("age",))] == [("/age", "range")]
+    assert [(v.pointer, v.code) for v in value_violations(0, ("image", "height"))] == [("/image/height", "range")]
+    assert [v.code for v in value_violations(float("nan"), ("age",))] == ["number"]
+
+
+def test_long_values_are_cut(broken):
+    (violation,) = schema_violations(broken({("sex",): "x" * 500}))
+    assert len(violation.message) < 120
+
+
+def test_deeply_nested_json_is_one_violation():
     data: list = []
     for _ in range(5000):
         data = [data]
-    assert any(v.pointer == "/ums_version" for v in schema_violations({"ums_version": data}))
+    assert schema_violations({"ums_version": data}) == [Violation("", "schema", "nested too deeply")]

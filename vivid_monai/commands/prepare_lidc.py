@@ -7,8 +7,8 @@ from typing import Any
 
 from vivid_monai.commands.prepare_options import EPILOG, add_shared_options, check_workers, write_manifest
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.lidc.crop import CropRule
-from vivid_monai.prepare.lidc.source import read, read_identities, write_table
+from vivid_monai.prepare.lidc.nodules import write_table
+from vivid_monai.prepare.lidc.source import CropRule, read, read_identities
 from vivid_monai.prepare.source import write_skip_list
 
 _WHAT = "LIDC-IDRI, from its CT series in DICOM and the readers' XML"
@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
 def _table_only(args: argparse.Namespace) -> int:
     if args.nodules:
         raise VividError("--table-only makes a table of the XML; --nodules brings one: give only one of them")
-    nodules, skips, notes = read_identities(args.root, xml=args.xml)
+    nodules, skipped, notes = read_identities(args.root, xml=args.xml)
     write_table(nodules, args.out / "nodules.csv")
-    write_skip_list(skips.table(), args.out / "skipped.csv")
-    print("\n".join([*notes, f"Skipped files, listed in skipped.csv: {len(skips.entries):,}."]))
+    write_skip_list(skipped, args.out / "skipped.csv")
+    print("\n".join([*notes, f"Skipped files, listed in skipped.csv: {len(skipped):,}."]))
     print(f"Wrote {args.out / 'nodules.csv'}. Without the CT: no patients, no slice indices, nothing in mm but z.")
     return 0

@@ -1,4 +1,4 @@
-"""From what an adapter read to a validated, split and described manifest."""
+"""Validate, split and describe the rows of a source: make the manifest and its data card."""
 
 import hashlib
 import platform
@@ -7,19 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vivid_monai import __version__
-from vivid_monai.data.columns import open_label_space, state_columns, stored_label_space
+from vivid_monai.data.columns import open_label_space, stored_label_space
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import SPLITS, SplitError, SplitRule, assert_disjoint
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.card import Card, count_states, describe, to_markdown
-from vivid_monai.prepare.image_files import Check, check_images, drop_duplicates, drop_each
+from vivid_monai.prepare.image_files import Check, check_images, drop_duplicates
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Contradictions, Rows, Source, write_skip_list
-from vivid_monai.prepare.validate import contradictions, invalid_rows
+from vivid_monai.prepare.validate import contradictions, invalid_rows, to_arrow
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.label_space import LabelSpace
 
@@ -36,7 +35,7 @@ class Prepared:
 
     manifest: Manifest
     card: Card
-    skipped: pa.Table
+    skipped: pd.DataFrame
 
     def write(self, folder: Path) -> Path:
         """Write skipped.csv, card.json, card.md and, when they are there, manifest.parquet; returns its path."""
@@ -81,26 +80,26 @@ def prepare(
 
     drop_duplicates(rows)
     check_images(rows, source.image_root, check=check, workers=workers)
-    drop_each(rows, {row: (f"invalid-{v.code}", v.message) for row, v in invalid_rows(rows.table, space).items()})
+    rows.drop_each({row: (f"invalid-{v.code}", v.message) for row, v in invalid_rows(rows.table, space).items()})
     policy = on_contradiction or source.contradictions
     found = _contradictions(rows, space, policy)
     skipped = rows.all_skipped()
-    reasons = Counter(skipped["reason"].to_pylist())
-    if not rows.table.num_rows:
-        told = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common()) or "the table holds none"
-        first = f"; the first: row {skipped['row'][0]}, {skipped['detail'][0]}" if skipped.num_rows else ""
-        raise VividError(f"{source.dataset}: no rows are left of {rows.n_read:,} ({told}){first}")
+    reasons = Counter(skipped["reason"])
+    if rows.table.empty:
+        counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common()) or "the table holds none"
+        first = f"; the first: row {skipped['row'][0]}, {skipped['detail'][0]}" if len(skipped) else ""
+        raise VividError(f"{source.dataset}: no rows are left of {rows.n_read:,} ({counted}){first}")
 
     _split(rows, rule, source.official)
     how = {"official": sorted(source.official), **(rule.to_dict() if rule else {"salt": None, "val": 0.0, "test": 0.0})}
-    files = [_told(file, rows, skipped) for file in source.files]
+    files = [_source_file(file, rows, skipped) for file in source.files]
     manifest = Manifest(
-        rows.table, label_space=source.label_space, image_root=source.image_root, splits=how, sources=files
+        to_arrow(rows.table), label_space=source.label_space, image_root=source.image_root, splits=how, sources=files
     )
     card = Card(
         dataset=source.dataset,
         label_policy=source.label_policy,
-        rows={"read": rows.n_read, "kept": len(manifest), "skipped": skipped.num_rows},
+        rows={"read": rows.n_read, "kept": len(manifest), "skipped": len(skipped)},
         skipped=dict(reasons.most_common()),
         contradictions=found,
         states_read=read,
@@ -121,59 +120,53 @@ def _rule(source: Source, *, salt: str, val: float | None, test: float | None) -
     for name, fraction in (("val", val), ("test", test)):
         if fraction and name in source.official:
             raise SplitError(f"{source.dataset} brings its own {name} split: leave --{name} out")
-    if not source.rows.table["split"].null_count and source.rows.table.num_rows:
+    if source.rows.table["split"].notna().all() and not source.rows.table.empty:
         return None
     rule = SplitRule(salt=salt, val=source.val, test=source.test)
     return replace(rule, val=rule.val if val is None else val, test=rule.test if test is None else test)
 
 
 def _contradictions(rows: Rows, space: LabelSpace, policy: Contradictions) -> dict[str, Any]:
-    columns = state_columns(space.fields)
-    states = (
-        np.stack([rows.table[name].to_numpy() for name in columns], axis=1) if rows.table.num_rows else np.empty((0, 0))
-    )
-    found = contradictions(states, space)
+    """Keep, drop or refuse contradictory rows; returns the card's entry about them."""
+    found = contradictions(rows.table, space)
     by_code: Counter[str] = Counter()
-    reason: dict[int, tuple[str, str]] = {}
-    for members, violations in found:
-        by_code.update({code: len(members) for code in sorted({v.code for v in violations})})
-        reason |= dict.fromkeys(members.tolist(), (f"contradiction-{violations[0].code}", violations[0].message))
-    if reason and policy == "error":
-        row = min(reason)
-        where = f"{rows.table[TABLE][row]}, row {rows.table[ROW][row]} ({rows.table[KEY][row]})"
-        raise VividError(f"{len(reason):,} rows contradict themselves; the first: {where}: {reason[row][1]}")
+    for violations in found:
+        by_code.update({violation.code for violation in violations})
+    if len(found) and policy == "error":
+        row = found.index[0]
+        table, number, key = rows.table.loc[row, [TABLE, ROW, KEY]]
+        where = f"{table}, row {number} ({key})"
+        raise VividError(f"{len(found):,} rows contradict themselves; the first: {where}: {found[row][0].message}")
     if policy == "skip":
-        drop_each(rows, reason)
-    return {"policy": policy, "rows": len(reason), "by_code": dict(by_code)}
+        rows.drop_each({row: (f"contradiction-{v[0].code}", v[0].message) for row, v in found.items()})
+    return {"policy": policy, "rows": len(found), "by_code": dict(sorted(by_code.items()))}
 
 
 def _split(rows: Rows, rule: SplitRule | None, official: frozenset[str]) -> None:
-    """Fill in the open splits and look whether all that should be there are, and are disjoint."""
-    table = rows.table
-    given = table["split"].cast(pa.string())
+    """Draw the open splits, and check that all expected ones are there and disjoint."""
+    patients, given = pa.array(rows.table["patient_id"]), rows.table["split"].astype(object)
     expected = set(official)
     if rule is not None:
-        drawn = rule.assign(table["patient_id"]).cast(pa.string())
-        known = table.filter(pc.is_valid(given))
-        assert_disjoint(known["patient_id"], known["split"], where="official splits")
-        given = pc.coalesce(given, pa.chunked_array([drawn]))
+        drawn = pd.Series(rule.assign(patients).to_pandas(), dtype=object)
+        drawn.index = given.index
+        known = given.notna()
+        assert_disjoint(pa.array(rows.table["patient_id"][known]), pa.array(given[known]), where="official splits")
+        given = given.fillna(drawn)
         expected |= {"train"} | ({"val"} if rule.val else set()) | ({"test"} if rule.test else set())
-    counts = Counter(given.to_pylist())
+    counts = given.value_counts().to_dict()
     for split in SPLITS:
-        if split in expected and not counts[split]:
+        if split in expected and split not in counts:
             raise SplitError(
-                f"split {split!r} is empty: {dict(counts)} of {table.num_rows:,} rows kept. Give a larger fraction or "
+                f"split {split!r} is empty: {counts} of {len(given):,} rows kept. Give a larger fraction or "
                 "another salt, or see why its rows were skipped"
             )
-    assert_disjoint(table["patient_id"], given, where="splits")
-    rows.table = table.set_column(table.column_names.index("split"), "split", given)
+    assert_disjoint(patients, pa.array(given), where="splits")
+    rows.table = rows.table.assign(split=given.astype("category"))
 
 
-def _told(file: Path, rows: Rows, skipped: pa.Table) -> dict[str, Any]:
+def _source_file(file: Path, rows: Rows, skipped: pd.DataFrame) -> dict[str, Any]:
     """Name, hash and number of rows of a source file (none for a list)."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    n = pc.sum(pc.equal(rows.table[TABLE], file.name)).as_py() + (
-        pc.sum(pc.equal(skipped["table"], file.name)).as_py() or 0
-    )
+    n = int((rows.table[TABLE] == file.name).sum() + (skipped["table"] == file.name).sum())
     return {"file": file.name, "sha256": digest} | ({"rows": n} if n else {})

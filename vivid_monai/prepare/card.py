@@ -1,17 +1,15 @@
-"""The data card: what a manifest holds, what was left out, and where it came from."""
+"""The data card of a manifest: counts by split, skipped rows, provenance; as JSON and as Markdown."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import pandas as pd
 
-from vivid_monai.data.columns import FINDING
+from vivid_monai.data.columns import FINDING, state_columns
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.splits import SPLITS, encode
+from vivid_monai.data.splits import SPLITS
 from vivid_monai.ums.states import NULL, STATES
 
 Counts = dict[str, dict[str, int]]
@@ -59,41 +57,33 @@ class Card:
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n"
 
 
-def count_states(table: pa.Table, fields: Sequence[str]) -> Counts:
+def count_states(table: pd.DataFrame, fields: Sequence[str]) -> Counts:
     """Field → state ("null" included) → rows, from the state columns."""
     counts = {}
     for field in fields:
-        numbers = np.bincount(table[FINDING + field].drop_null().to_numpy() - NULL, minlength=len(WORDS)).tolist()
-        counts[field] = dict(zip(("null", *STATES), numbers, strict=True))
+        found = table[FINDING + field].value_counts()
+        counts[field] = {word: int(found.get(code, 0)) for code, word in enumerate(("null", *STATES), start=NULL)}
     return counts
 
 
-def count_words(table: pa.Table, column: str) -> Counts:
+def count_words(table: pd.DataFrame, column: str) -> Counts:
     """Word ("unknown" for null) → split → rows."""
-    there = [split for split in SPLITS if split in pc.unique(table["split"]).to_pylist()]
-    counts: Counts = {}
-    for row in table.group_by([column, "split"]).aggregate([([], "count_all")]).to_pylist():
-        by_split = counts.setdefault(row[column] or "unknown", dict.fromkeys(there, 0))
-        by_split[row["split"]] = row["count_all"]
-    return dict(sorted(counts.items()))
+    words = table[column].astype(object).fillna("unknown")
+    counts = pd.crosstab(words, table["split"]).reindex(columns=[s for s in SPLITS if (table["split"] == s).any()])
+    return counts.to_dict(orient="index")
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
     """The parts of a card that can be counted from the manifest itself."""
-    table = manifest.table
-    ages = table["age"].drop_null().to_numpy()
-    states, splits = {}, {}
-    for split in SPLITS:
-        part = table.filter(pc.equal(table["split"], split))
-        if part.num_rows:
-            codes, _ = encode(part["patient_id"])
-            states[split] = count_states(part, manifest.fields)
-            splits[split] = {"images": part.num_rows, "patients": len(np.unique(codes))}
-    known = {"min": float(ages.min()), "median": float(np.median(ages)), "max": float(ages.max())} if len(ages) else {}
+    columns = ["split", "patient_id", "view", "sex", "age", *state_columns(manifest.fields)]
+    table = manifest.table.select(columns).to_pandas()
+    ages = table["age"].dropna()
+    known = {"min": float(ages.min()), "median": float(ages.median()), "max": float(ages.max())} if len(ages) else {}
+    parts = {split: part for split in SPLITS if len(part := table[table["split"] == split])}
     return {
         "label_space": manifest.label_space.name,
-        "states": states,
-        "splits": splits,
+        "states": {split: count_states(part, manifest.fields) for split, part in parts.items()},
+        "splits": {s: {"images": len(part), "patients": part["patient_id"].nunique()} for s, part in parts.items()},
         "views": count_words(table, "view"),
         "sexes": count_words(table, "sex"),
         "ages": {"known": len(ages), **known},
@@ -157,16 +147,11 @@ def _states_table(counts: Counts) -> str:
     return _table(("field", *WORDS), [(field, *(n[word] for word in WORDS)) for field, n in counts.items()])
 
 
-def _table(head: Sequence[str], body: Any) -> str:
-    """A Markdown table with aligned columns: words to the left, numbers to the right."""
+def _table(head: Sequence[str], body: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table, also readable as text: words to the left, numbers to the right."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in (head, *body)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(_pad(c, w, i) for i, (c, w) in enumerate(zip(r, widths, strict=True))) + " |" for r in cells
-    ]
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _pad(text: str, width: int, position: int) -> str:
-    return text.ljust(width) if position == 0 else text.rjust(width)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    padded = [[f"{c:{'>' if i else '<'}{w}}" for i, (c, w) in enumerate(zip(r, widths, strict=True))] for r in cells]
+    first, *others = (f"| {' | '.join(row)} |" for row in padded)
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
+    return "\n".join([first, rule, *others])

@@ -1,16 +1,16 @@
-"""CheXpert as distributed: train.csv, valid.csv and, where there is one, a test table (Irvin et al., 2019)."""
+"""Adapter for CheXpert as distributed: train.csv, valid.csv and an optional test table (Irvin et al., 2019)."""
 
 import os
 import re
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vivid_monai.data.columns import FINDING, WORD, LabelSpaceSource, open_label_space, stored_label_space
+from vivid_monai.data.columns import FINDING, LabelSpaceSource, open_label_space, stored_label_space
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import CellReader, age_in_years, constant, distinct, read_csv
+from vivid_monai.prepare.csv_table import CellReader, age_in_years, read_csv
 from vivid_monai.prepare.source import Rows, Source, concat
 from vivid_monai.ums.label_space import load_label_space
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
@@ -24,7 +24,6 @@ _STATES = {
     "": NULL,
 }
 _SEX = {"Male": "M", "Female": "F", "Unknown": None, "": None}
-_VIEWS = {"Lateral": "lateral", "Frontal AP": "AP", "Frontal PA": "PA"}
 _BATCH = re.compile(r"\(train \d+\)")
 POLICY = (
     "1 present, 0 absent, −1 uncertain (kept), blank null (not mentioned, so not answerable). "
@@ -88,50 +87,46 @@ def _parse(
     taken: dict[str, str],
     fields: tuple[str, ...],
 ) -> Rows:
-    where = pc.extract_regex(rows.table["Path"], _PATH)
-    given = rows.table.column_names
-    rows.drop(pc.is_null(where), "bad-path", "not …/train|valid|test/patientN/studyN/file")
-    where = pc.extract_regex(rows.table["Path"], _PATH).combine_chunks()
-    patient, study, file = (pc.struct_field(where, name) for name in ("patient", "study", "file"))
-    top, stem = pc.struct_field(where, "part"), pc.replace_substring_regex(file, r"\.[^.]*$", "")
-    study = pc.binary_join_element_wise(patient, study, "/")
-    prefix = _folders(root, folder, part, patient)
-    n = len(file)
+    # Arrow's regular expressions take a quarter of the time of pandas' own.
+    found = pc.extract_regex(pa.array(rows.table["Path"]), _PATH)
+    where = pa.Table.from_arrays(found.flatten(), found.type.names).to_pandas().set_index(rows.table.index)
+    bad = where["file"].isna()
+    rows.drop(bad, "bad-path", "not …/train|valid|test/patientN/studyN/file")
+    table, where = rows.table, where[~bad]
+    patient, study = where["patient"], where["patient"] + "/" + where["study"]
     cells = CellReader(rows)
     by_report = part == "train"
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        "id": pc.binary_join_element_wise(top, study, stem, "/"),
-        "image": pc.binary_join_element_wise(prefix, study, file, "/"),
-        "patient_id": patient.dictionary_encode(),
+    columns = {
+        "id": where["part"] + "/" + study + "/" + where["file"].str.replace(r"\.[^.]*$", "", regex=True),
+        "image": _folders(root, folder, part, patient) + "/" + study + "/" + where["file"],
+        "patient_id": patient.astype("category"),
         "study_id": study,
-        "split": constant(split, n),
-        "view": _views(rows, file),
-        "sex": cells.read("Sex", _SEX, WORD) if "Sex" in given else constant(None, n),
-        "age": cells.read("Age", age_in_years, pa.float64()) if "Age" in given else pa.nulls(n, pa.float64()),
-        "dataset": constant("chexpert", n),
-        "modality": constant("DX", n),
-        "anatomy": constant("chest", n),
-        "labeller": constant("CheXpert labeler" if by_report else "radiologists", n),
-        "source": constant("report" if by_report else "human", n),
+        "split": split,
+        "view": _views(table, where["file"]),
+        "sex": cells.read("Sex", _SEX, "category") if "Sex" in table else None,
+        "age": cells.read("Age", age_in_years, "float64") if "Age" in table else pd.Series(float("nan"), table.index),
+        "dataset": "chexpert",
+        "modality": "DX",
+        "anatomy": "chest",
+        "labeller": "CheXpert labeler" if by_report else "radiologists",
+        "source": "report" if by_report else "human",
     }
-    for field in fields:
-        never = pa.array(np.full(n, NULL, dtype=np.int8))
-        columns[FINDING + field] = cells.read(taken[field], _STATES, pa.int8()) if field in taken else never
-    cells.finish(columns)
+    never = pd.Series(NULL, table.index, dtype="int8")
+    states = {FINDING + f: cells.read(taken[f], _STATES, "int8") if f in taken else never for f in fields}
+    cells.finish(columns | states)
     return rows
 
 
-def _views(rows: Rows, file: pa.Array) -> pa.Array:
+def _views(table: pd.DataFrame, file: pd.Series) -> pd.Series:
     """AP and PA as tagged; a frontal image tagged LL or RL is just frontal. The test table has only file names."""
-    if "Frontal/Lateral" not in rows.table.column_names:
-        return pc.if_else(pc.match_substring(file, "lateral"), "lateral", "frontal").dictionary_encode()
-    tags = pc.binary_join_element_wise(rows.table["Frontal/Lateral"], rows.table["AP/PA"], " ")
-    codes, texts = distinct(tags)
-    views = [_VIEWS.get(text.strip()) or ("frontal" if text.startswith("Frontal") else None) for text in texts]
-    return pa.array(views, pa.string()).take(pa.array(codes)).dictionary_encode()
+    if "Frontal/Lateral" not in table:
+        return file.str.contains("lateral").map({True: "lateral", False: "frontal"}).astype("category")
+    tag, projection = table["Frontal/Lateral"].str.strip(), table["AP/PA"].str.strip()
+    views = tag.map({"Lateral": "lateral", "Frontal": "frontal"})
+    return views.mask((tag == "Frontal") & projection.isin(["AP", "PA"]), projection).astype("category")
 
 
-def _folders(root: Path, table_folder: Path, part: str, patient: pa.Array) -> pa.Array | str:
+def _folders(root: Path, table_folder: Path, part: str, patient: pd.Series) -> pd.Series | str:
     """The folder of each patient below ``root``: one for all, or the batches "… (train 1)" of the full release."""
     bases = dict.fromkeys([table_folder, root, *sorted(p for p in root.iterdir() if p.is_dir())])
     folders = [base / part for base in bases if (base / part).is_dir()]
@@ -141,5 +136,4 @@ def _folders(root: Path, table_folder: Path, part: str, patient: pa.Array) -> pa
     if len(folders) < 2:
         return names[0] if names else (table_folder / part).relative_to(root).as_posix()
     home = {entry: name for folder, name in zip(folders, names, strict=True) for entry in os.listdir(folder)}
-    patients = patient.dictionary_encode()
-    return pa.array([home.get(p, names[0]) for p in patients.dictionary.to_pylist()]).take(patients.indices)
+    return patient.map(home).fillna(names[0])

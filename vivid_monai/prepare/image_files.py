@@ -1,18 +1,15 @@
-"""Are the images there, and can they be read?"""
+"""Drop rows that repeat an image, or whose image is missing or cannot be read."""
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
+import pandas as pd
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from vivid_monai.images.read import ImageError, read_image
-from vivid_monai.prepare.csv_table import distinct
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows
 
 _NOT_CONTENT = (TABLE, ROW, KEY, "id")
@@ -24,44 +21,26 @@ def drop_duplicates(rows: Rows) -> None:
     Rows are about the same image where ``image`` and ``slice`` are equal.
     """
     table = rows.table
-    codes, _ = distinct(table["image"])
-    if "slice" in table.column_names:
-        codes = np.unique(np.stack([codes, table["slice"].fill_null(-1).to_numpy()]), axis=1, return_inverse=True)[1]
-    repeated = np.flatnonzero(np.bincount(codes)[codes] > 1)
-    if not len(repeated):
-        return
-    content = table.select([name for name in table.column_names if name not in _NOT_CONTENT])
-    groups: dict[int, list[int]] = defaultdict(list)
-    for row in repeated.tolist():
-        groups[codes[row]].append(row)
-    cells = dict(zip(repeated.tolist(), content.take(repeated).to_pylist(), strict=True))
-    numbers = dict(zip(repeated.tolist(), table[ROW].take(repeated).to_pylist(), strict=True))
-
-    reason: dict[int, tuple[str, str]] = {}
-    for members in groups.values():
-        first = cells[members[0]]
-        differ = [name for name in first if any(cells[m][name] != first[name] for m in members)]
+    same = [name for name in ("image", "slice") if name in table]
+    repeated = table[table.duplicated(same, keep=False)].astype(object)
+    repeated = repeated.where(repeated.notna(), None)  # so that two nulls are equal
+    problems: dict[int, tuple[str, str]] = {}
+    for _, group in repeated.groupby(same, sort=False, dropna=False):
+        first = group.iloc[0]
+        content = group.drop(columns=[name for name in _NOT_CONTENT if name in group])
+        differ = [name for name in content if any(cell != first[name] for cell in content[name])]
         if differ:
-            told = f"rows {', '.join(str(numbers[m]) for m in members)} of this image differ in {', '.join(differ)}"
-            reason |= dict.fromkeys(members, ("conflicting-duplicate", told))
+            detail = f"rows {', '.join(map(str, group[ROW]))} of this image differ in {', '.join(differ)}"
+            problems |= dict.fromkeys(group.index, ("conflicting-duplicate", detail))
         else:
-            reason |= dict.fromkeys(members[1:], ("duplicate", f"says what row {numbers[members[0]]} says"))
-    drop_each(rows, reason)
-
-
-def drop_each(rows: Rows, reason: dict[int, tuple[str, str]]) -> None:
-    """Drop rows by position, each for its own (reason, detail)."""
-    positions = np.arange(rows.table.num_rows)
-    for kind in sorted({kind for kind, _ in reason.values()}):
-        chosen = {row: detail for row, (k, detail) in reason.items() if k == kind}
-        mask = np.isin(positions, list(chosen))
-        rows.drop(mask, kind, [chosen[row] for row in positions[mask].tolist()])
-        positions = positions[~mask]
+            problems |= dict.fromkeys(group.index[1:], ("duplicate", f"says what row {first[ROW]} says"))
+    rows.drop_each(problems)
 
 
 Check = Literal["none", "files", "images"]
 CHECKS: tuple[Check, ...] = ("none", "files", "images")
-_CHUNK = 256
+_BATCH = 256
+"""Images in one task of a process. Fewer images than this are read here: starting processes takes longer."""
 
 
 def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:
@@ -75,27 +54,39 @@ def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:
     """
     if check == "none":
         return
-    paths = [os.path.join(root, image) for image in rows.table["image"].to_pylist()]
-    n = len(paths)
+    table = rows.table
+    paths = [os.path.join(root, image) for image in table["image"]]
     if check == "files":
-        with ThreadPoolExecutor(max(workers, 1)) as pool:
-            told = list(_run(pool, _missing, paths, n, "looking for files"))
-        _drop(rows, told, "missing-file")
+        found = _run(_missing, [(path,) for path in paths], workers, "threads", "looking for files")
+        rows.drop_each({row: ("missing-file", why) for row, why in zip(table.index, found, strict=True) if why})
         return
-    slices = rows.table["slice"].to_pylist() if "slice" in rows.table.column_names else [None] * n
-    with ProcessPoolExecutor(max(workers, 1)) as pool:
-        found = list(_run(pool, _read, zip(paths, slices, strict=True), n, "reading images"))
+    slices = [None if pd.isna(at) else int(at) for at in table["slice"]] if "slice" in table else [None] * len(paths)
+    # Processes are started anew: a fork of this one would inherit the locks of torch's and Arrow's threads.
+    tasks = list(zip(paths, slices, strict=True))
+    found = _run(_read, tasks, workers if len(paths) >= _BATCH else 1, "processes", "reading images")
     sizes = [answer if isinstance(answer, tuple) else (None, None) for answer in found]
     for position, name in enumerate(("height", "width")):
-        column = pa.array([size[position] for size in sizes], pa.int32())
-        kept = rows.table.drop_columns([name]) if name in rows.table.column_names else rows.table
-        rows.table = kept.append_column(name, column)
-    _drop(rows, [answer if isinstance(answer, str) else None for answer in found], "unreadable-image")
+        table = table.assign(**{name: pd.array([size[position] for size in sizes], "Int32")})
+    rows.table = table
+    problems = {row: answer for row, answer in zip(table.index, found, strict=True) if isinstance(answer, str)}
+    rows.drop_each({row: ("unreadable-image", problem) for row, problem in problems.items()})
 
 
-def _run(pool: Executor, call: Callable[[Any], Any], tasks: Iterable[Any], n: int, title: str) -> Iterator[Any]:
-    answers = pool.map(call, tasks, chunksize=_CHUNK if n > 8 * _CHUNK else 16)
-    return iter(tqdm(answers, total=n, desc=title, unit="image", disable=n < 2000))
+def _run(
+    call: Callable[..., Any], tasks: Sequence[tuple], workers: int, prefer: Literal["threads", "processes"], title: str
+) -> list[Any]:
+    batches = [tasks[start : start + _BATCH] for start in range(0, len(tasks), _BATCH)]
+    work = Parallel(n_jobs=workers, prefer=prefer, return_as="generator")
+    answers = []
+    with tqdm(total=len(tasks), desc=title, unit="image", disable=len(tasks) < 2000) as bar:
+        for batch in work(delayed(_each)(call, batch) for batch in batches):
+            answers += batch
+            bar.update(len(batch))
+    return answers
+
+
+def _each(call: Callable[..., Any], tasks: Sequence[tuple]) -> list[Any]:
+    return [call(*task) for task in tasks]
 
 
 def _missing(path: str) -> str | None:
@@ -105,15 +96,9 @@ def _missing(path: str) -> str | None:
         return f"{path}: {error.strerror}"
 
 
-def _read(task: tuple[str, int | None]) -> tuple[int, int] | str:
-    path, place = task
+def _read(path: str, place: int | None) -> tuple[int, int] | str:
     try:
         _, height, width = read_image(path, slice=place).shape
     except ImageError as error:
         return str(error)
     return height, width
-
-
-def _drop(rows: Rows, told: list[str | None], reason: str) -> None:
-    details = [problem for problem in told if problem is not None]
-    rows.drop(np.array([problem is not None for problem in told], dtype=bool), reason, details)

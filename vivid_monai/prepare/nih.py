@@ -1,17 +1,16 @@
-"""NIH ChestX-ray14 as distributed, either version of its table (Wang et al., CVPR 2017)."""
+"""Adapter for NIH ChestX-ray14 as distributed, with either version of its table (Wang et al., CVPR 2017)."""
 
 import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import pandas as pd
 from PIL import Image
 
-from vivid_monai.data.columns import BOXES, FINDING, WORD, LabelSpaceSource, open_label_space, stored_label_space
+from vivid_monai.data.columns import FINDING, LabelSpaceSource, open_label_space, stored_label_space
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import BadCell, CellReader, age_in_years, constant, read_csv
+from vivid_monai.prepare.csv_table import BadCell, CellReader, age_in_years, read_csv
 from vivid_monai.prepare.source import KEY, TABLE, Rows, Source
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT
@@ -107,36 +106,31 @@ def add_boxes(rows: Rows, root: Path, space: LabelSpace, *, find_files: bool) ->
     file check.
     """
     fields = {concept: field for field, concept in space.concepts.items()}
-    place = {name: position for position, name in enumerate(rows.table[KEY].to_pylist())}
-    n = rows.table.num_rows
-    boxes: list[list[dict[str, Any]] | None] = [None] * n
+    index = pd.Series(rows.table.index, rows.table[KEY])
+    boxes: dict[int, list[dict[str, Any]]] = {}
     sizes: dict[int, tuple[int, int]] = {}
-    broken: dict[int, str] = {}
+    broken: dict[int, tuple[str, str]] = {}
     left_out = 0
     for name, concept, (x, y, width, height) in read_boxes(root / BOX_TABLE):
-        position, field = place.get(name), fields.get(concept)
-        if position is None or field is None:
+        if name not in index or concept not in fields:
             left_out += 1
             continue
+        row = index[name]
         try:
-            path = root / rows.table["image"][position].as_py()
-            if position not in sizes:
-                sizes[position] = _size(path) if find_files else (FRAME, FRAME)
+            if row not in sizes:
+                sizes[row] = _size(root / rows.table.at[row, "image"]) if find_files else (FRAME, FRAME)
         except OSError as error:
-            broken[position] = str(error)
+            broken[row] = ("unreadable-image", str(error))
             continue
-        across, down = sizes[position][0] / FRAME, sizes[position][1] / FRAME
-        scaled = {"x": x * across, "y": y * down, "width": width * across, "height": height * down, "slice": None}
-        boxes[position] = [*(boxes[position] or []), {"field": field, **scaled}]
-    across_down = [sizes.get(position, (None, None)) for position in range(n)]
-    rows.table = (
-        rows.table.append_column("boxes", pa.array(boxes, BOXES))
-        .append_column("width", pa.array([w for w, _ in across_down], pa.int32()))
-        .append_column("height", pa.array([h for _, h in across_down], pa.int32()))
+        across, down = sizes[row][0] / FRAME, sizes[row][1] / FRAME
+        scaled = {"x": x * across, "y": y * down, "width": width * across, "height": height * down}
+        boxes.setdefault(row, []).append({"field": fields[concept], **scaled})
+    rows.table = rows.table.assign(
+        boxes=pd.Series(boxes, dtype=object),
+        width=pd.Series({row: width for row, (width, _) in sizes.items()}, dtype="Int32"),
+        height=pd.Series({row: height for row, (_, height) in sizes.items()}, dtype="Int32"),
     )
-    mask = np.zeros(n, dtype=bool)
-    mask[list(broken)] = True
-    rows.drop(mask, "unreadable-image", [broken[position] for position in np.flatnonzero(mask).tolist()])
+    rows.drop_each(broken)
     resized = sum(size != (FRAME, FRAME) for size in sizes.values())
     frame = f"pixels of the image files; {resized} of them are not {FRAME}×{FRAME}, their boxes are scaled"
     rows.notes.append(f"Boxes on {len(sizes)} images, in {frame if find_files else f'the {FRAME}×{FRAME} frame'}.")
@@ -154,7 +148,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _NO_FINDING = "no-finding"
-_NAME = r"^(?P<patient>\d{8})_\d{3}\.png$"
+_NAME = r"[0-9]{8}_[0-9]{3}\.png"
 _VIEWS = {"PA": "PA", "AP": "AP", "": None}
 _SEX = {"M": "M", "F": "F", "": None}
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
@@ -184,7 +178,7 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
         raise VividError(f"{root}: neither {' nor '.join(TABLES)} is here: give the folder that holds the table")
     space = open_label_space(stored_label_space(label_space))
     rows = read_csv(path, required=_COLUMNS, key="Image Index")
-    rows.drop(pc.invert(pc.match_substring_regex(rows.table["Image Index"], _NAME)), "bad-path", "not NNNNNNNN_NNN.png")
+    rows.drop(~rows.table["Image Index"].str.fullmatch(_NAME), "bad-path", "not NNNNNNNN_NNN.png")
     files = [path]
     lists = read_lists(root)
     if lists:
@@ -210,39 +204,35 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
 
 
 def _parse(rows: Rows, space: LabelSpace, folders: dict[str, str] | None, lists: dict[str, str]) -> None:
-    table = rows.table
-    n = table.num_rows
-    names = table["Image Index"].to_pylist()
+    table, names = rows.table, rows.table["Image Index"]
     cells = CellReader(rows)
-    images = [f"{folders.get(name, 'images')}/{name}" if folders is not None else f"images/{name}" for name in names]
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        "id": pc.replace_substring(table["Image Index"], ".png", ""),
-        "image": pa.array(images),
-        "patient_id": cells.read("Patient ID", _patient, WORD),
-        "study_id": pa.nulls(n, pa.string()),
-        "view": cells.read("View Position", _VIEWS, WORD),
-        "sex": cells.read("Patient Gender", _SEX, WORD),
-        "age": cells.read("Patient Age", age_in_years, pa.float64()),
-        "dataset": constant("nih-chestxray14", n),
-        "modality": constant("DX", n),
-        "anatomy": constant("chest", n),
-        "labeller": constant("NIH text mining", n),
-        "labeller_version": constant("2020" if "v2020" in table[TABLE][0].as_py() else "2017", n),
-        "source": constant("report", n),
+    columns = {
+        "id": names.str.removesuffix(".png"),
+        "image": (names.map(folders or {}).astype(object).fillna("images") + "/" + names).astype("str"),
+        "patient_id": cells.read("Patient ID", _patient, "category"),
+        "study_id": None,
+        "view": cells.read("View Position", _VIEWS, "category"),
+        "sex": cells.read("Patient Gender", _SEX, "category"),
+        "age": cells.read("Patient Age", age_in_years, "float64"),
+        "dataset": "nih-chestxray14",
+        "modality": "DX",
+        "anatomy": "chest",
+        "labeller": "NIH text mining",
+        "labeller_version": "2020" if any("v2020" in name for name in table[TABLE].cat.categories) else "2017",
+        "source": "report",
         **_states(cells, space),
     }
-    official = [lists.get(name) for name in names]
-    columns["split"] = pa.array(["test" if side == "test" else None for side in official], pa.string())
-    cells.finish({**columns, "official": pa.array(official, pa.string())})
+    official = names.map(lists).astype(object)
+    columns["split"] = official.where(official == "test", None).astype("category")
+    cells.finish(columns)
     if lists:
-        rows.drop(pc.is_null(rows.table["official"]), "not-in-lists", "in neither train_val_list.txt nor test_list.txt")
-    by_name = pc.utf8_slice_codeunits(rows.table[KEY], 0, 8)
+        unlisted = official.loc[rows.table.index].isna()
+        rows.drop(unlisted, "not-in-lists", "in neither train_val_list.txt nor test_list.txt")
     rows.drop(
-        pc.not_equal(by_name, rows.table["patient_id"].cast(pa.string())),
+        rows.table[KEY].str[:8] != rows.table["patient_id"].astype(object),
         "patient-mismatch",
         "the file name and the column 'Patient ID' name different patients",
     )
-    rows.table = rows.table.drop_columns(["official"])
 
 
 def _patient(text: str) -> str:
@@ -251,7 +241,7 @@ def _patient(text: str) -> str:
     return text.zfill(8)
 
 
-def _states(cells: CellReader, space: LabelSpace) -> dict[str, pa.Array]:
+def _states(cells: CellReader, space: LabelSpace) -> dict[str, np.ndarray]:
     """The state columns: listed is present, unlisted absent, a concept that ChestX-ray14 does not have null."""
     native = load_label_space("nih-14")
     none_label = native.none_label
@@ -268,14 +258,12 @@ def _states(cells: CellReader, space: LabelSpace) -> dict[str, pa.Array]:
             raise BadCell(f"a list of findings with '|' between them ({error})") from None
 
     known = {*native.concepts.values(), _NO_FINDING}
-    sets = cells.translate("Finding Labels", listed)
+    if not any(space.concepts.get(field) in known for field in space.fields):
+        raise VividError(f"label space {space.name!r} shares no concept with nih-14")
+    codes, sets = cells.distinct("Finding Labels", listed, bad=frozenset())
     columns = {}
     for field in space.fields:
         concept = space.concepts.get(field)
-        columns[FINDING + field] = sets.take(
-            [NULL if concept not in known or s is None else PRESENT if concept in s else ABSENT for s in sets.values],
-            pa.int8(),
-        )
-    if not any(space.concepts.get(field) in known for field in space.fields):
-        raise VividError(f"label space {space.name!r} shares no concept with nih-14")
+        states = [PRESENT if concept in s else ABSENT for s in sets] if concept in known else [NULL] * len(sets)
+        columns[FINDING + field] = np.array(states, np.int8)[codes]
     return columns

@@ -1,14 +1,12 @@
-"""What every adapter hands over: rows in the manifest's columns, and what has to be told about them."""
+"""The rows that an adapter reads from a data set, and the list of rows that were skipped."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import pandas as pd
 
 from vivid_monai.data.columns import LabelSpaceSource
 from vivid_monai.storage.files import whole_file
@@ -17,80 +15,67 @@ TABLE, ROW, KEY = "#table", "#row", "#key"
 """Columns that a row keeps until the manifest is built: its file, its number there (1 is a CSV's header) and a name.
 The sign keeps them apart from the columns of any table."""
 
-SKIPPED_SCHEMA = pa.schema(
-    [
-        ("table", pa.string()),
-        ("row", pa.int64()),
-        ("key", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
+SKIPPED = {"table": "str", "row": "Int64", "key": "str", "reason": "str", "detail": "str"}
+"""Columns of a skip list and their types; files and scans have no row number."""
 
 
 @dataclass
 class Rows:
-    """A table from which rows are dropped by mask; it always has the columns TABLE, ROW and KEY.
+    """A table from which rows are dropped; it always has the columns TABLE, ROW and KEY.
 
     Attributes:
-        table: the rows still in.
+        table: the rows still in; a row keeps its index label when others are dropped.
         n_read: rows in the source tables, whether or not they could be used.
-        skipped: tables of SKIPPED_SCHEMA; every row that is not in ``table`` is in one of them.
+        skipped: tables with the columns of SKIPPED; every row that is not in ``table`` is in one of them.
         notes: sentences for the data card.
     """
 
-    table: pa.Table
+    table: pd.DataFrame
     n_read: int
-    skipped: list[pa.Table] = field(default_factory=list)
+    skipped: list[pd.DataFrame] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def drop(self, mask: np.ndarray | pa.ChunkedArray | pa.Array, reason: str, detail: str | Sequence[str] = "") -> int:
-        """Take the rows where ``mask`` (bool, N) is true out, and list them.
+    def drop(self, mask: "pd.Series | np.ndarray", reason: str | pd.Series, detail: str | pd.Series = "") -> None:
+        """Move the rows where ``mask`` (bool, N) is true to the skip list.
 
         Args:
-            reason: a short code, counted in the card.
-            detail: one sentence for all of them, or one for each dropped row.
-
-        Returns:
-            How many rows were dropped.
+            reason: a short code, counted in the card; one for all rows, or a series by index label.
+            detail: a sentence, likewise.
         """
-        if not isinstance(mask, np.ndarray):
-            mask = pc.fill_null(mask, False).to_numpy(zero_copy_only=False) if len(mask) else np.zeros(0, dtype=bool)
-        n = int(mask.sum())
-        if n:
-            gone = self.table.select([TABLE, ROW, KEY]).filter(pa.array(mask))
-            details = [detail] * n if isinstance(detail, str) else list(detail)
-            self.skipped.append(skip_list(gone[TABLE], gone[ROW], gone[KEY], [reason] * n, details))
-            self.table = self.table.filter(pa.array(~mask))
-        return n
+        if mask.any():
+            gone = self.table.loc[mask, [TABLE, ROW, KEY]].set_axis(["table", "row", "key"], axis=1)
+            self.skipped.append(gone.assign(reason=reason, detail=detail).astype(SKIPPED))
+            self.table = self.table.loc[~mask]
 
-    def all_skipped(self) -> pa.Table:
-        """Everything left behind, by table and row (SKIPPED_SCHEMA)."""
-        listed = pa.concat_tables([SKIPPED_SCHEMA.empty_table(), *self.skipped])
-        return listed.sort_by([("table", "ascending"), ("row", "ascending")])
+    def drop_each(self, problems: Mapping[int, tuple[str, str]]) -> None:
+        """Move rows to the skip list: index label → (reason, detail)."""
+        if problems:
+            found = pd.DataFrame.from_dict(problems, orient="index", columns=["reason", "detail"])
+            self.drop(self.table.index.isin(found.index), found["reason"], found["detail"])
 
-
-def skip_list(tables, rows, keys, reasons: Sequence[str], details: Sequence[str]) -> pa.Table:
-    """A table of SKIPPED_SCHEMA from columns of equal length."""
-    columns = zip(SKIPPED_SCHEMA, (tables, rows, keys, reasons, details), strict=True)
-    cast = [(c.cast(f.type) if isinstance(c, pa.ChunkedArray | pa.Array) else pa.array(c, f.type)) for f, c in columns]
-    return pa.table(cast, schema=SKIPPED_SCHEMA)
+    def all_skipped(self) -> pd.DataFrame:
+        """Everything left behind, by table and row (the columns of SKIPPED)."""
+        listed = pd.concat([skip_list([]), *self.skipped], ignore_index=True)
+        return listed.sort_values(["table", "row"], kind="stable", ignore_index=True)
 
 
-def write_skip_list(skipped: pa.Table, path: Path) -> None:
-    """Write a table of SKIPPED_SCHEMA as CSV, whole or not at all."""
-    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(skipped.column_names)
-        writer.writerows(zip(*(column.to_pylist() for column in skipped.columns), strict=True))
+def skip_list(entries: Sequence[tuple[str, int | None, str, str, str]]) -> pd.DataFrame:
+    """A skip list of (table, row, key, reason, detail)."""
+    return pd.DataFrame(list(entries), columns=list(SKIPPED)).astype(SKIPPED)
+
+
+def write_skip_list(skipped: pd.DataFrame, path: Path) -> None:
+    """Write a skip list as CSV; the file appears complete or not at all."""
+    with whole_file(path) as part:
+        skipped.to_csv(part, index=False, lineterminator="\n")
 
 
 def concat(parts: Sequence[Rows]) -> Rows:
     """Several sources with the same columns as one."""
     return Rows(
-        table=pa.concat_tables([p.table for p in parts]).unify_dictionaries(),
+        table=pd.concat([p.table for p in parts], ignore_index=True),
         n_read=sum(p.n_read for p in parts),
-        skipped=[t for p in parts for t in p.skipped],
+        skipped=[listed for p in parts for listed in p.skipped],
         notes=[note for p in parts for note in p.notes],
     )
 

@@ -1,4 +1,4 @@
-"""Your own table: CSV, TSV or Parquet, read through a mapping file."""
+"""Adapter for your own table: CSV, TSV or Parquet, read through a mapping file."""
 
 import difflib
 import json
@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from vivid_monai.data.columns import FINDING, WORD, LabelSpaceSource, open_label_space, stored_label_space
+from vivid_monai.data.columns import FINDING, LabelSpaceSource, open_label_space, stored_label_space
 from vivid_monai.data.splits import SPLITS
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import BadCell, CellReader, Translated, age_in_years, constant, read_csv, read_header
+from vivid_monai.prepare.csv_table import BadCell, CellReader, age_in_years, constant, read_csv, read_header
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source
 from vivid_monai.ums.label_space import LabelSpace
-from vivid_monai.ums.schema import parse_json
+from vivid_monai.ums.schema import load_schema, parse_json
 from vivid_monai.ums.states import NULL, PRESENT, encode
 
 _SCHEMA = resources.files("vivid_monai.prepare") / "mapping-1.0.schema.json"
@@ -146,8 +147,7 @@ def _fields(path: Path, columns: dict[str, str], source: LabelSpaceSource) -> di
 
 
 def _views() -> dict[str, str | None]:
-    schema = json.loads((resources.files("vivid_monai.ums") / "schemas" / "ums-1.0.schema.json").read_text("utf-8"))
-    return {view or "": view for view in schema["properties"]["view"]["enum"]}
+    return {view or "": view for view in load_schema()["properties"]["view"]["enum"]}
 
 
 def _sentence(error: ValidationError, schema: dict[str, Any]) -> str:
@@ -177,7 +177,7 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
     plan = load_mapping(mapping)
     rows = _read_parquet(path, plan) if path.suffix.lower() in (".parquet", ".pq") else _read_text(path, plan)
     for role, reason in (("image", "no-image"), ("patient", "no-patient")):
-        blank = pc.equal(pc.utf8_trim_whitespace(rows.table[plan.column(role)]), "")
+        blank = rows.table[plan.column(role)].str.strip() == ""
         rows.drop(blank, reason, f"column {plan.column(role)!r} is blank")
     _parse(rows, plan, root)
     return Source(
@@ -186,7 +186,7 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
         label_space=plan.label_space,
         image_root=root,
         files=[path, plan.path],
-        official=frozenset(pc.unique(rows.table["split"]).drop_null().to_pylist()),
+        official=frozenset(rows.table["split"].dropna().unique()),
         label_policy=_policy(plan),
         contradictions="skip",
         val=0.1,
@@ -214,73 +214,65 @@ def _read_parquet(path: Path, plan: TableMapping) -> Rows:
         if pa.types.is_floating(column.type):
             column = pc.if_else(pc.is_nan(column), None, column)  # other tools write "nothing" as NaN
         try:
-            texts[name] = pc.fill_null(column.cast(pa.string()), "")
+            texts[name] = pc.fill_null(column.cast(pa.string()), "").to_pandas()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise VividError(f"{path}: column {name!r} is {column.type}, which is not text or numbers") from error
-    n = table.num_rows
-    own = {TABLE: constant(path.name, n), ROW: pa.array(np.arange(1, n + 1)), KEY: texts[str(plan.column("image"))]}
-    return Rows(table=pa.table({**texts, **own}), n_read=n)
+    index = pd.RangeIndex(table.num_rows)
+    own = {TABLE: constant(path.name, index), ROW: index + 1, KEY: texts[str(plan.column("image"))]}
+    return Rows(table=pd.DataFrame({**own, **texts}, index=index), n_read=table.num_rows)
 
 
 def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
-    n, space = rows.table.num_rows, plan.space
     cells = CellReader(rows)
 
-    def text(role: str) -> pa.Array:
-        return cells.read(name, lambda cell: cell or None, pa.string()) if (name := plan.column(role)) else None
+    def read(role: str, translate: Callable[[str], Any] | Mapping[str, Any], dtype: str) -> pd.Series:
+        if (name := plan.column(role)) is not None:
+            return cells.read(name, translate, dtype)
+        return pd.Series(None, rows.table.index, dtype=dtype)
 
-    def words(role: str) -> pa.Array:
-        return cells.read(name, plan.words(role), WORD) if (name := plan.column(role)) else constant(None, n)
+    def text(role: str) -> pd.Series:
+        return read(role, lambda cell: cell or None, "str")
 
-    image = cells.read(str(plan.column("image")), lambda cell: _under(root, cell), pa.string())
-    place = cells.read(name, _whole_number, pa.int32()) if (name := plan.column("slice")) else pa.nulls(n, pa.int32())
-    of_slice = pc.binary_join_element_wise(image, place.cast(pa.string()), "#")  # null without a slice
-    age = cells.read(name, age_in_years, pa.float64()) if (name := plan.column("age")) else pa.nulls(n, pa.float64())
-    columns: dict[str, pa.Array] = {
-        "id": pc.coalesce(text("id") if plan.column("id") else of_slice, image),
+    image, place = read("image", lambda cell: _under(root, cell), "str"), read("slice", _whole_number, "Int32")
+    of_slice = image + "#" + place.astype("str")  # null without a slice
+    columns = {
+        "id": (text("id") if plan.column("id") else of_slice).fillna(image),
         "image": image,
         "slice": place,
-        "patient_id": cells.read(str(plan.column("patient")), str, WORD),
-        "study_id": text("study") if plan.column("study") else pa.nulls(n, pa.string()),
-        "report": text("report") if plan.column("report") else pa.nulls(n, pa.string()),
-        "split": words("split"),
-        "view": words("view"),
-        "sex": words("sex"),
-        "age": age,
-        "dataset": constant(plan.data["dataset"], n),
-        "modality": constant(plan.data.get("modality", "DX"), n),
-        "anatomy": constant(plan.data.get("anatomy", "chest"), n),
-        "labeller": constant(plan.data.get("labeller", plan.data["dataset"]), n),
-        "labeller_version": constant(plan.data.get("labeller_version"), n),
-        "source": constant(plan.data["source"], n),
-        **_states(cells, plan, space, n),
+        "patient_id": read("patient", str, "category"),
+        "study_id": text("study"),
+        "report": text("report"),
+        **{role: read(role, plan.words(role) if plan.column(role) else {}, "category") for role in _WORDS},
+        "age": read("age", age_in_years, "float64"),
+        "dataset": plan.data["dataset"],
+        "modality": plan.data.get("modality", "DX"),
+        "anatomy": plan.data.get("anatomy", "chest"),
+        "labeller": plan.data.get("labeller", plan.data["dataset"]),
+        "labeller_version": plan.data.get("labeller_version"),
+        "source": plan.data["source"],
+        **_states(cells, plan),
     }
-    first = cells.first_problem()
-    if first is not None:
-        position, problem = first
-        where = f"{rows.table[TABLE][position]}, row {rows.table[ROW][position]}"
+    if (first := cells.first_problem()) is not None:
+        row, problem = first
+        where = f"{rows.table.at[row, TABLE]}, row {rows.table.at[row, ROW]}"
         raise VividError(f"{where}: {problem}. Say in {plan.path.name} what it means, or mend the table")
     cells.finish(columns)
 
 
-def _states(cells: CellReader, plan: TableMapping, space: LabelSpace, n: int) -> dict[str, pa.Array]:
-    never = pa.array(np.full(n, NULL, dtype=np.int8))
-    if "label_list" not in plan.data:
-        state = _state_of(plan.data["values"])
+def _states(cells: CellReader, plan: TableMapping) -> dict[str, Any]:
+    space = plan.space
+    if "label_list" in plan.data:
+        entry = plan.data["label_list"]
+        codes, listed = cells.distinct(entry["column"], _listed(entry, space), bad=frozenset())
+        unlisted = encode(entry["unlisted"])
         return {
-            FINDING + field: cells.read(plan.label_columns[field], state, pa.int8())
-            if field in plan.label_columns
-            else never
+            FINDING + field: np.array([PRESENT if field in s else unlisted for s in listed], np.int8)[codes]
             for field in space.fields
         }
-    entry = plan.data["label_list"]
-    listed = cells.translate(entry["column"], _listed(entry, space))
-    unlisted = encode(entry["unlisted"])
-    return {FINDING + field: _membership(listed, field, unlisted) for field in space.fields}
-
-
-def _membership(listed: Translated, field: str, unlisted: int) -> pa.Array:
-    return listed.take([unlisted if s is None or field not in s else PRESENT for s in listed.values], pa.int8())
+    state = _state_of(plan.data["values"])
+    never = pd.Series(NULL, cells.rows.table.index, dtype="int8")
+    columns = plan.label_columns
+    return {FINDING + f: cells.read(columns[f], state, "int8") if f in columns else never for f in space.fields}
 
 
 def _state_of(values: Mapping[str, str | None]) -> Callable[[str], int]:

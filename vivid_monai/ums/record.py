@@ -15,9 +15,10 @@ def _compact(item: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in pixels of the original image: x to the right, y down, from the outer corner of pixel (0, 0).
+    """A box in pixels of the original image: x to the right, y down, from the outer corner of pixel (0, 0).
 
-    ``slice`` is the 0-based slice of a volume, ``None`` for a plane image.
+    In a volume it lies on one slice (``slice``, from 0) or spans several (``z`` and ``depth`` in slices, from the outer
+    face of the first); all three are ``None`` in a plane image.
     """
 
     x: float
@@ -25,6 +26,8 @@ class Box:
     width: float
     height: float
     slice: int | None = None
+    z: float | None = None
+    depth: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +127,13 @@ class Record:
     age: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as a JSON object; ``from_dict`` gives an equal record back. Nothing is checked here."""
+        """Return the record as a JSON object; ``from_dict`` gives an equal record back. Nothing is checked here.
+
+        ``ums_version`` is the lowest that has all its parts, so that records without 3-D boxes read everywhere.
+        """
+        spatial = any(box.z is not None for finding in self.findings.values() for box in finding.boxes)
         return {
-            "ums_version": UMS_VERSION,
+            "ums_version": UMS_VERSION if spatial else "1.0",
             **_compact(self),
             "image": _compact(self.image),
             "view": self.view,

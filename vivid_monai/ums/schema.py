@@ -1,4 +1,4 @@
-"""The JSON Schemas of the package, and what they say about a piece of JSON."""
+"""The JSON Schemas of UMS records and label spaces, and validation against them."""
 
 import json
 import math
@@ -13,8 +13,9 @@ from jsonschema.exceptions import ValidationError
 
 from vivid_monai.errors import VividError
 
-UMS_VERSION: Final = "1.0"
+UMS_VERSION: Final = "1.1"
 SCHEMA_FILES: Final = resources.files("vivid_monai.ums") / "schemas"
+_CODES = {"enum": "enum", "const": "enum", "minimum": "range", "maximum": "range"}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,33 +57,48 @@ def parse_json(text: str, *, where: str = "JSON") -> Any:
 
 
 @cache
-def _validator(name: str) -> Draft202012Validator:
-    schema = json.loads((SCHEMA_FILES / name).read_text(encoding="utf-8"))
-    Draft202012Validator.check_schema(schema)
+def load_schema(name: str = f"ums-{UMS_VERSION}") -> dict[str, Any]:
+    """Return a JSON Schema of the package: that of records, or "label-space-1.0". It is shared: do not change it."""
+    return json.loads((SCHEMA_FILES / f"{name}.schema.json").read_text(encoding="utf-8"))
+
+
+@cache
+def _validator(name: str, path: tuple[str, ...] = ()) -> Draft202012Validator:
+    schema = load_schema(name)
+    for key in path:
+        schema = schema["properties"][key]
     return Draft202012Validator(schema)
 
 
 def schema_violations(record: Any) -> list[Violation]:
     """Return everything in a record's JSON object that breaks the UMS schema, numbers that are not finite included."""
-    return _violations(f"ums-{UMS_VERSION}.schema.json", record)
+    return _violations(_validator(f"ums-{UMS_VERSION}"), record)
+
+
+def value_violations(value: Any, path: tuple[str, ...]) -> list[Violation]:
+    """Return what is wrong with one value of a record, by itself; ``path``: its keys, as ("image", "height")."""
+    return _violations(_validator(f"ums-{UMS_VERSION}", path), value, path)
 
 
 def label_space_violations(data: Any) -> list[Violation]:
     """Return everything in the JSON of a label space that breaks its schema."""
-    return _violations("label-space-1.0.schema.json", data)
+    return _violations(_validator("label-space-1.0"), data)
 
 
-def _violations(name: str, data: Any) -> list[Violation]:
-    numbers = set(_not_finite(data))
-    broken = (v for error in _validator(name).iter_errors(data) for v in _sentences(error))
-    # A number that is not finite is told once, as that, not also as out of range.
-    told = {violation.pointer for violation in numbers}
-    return sorted({*numbers, *(violation for violation in broken if violation.pointer not in told)})
+def _violations(validator: Draft202012Validator, data: Any, at: tuple[str, ...] = ()) -> list[Violation]:
+    numbers = set(_not_finite(data, at))
+    try:
+        broken = [v for error in validator.iter_errors(data) for v in _sentences(error, at)]
+    except RecursionError:
+        return [Violation(pointer(*at), "schema", "nested too deeply")]
+    # A number that is not finite is one violation, not also one that is out of range.
+    places = {violation.pointer for violation in numbers}
+    return sorted({*numbers, *(violation for violation in broken if violation.pointer not in places)})
 
 
-def _not_finite(data: Any) -> Iterator[Violation]:
+def _not_finite(data: Any, at: tuple[str, ...]) -> Iterator[Violation]:
     # A stack instead of recursion: JSON may be nested more deeply than Python calls.
-    stack: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
+    stack: list[tuple[tuple[str | int, ...], Any]] = [(at, data)]
     while stack:
         path, value = stack.pop()
         if isinstance(value, dict):
@@ -101,34 +117,21 @@ def is_finite(value: float) -> bool:
         return False
 
 
-def _sentences(error: ValidationError) -> Iterator[Violation]:
-    """Turn one schema error into violations, one for each part that is wrong, in words that stay short."""
-    path, value, rule, kind = tuple(error.absolute_path), error.instance, error.validator_value, str(error.validator)
-    if kind == "additionalProperties":
+def _sentences(error: ValidationError, at: tuple[str, ...]) -> Iterator[Violation]:
+    """Turn one schema error into violations; the message is jsonschema's own, with the value cut short."""
+    path, value = (*at, *error.absolute_path), error.instance
+    if error.validator == "additionalProperties":
         known = error.schema["properties"]
         for key in value:
             if key not in known:
-                message = f"unknown key {_short(key)}; known here: {', '.join(known)}"
-                yield Violation(pointer(*path, key), "schema", message)
-        return
-    if kind == "required":
-        yield from (Violation(pointer(*path), "schema", f"key {key!r} is missing") for key in rule if key not in value)
-        return
-    code, message = "schema", error.message
-    if kind == "type":
-        message = f"{_short(value)} is not of type {rule}"
-    elif kind in ("enum", "const"):
-        code = "enum"
-        allowed = rule if kind == "enum" else [rule]
-        message = f"{_short(value)} is not one of {', '.join(json.dumps(item) for item in allowed)}"
-    elif kind in ("minimum", "maximum"):
-        code = "range"
-        message = f"{_short(value)} is {'below' if kind == 'minimum' else 'above'} {rule}"
-    elif kind in ("minLength", "minItems"):
-        message = "must not be empty; leave it out where there is nothing to say"
-    elif kind == "pattern":
-        message = f"{_short(value)} does not match {rule}"
-    yield Violation(pointer(*path), code, message)
+                yield Violation(
+                    pointer(*path, key), "schema", f"unknown key {_short(key)}; known here: {', '.join(known)}"
+                )
+    else:
+        # Messages that speak of the value begin with it.
+        message = error.message.removeprefix(repr(value))
+        message = error.message if message == error.message else f"{_short(value)}{message}"
+        yield Violation(pointer(*path), _CODES.get(str(error.validator), "schema"), message)
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ from nibabel.affines import apply_affine
 from vivid_monai.errors import VividError
 from vivid_monai.images.read import read_image
 from vivid_monai.images.volume import AIR, read_series
-from vivid_monai.prepare.lidc.crop import CropError, CropRule, cut
+from vivid_monai.prepare.lidc.source import CropError, CropRule, cut
 
 from .making import Scan, balls
 

@@ -15,9 +15,9 @@ from vivid_monai.cli import main
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.images.dicom import read_values
 from vivid_monai.images.volume import AIR, read_series
-from vivid_monai.prepare.lidc.crop import CropRule, cut
 from vivid_monai.prepare.lidc.nodules import Nodule, nodules_of
 from vivid_monai.prepare.lidc.reads import RATINGS, read_xml
+from vivid_monai.prepare.lidc.source import CropRule, cut
 from vivid_monai.ums.label_space import load_label_space
 
 from .making import Mark, disc, edge, write_xml

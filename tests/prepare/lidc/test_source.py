@@ -10,8 +10,8 @@ from vivid_monai.data.splits import SplitRule
 from vivid_monai.errors import VividError
 from vivid_monai.images.read import read_image
 from vivid_monai.prepare.build import prepare
-from vivid_monai.prepare.lidc.crop import CropRule
-from vivid_monai.prepare.lidc.source import read, read_identities, read_table, write_table
+from vivid_monai.prepare.lidc.nodules import read_table, write_table
+from vivid_monai.prepare.lidc.source import CropRule, read, read_identities
 
 from .conftest import N_PATIENTS, scan_of, sessions_of
 from .making import header, write_xml
@@ -25,7 +25,7 @@ def made(root, tmp_path, check="files", **options):
 
 
 def reasons(prepared):
-    return {(row["key"], row["reason"]) for row in prepared.skipped.to_pylist()}
+    return {(row["key"], row["reason"]) for row in prepared.skipped.to_dict("records")}
 
 
 def folder_of(root, number):
@@ -89,7 +89,7 @@ def test_identities_need_no_ct(lidc, tmp_path):
     assert [(n.id, n.readings, n.sop_uid, n.ratings) for n in nodules] == [
         (n.id, n.readings, n.sop_uid, n.ratings) for n in frozen
     ]
-    assert not skips.entries
+    assert skips.empty
     assert "XML: 50 readings." in notes
     write_table(nodules, tmp_path / "bare.csv")
     bare = made(lidc, tmp_path / "bare", nodules=tmp_path / "bare.csv").manifest.table
@@ -177,7 +177,7 @@ def test_a_reading_that_its_holes_leave_nothing_of_is_listed(lidc):
     sessions[2][1].rois.append((*lone[:3], False))
     write_xml(next(lidc.rglob("LIDC-IDRI-0001/**/*.xml")), ONE.uid, sessions)
     nodules, skips, _ = read_identities(lidc)
-    assert [(key, reason) for _, key, reason, _ in skips.entries] == [(ONE.uid, "empty-reading")]
+    assert list(zip(skips["key"], skips["reason"], strict=True)) == [(ONE.uid, "empty-reading")]
     assert [n.number for n in nodules if n.series_uid == ONE.uid] == [1]
 
 

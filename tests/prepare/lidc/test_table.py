@@ -6,9 +6,8 @@ import pytest
 
 from vivid_monai.errors import VividError
 from vivid_monai.images.volume import read_series
-from vivid_monai.prepare.lidc.nodules import nodules_of
+from vivid_monai.prepare.lidc.nodules import COLUMNS, nodules_of, read_table, write_table
 from vivid_monai.prepare.lidc.reads import read_xml
-from vivid_monai.prepare.lidc.source import COLUMNS, read_table, write_table
 
 from .making import Mark, Scan, balls, disc, roi, write_xml
 

@@ -1,49 +1,38 @@
-"""LIDC-IDRI into crops and rows of the manifest: one nodule, one row."""
+"""Adapter for LIDC-IDRI: the nodules of its scans as crops of three slices, one row each."""
 
-import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import nibabel
+import numpy as np
+import pandas as pd
 import pydicom
+from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
 from vivid_monai.data.columns import FINDING
 from vivid_monai.errors import VividError
-from vivid_monai.images.volume import Series, SeriesError, read_series
-from vivid_monai.prepare.image_files import drop_each
-from vivid_monai.prepare.lidc.crop import CropRule, cut
-from vivid_monai.prepare.lidc.nodules import Aggregate, Nodule, nodules_of
+from vivid_monai.images.volume import AIR, Series, SeriesError, read_series
+from vivid_monai.prepare.lidc.nodules import Aggregate, Nodule, nodules_of, read_table, write_table
 from vivid_monai.prepare.lidc.reads import RATINGS, ReadsError, ScanReads, read_xml
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source, skip_list
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.label_space import load_label_space
 from vivid_monai.ums.states import encode
 
-
-@dataclass
-class SkipList:
-    """What goes to skipped.csv beside the rows: files and scans."""
-
-    entries: list[tuple[str, str, str, str]] = field(default_factory=list)
-
-    def add(self, file: str, key: str, reason: str, detail: str) -> None:
-        """One more; ``key``: what it is about, such as the series."""
-        self.entries.append((file, key, reason, detail))
-
-    def table(self) -> pa.Table:
-        """SKIPPED_SCHEMA; the rows have no numbers."""
-        files, keys, reasons, details = zip(*self.entries, strict=True) if self.entries else ((), (), (), ())
-        return skip_list(files, [None] * len(files), keys, reasons, details)
+SPACE, FIELD = "lidc-malignancy", "Malignancy"
+NODULES = "nodules.csv"
+Skipped = list[tuple[str, None, str, str, str]]
+"""Files and scans for skipped.csv: file, no row, what it is about (such as the series), reason, detail."""
 
 
-def read_scans(files: Iterable[Path], skips: SkipList) -> tuple[list[Nodule], Counter[str]]:
+def read_scans(files: Iterable[Path], skips: Skipped) -> tuple[list[Nodule], Counter[str]]:
     """The nodules of all scans, from XML alone, sorted by scan; and what was counted on the way.
 
     One file is in memory at a time. A scan's readings may be given twice where both files say the same; where two
@@ -57,22 +46,24 @@ def read_scans(files: Iterable[Path], skips: SkipList) -> tuple[list[Nodule], Co
         try:
             scan = read_xml(path)
         except ReadsError as error:
-            skips.add(path.name, str(path), error.reason, str(error))
+            skips.append((path.name, None, str(path), error.reason, str(error)))
             continue
         content = hash(scan.content())
         if (earlier := found.get(scan.series_uid)) is not None:
             if earlier[0] == content:
-                skips.add(path.name, scan.series_uid, "duplicate-xml", f"says what {earlier[1]} says")
+                skips.append((path.name, None, scan.series_uid, "duplicate-xml", f"says what {earlier[1]} says"))
             else:
                 conflicts.setdefault(scan.series_uid, f"{earlier[1]} and {path} differ about this scan")
             continue
         nodules = nodules_of(scan)
         found[scan.series_uid] = (content, path, nodules)
         for key in {r.key for r in scan.readings} - {key for nodule in nodules for key in nodule.readings}:
-            skips.add(path.name, scan.series_uid, "empty-reading", f"the holes of reading {key} leave nothing of it")
+            skips.append(
+                (path.name, None, scan.series_uid, "empty-reading", f"the holes of reading {key} leave nothing of it")
+            )
         counts.update(_counts(scan))
     for uid, detail in conflicts.items():
-        skips.add(found[uid][1].name, uid, "conflicting-xml", detail)
+        skips.append((found[uid][1].name, None, uid, "conflicting-xml", detail))
         del found[uid]
     every = [nodule for uid in sorted(found) for nodule in found[uid][2]]
     return every, counts + Counter({"scans": len(found), "nodules": len(every)})
@@ -140,7 +131,7 @@ def _add_dicom(found: Index, path: str) -> None:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality", "SeriesInstanceUID"])
         modality, uid = str(header.get("Modality", "")), str(header.get("SeriesInstanceUID") or "")
-    except Exception as error:  # what a damaged header makes pydicom raise is not told anywhere
+    except Exception as error:  # pydicom does not document what a damaged header raises
         found.unreadable[path] = f"damaged DICOM header: {error or type(error).__name__}"
         return
     if modality == "CT" and uid:
@@ -149,95 +140,114 @@ def _add_dicom(found: Index, path: str) -> None:
         found.other[f"DICOM, {modality or 'no modality'}"] += 1
 
 
-_WORDS = ("series_uid", "study_uid", "patient_id", "sop_uid")
-_WHOLE = ("number", "slice_index")
-_PLAIN = [field.name for field in fields(Nodule) if field.name not in ("readings", "ratings")]
-_SUMMARIES = {"malignancy_median": lambda nodule: nodule.median("malignancy")} | {
-    f"{name}_mean": (lambda nodule, name=name: nodule.mean(name)) for name in RATINGS
-}
-COLUMNS = ("id", *_PLAIN[:4], "n_readers", "readings", *_PLAIN[4:], *RATINGS, *_SUMMARIES)
-"""In this order; docs/lidc.md tells what each is."""
+MAX_GAP = 5.5
+"""mm. The coarsest scans of LIDC-IDRI have a slice every 5 mm; nothing is interpolated over a wider gap."""
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def write_table(nodules: Iterable[Nodule], path: Path) -> None:
-    """Write the table, whole or not at all. Numbers have three decimals, what is unknown is blank, lists have ``|``."""
-    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(_row(nodule) for nodule in nodules)
+class CropError(ValueError):
+    """No crop can be cut; the message says why."""
 
 
-def _row(nodule: Nodule) -> list[str]:
-    cells = {name: _text(getattr(nodule, name)) for name in _PLAIN}
-    cells |= {"id": nodule.id, "n_readers": str(nodule.n_readers), "readings": "|".join(nodule.readings)}
-    cells |= {name: "|".join(map(_text, nodule.ratings[name])) for name in RATINGS}
-    cells |= {name: _text(summary(nodule)) for name, summary in _SUMMARIES.items()}
-    return [cells[name] for name in COLUMNS]
+@dataclass(frozen=True, kw_only=True)
+class CropRule:
+    """What is cut.
 
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-
-
-def read_table(path: Path) -> list[Nodule]:
-    """Read a table that `write_table` wrote.
+    Args:
+        crop_mm: side of the square.
+        pixel_mm: its pixels.
+        slice_mm: distance of the lower and of the upper slice from the middle one.
 
     Raises:
-        VividError: unreadable, columns missing, a cell that is none of its kind, a nodule or a reading twice, or an id,
-            reader count, mean or median that does not follow from the readings of its row.
+        VividError: a number that cannot be meant.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise VividError(f"{path}: the table of nodules cannot be read: {error}") from error
-    if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-        raise VividError(f"{path}: not a table of nodules, it has no column {', '.join(missing)}")
-    nodules: list[Nodule] = []
-    seen: set[tuple[str, ...]] = set()
-    for number, row in enumerate(rows, start=2):
-        try:
-            nodule = _parse(row)
-        except (ValueError, TypeError) as error:
-            raise VividError(f"{path}, row {number}: {error}") from error
-        told = dict(zip(COLUMNS, _row(nodule), strict=True))
-        for name in ("id", "n_readers", *_SUMMARIES):
-            if row[name] != told[name]:
-                raise VividError(
-                    f"{path}, row {number}: {name} is {row[name]!r}, but its other cells give {told[name]!r}"
-                )
-        keys = {(nodule.id,), *((nodule.series_uid, key) for key in nodule.readings)}
-        if seen & keys:
-            raise VividError(f"{path}, row {number}: {nodule.id} or one of its readings is in an earlier row")
-        seen |= keys
-        nodules.append(nodule)
-    return nodules
+
+    crop_mm: float = 50.0
+    pixel_mm: float = 0.5
+    slice_mm: float = 2.5
+
+    def __post_init__(self) -> None:
+        if not (0 < self.pixel_mm <= 5 and 2 * self.pixel_mm <= self.crop_mm <= 500 and 0 < self.slice_mm <= 50):
+            raise VividError(
+                f"crop of {self.crop_mm:g} mm with pixels of {self.pixel_mm:g} mm and slices {self.slice_mm:g} mm "
+                "apart: pixels must be above 0 and up to 5 mm, the crop two pixels to 500 mm, slices up to 50 mm apart"
+            )
+
+    @property
+    def pixels(self) -> int:
+        """Pixels along each side."""
+        return round(self.crop_mm / self.pixel_mm)
 
 
-def _parse(row: dict[str, str]) -> Nodule:
-    readings = tuple(row["readings"].split("|"))
-    ratings = {}
-    for name, highest in RATINGS.items():
-        ratings[name] = tuple(int(cell) if cell else None for cell in row[name].split("|"))
-        if len(ratings[name]) != len(readings):
-            raise ValueError(f"{name} has {len(ratings[name])} ratings for {len(readings)} readings")
-        if any(value is not None and not 1 <= value <= highest for value in ratings[name]):
-            raise ValueError(f"{name} holds {row[name]!r}; its categories are 1 to {highest}")
-    if not all(row[name] for name in ("series_uid", "sop_uid", "readings")):
-        raise ValueError("series_uid, sop_uid or readings is blank")
-    optional = {field.name for field in fields(Nodule) if field.default is None} | {"patient_id"}
-    values: dict[str, Any] = {}
-    for name in _PLAIN:
-        kind: Callable[[str], Any] = str if name in _WORDS else int if name in _WHOLE else float
-        values[name] = None if not row[name] and name in optional else kind(row[name])
-    return Nodule(**values, readings=readings, ratings=ratings)
+def cut(series: Series, sop_uid: str, x: float, y: float, rule: CropRule) -> nibabel.Nifti1Image:
+    """Cut a crop whose middle is column x and row y of a slice.
+
+    The middle slice is that acquired slice, resampled linearly in its plane only. The other two lie ``slice_mm`` below
+    and above it and are interpolated linearly between the two acquired slices next to them. Outside the scan is air
+    (−1024 HU).
+
+    Returns:
+        int16 HU, shape (pixels, pixels, 3), index growing to the patient's left, back and head as near as the planes
+        of the scan allow; slice 1 is the middle one; the affine gives scanner coordinates in mm.
+
+    Raises:
+        CropError: the slice is not in the series, or a slice would be interpolated over a gap above `MAX_GAP`.
+        Exception: pixel data that cannot be decoded, as `read_values` raises it.
+    """
+    middle = series.index.get(sop_uid)
+    if middle is None:
+        raise CropError(f"the series has no slice {sop_uid}")
+    left, back = _plane_axes(series)
+    centre = np.array(series.patient_position(middle, x, y))
+    offsets = (np.arange(rule.pixels) - (rule.pixels - 1) / 2) * rule.pixel_mm
+    plane = offsets[:, None, None] * left + offsets[None, :, None] * back  # (X, Y, 3), mm
+    planes = [
+        _plane(series, centre + plane + step * rule.slice_mm * series.up, middle if step == 0 else None)
+        for step in (-1, 0, 1)
+    ]
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([left * rule.pixel_mm, back * rule.pixel_mm, series.up * rule.slice_mm], axis=1)
+    affine[:3, 3] = centre + offsets[0] * (left + back) - rule.slice_mm * series.up
+    stored = np.clip(np.rint(np.stack(planes, axis=2)), AIR, np.iinfo(np.int16).max).astype(np.int16)
+    image = nibabel.Nifti1Image(stored, _LPS_TO_RAS @ affine)
+    image.header.set_xyzt_units("mm")
+    return image
 
 
-SPACE, FIELD = "lidc-malignancy", "Malignancy"
-NODULES = "nodules.csv"
+def _plane_axes(series: Series) -> tuple[np.ndarray, np.ndarray]:
+    """The directions of rows and columns, turned to the patient's left and back."""
+    across, along = series.along_row, series.down
+    if abs(across[0]) < abs(along[0]):
+        across, along = along, across
+    return across * np.sign(across[0]), along * np.sign(along[1])
+
+
+def _plane(series: Series, points: np.ndarray, place: int | None) -> np.ndarray:
+    """HU at points (X, Y, 3) of one plane parallel to the slices; ``place`` is the slice it lies on, where it does."""
+    if place is not None:
+        return _sample(series, place, points)
+    heights = series.heights
+    height = float(points[0, 0] @ series.up)
+    nearest = int(np.abs(heights - height).argmin())
+    if abs(heights[nearest] - height) < 1e-3:
+        return _sample(series, nearest, points)
+    upper = int(np.searchsorted(heights, height))
+    if upper in (0, len(heights)):
+        return np.full(points.shape[:2], AIR)
+    gap = heights[upper] - heights[upper - 1]
+    if gap > MAX_GAP:
+        raise CropError(f"slices are missing: the next ones are {gap:g} mm apart (at most {MAX_GAP:g})")
+    weight = (height - heights[upper - 1]) / gap
+    return (1 - weight) * _sample(series, upper - 1, points) + weight * _sample(series, upper, points)
+
+
+def _sample(series: Series, place: int, points: np.ndarray) -> np.ndarray:
+    """A slice at the points, projected along its normal; linear between pixels, air outside."""
+    rows, columns = series.spacing
+    inside = points - series.slices[place].position
+    coordinates = np.stack([inside @ series.down / rows, inside @ series.along_row / columns])
+    return map_coordinates(series.values(place), coordinates, output=np.float64, order=1, mode="constant", cval=AIR)
 
 
 def crop_path(nodule: Nodule) -> str:
@@ -245,44 +255,32 @@ def crop_path(nodule: Nodule) -> str:
     return f"crops/{nodule.id}.nii"
 
 
-def manifest_rows(
-    nodules: Sequence[Nodule],
-    states: Sequence[int],
-    problems: Sequence[tuple[str, str] | None],
-    listed: pa.Table,
-    notes: Sequence[str],
-    rule: CropRule,
-    rating: Aggregate,
-) -> Rows:
-    """One row for each nodule; those with a problem (reason, detail) are dropped and listed.
-
-    Args:
-        listed: files and scans that were skipped, in SKIPPED_SCHEMA; they count as read, too.
-    """
-    n = len(nodules)
-    columns: dict[str, list[str | None]] = {
-        TABLE: [NODULES] * n,
-        KEY: [nodule.id for nodule in nodules],
-        "id": [nodule.id for nodule in nodules],
-        "image": [crop_path(nodule) for nodule in nodules],
-        "patient_id": [nodule.patient_id or "" for nodule in nodules],
-        "study_id": [nodule.study_uid or None for nodule in nodules],
-        "details": [_details(nodule, rating) for nodule in nodules],
-    }
-    words = {"split": None, "view": None, "sex": None, "modality": "CT", "anatomy": "lung", "dataset": "lidc-idri"}
-    words |= {"labeller": "LIDC-IDRI readers", "source": "human", "labeller_version": None}
-    whole = {"slice": 1, "slices": 3, "height": rule.pixels, "width": rule.pixels}
-    table = pa.table(
-        {name: pa.array(values, pa.string()) for name, values in columns.items()}
-        | {name: pa.array([word] * n, pa.string()) for name, word in words.items()}
-        | {name: pa.array([value] * n, pa.int32()) for name, value in whole.items()}
-        | {ROW: pa.array(range(2, n + 2), pa.int64()), "age": pa.nulls(n, pa.float64())}
-        | {FINDING + FIELD: pa.array(states, pa.int8())}
+def manifest_rows(nodules: Sequence[Nodule], states: Sequence[int], rule: CropRule, rating: Aggregate) -> pd.DataFrame:
+    """One row for each nodule."""
+    ids = [nodule.id for nodule in nodules]
+    return pd.DataFrame(
+        {
+            TABLE: NODULES,
+            ROW: range(2, len(ids) + 2),
+            KEY: ids,
+            "id": ids,
+            "image": [crop_path(nodule) for nodule in nodules],
+            "patient_id": [nodule.patient_id or "" for nodule in nodules],
+            "study_id": [nodule.study_uid or None for nodule in nodules],
+            "details": [_details(nodule, rating) for nodule in nodules],
+            "split": None,
+            "modality": "CT",
+            "anatomy": "lung",
+            "dataset": "lidc-idri",
+            "labeller": "LIDC-IDRI readers",
+            "source": "human",
+            "slice": 1,
+            "slices": 3,
+            "height": rule.pixels,
+            "width": rule.pixels,
+            FINDING + FIELD: pd.array(states, "int8"),
+        }
     )
-    told = f"{listed.num_rows:,} of the rows read are no nodules but the files and scans that skipped.csv lists."
-    rows = Rows(table=table, n_read=n + listed.num_rows, skipped=[listed], notes=[*notes, told])
-    drop_each(rows, {row: problem for row, problem in enumerate(problems) if problem is not None})
-    return rows
 
 
 def _details(nodule: Nodule, aggregate: Aggregate) -> str | None:
@@ -320,18 +318,20 @@ def read(
     """
     if min_readers < 1:
         raise VividError(f"min_readers is {min_readers}: a nodule has at least 1 reader")
-    skips = SkipList()
+    skips: Skipped = []
     index = index_files([root, *([xml] if xml else [])])
     if not index.series:
         raise VividError(f"{root}: no CT series in DICOM here; with the XML alone, --table-only makes the table")
     found, notes = _identities(index, nodules, skips)
     for path, detail in index.unreadable.items():
-        skips.add(Path(path).name, path, "unreadable-dicom", detail)
+        skips.append((Path(path).name, None, path, "unreadable-dicom", detail))
     for uid in sorted(index.series.keys() - {nodule.series_uid for nodule in found}):
-        skips.add(NODULES, uid, "no-nodules", "a CT series in which no reader rated a nodule, or without XML")
+        skips.append(
+            (NODULES, None, uid, "no-nodules", "a CT series in which no reader rated a nodule, or without XML")
+        )
 
     rule = crops or CropRule()
-    problems: list[tuple[str, str] | None] = []
+    problems: dict[int, tuple[str, str]] = {}
     measured: list[Nodule] = []
     states: list[int] = []
     tally: Counter[str] = Counter()
@@ -340,18 +340,23 @@ def read(
         state, problem = _state(known, rating, min_readers, problem)
         if problem is None and series is not None:
             problem = _write_crop(known, series, rule, out)
+        if problem is not None:
+            problems[len(measured)] = problem
         measured.append(known)
         states.append(state)
-        problems.append(problem)
     write_table(measured if nodules is None else found, out / NODULES)
     notes += [f"{n:,} scans {what}." for what, n in sorted(tally.items())]
     notes.append(
         f"Crops: {rule.crop_mm:g} mm in pixels of {rule.pixel_mm:g} mm, 3 slices {rule.slice_mm:g} mm apart, HU, "
         f"int16, air (-1024) outside the scan. State by the {rating} over readers, at least {min_readers}."
     )
+    notes.append(f"{len(skips):,} of the rows read are no nodules but the files and scans that skipped.csv lists.")
+    table, skipped = manifest_rows(measured, states, rule, rating), skip_list(skips)
+    rows = Rows(table=table, n_read=len(table) + len(skips), skipped=[skipped], notes=notes)
+    rows.drop_each(problems)
     return Source(
         dataset="lidc-idri",
-        rows=manifest_rows(measured, states, problems, skips.table(), notes, rule, rating),
+        rows=rows,
         label_space=SPACE,
         image_root=out,
         files=[out / NODULES],
@@ -366,31 +371,31 @@ def read(
     )
 
 
-def read_identities(root: Path, *, xml: Path | None = None) -> tuple[list[Nodule], SkipList, list[str]]:
-    """The table without a CT: nodules (nothing in mm but z), what was skipped, notes.
+def read_identities(root: Path, *, xml: Path | None = None) -> tuple[list[Nodule], pd.DataFrame, list[str]]:
+    """The table without a CT: nodules (nothing in mm but z), the skip list, notes.
 
     Raises:
         VividError: no readings.
     """
-    skips = SkipList()
+    skips: Skipped = []
     nodules, notes = _identities(index_files([root, *([xml] if xml else [])], dicom=False), None, skips)
-    return nodules, skips, notes
+    return nodules, skip_list(skips), notes
 
 
-def _identities(index: Index, frozen: Path | None, skips: SkipList) -> tuple[list[Nodule], list[str]]:
+def _identities(index: Index, frozen: Path | None, skips: Skipped) -> tuple[list[Nodule], list[str]]:
     others = [f"{n:,} other files: {what}." for what, n in sorted(index.other.items())]
     if frozen is not None:
         nodules = read_table(frozen)
         return nodules, [f"Identities of {len(nodules):,} nodules were taken from {frozen.name}.", *others]
     nodules, counts = read_scans(index.xml, skips)
     if not nodules:
-        told = f"; the first was skipped: {skips.entries[0][3]}" if skips.entries else ""
-        raise VividError(f"no rated nodule in {len(index.xml)} XML files{told}: give the readers' XML with --xml DIR")
+        first = f"; the first was skipped: {skips[0][-1]}" if skips else ""
+        raise VividError(f"no rated nodule in {len(index.xml)} XML files{first}: give the readers' XML with --xml DIR")
     return nodules, [f"XML: {n:,} {what}." for what, n in counts.items()] + others
 
 
 def _in_series(
-    nodules: list[Nodule], index: Index, skips: SkipList, tally: Counter[str]
+    nodules: list[Nodule], index: Index, skips: Skipped, tally: Counter[str]
 ) -> Iterator[tuple[Nodule, Series | None, tuple[str, str] | None]]:
     """Each nodule with its series, one series in memory at a time, or with why there is none."""
     scans = [(uid, list(group)) for uid, group in groupby(nodules, key=lambda nodule: nodule.series_uid)]
@@ -407,7 +412,9 @@ def _in_series(
                 if not series.regular:
                     tally["have slices that are missing, twice, or not equally far apart"] += 1
                 for reason, n in series.left_out.items():
-                    skips.add(NODULES, uid, "left-out-slices", f"{n} of {len(index.series[uid])} files: {reason}")
+                    skips.append(
+                        (NODULES, None, uid, "left-out-slices", f"{n} of {len(index.series[uid])} files: {reason}")
+                    )
         for nodule in group:
             yield nodule, series, problem
 
