@@ -16,12 +16,13 @@ import jinja2
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.format import SHORT, estimate
-from vivid_monai.evaluation.results import ALL, CLASS_METRICS, MACRO, METRICS, Results, Row, dumps
+from vivid_monai.evaluation.results import ALL, CLASS_METRICS, MACRO, Results, Row, dumps
 from vivid_monai.storage.files import whole_file
 
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
+SHOWN = ("auroc", "ap", "brier")  # F1 hangs on prevalence, and the interval of the ECE is not one for the true error
 
 
 def main() -> None:
@@ -74,36 +75,33 @@ def write_page(page: Path) -> None:
 
 def section(results: Results) -> dict[str, Any]:
     """What the page shows of one result: a table with a row per encoder, macro averages only."""
-    compared = list(dict.fromkeys(row.metric for row in results.differences))
-    columns = dict.fromkeys(METRICS, MACRO)
+    compared = list(dict.fromkeys(row.metric for row in results.differences))[:1]  # AUROC, or accuracy of classes
+    columns = dict.fromkeys(SHOWN, MACRO)
     columns |= dict.fromkeys(CLASS_METRICS, ALL) if results.kind == "classes" else {}
     rows = []
     for name in results.encoders:
         row = [name, *(estimate(results.get(metric, field, name)) for metric, field in columns.items())]
-        if len(results.seeds) > 1:
-            seeds = results.per_seed("auroc", MACRO, name)
-            row.append(" ".join(f"{value:.3f}".removeprefix("0") for value in seeds))
         for metric in compared:
             found = [d for d in results.differences if (d.metric, d.minus) == (metric, name)]
             row.append(signed(found[0]) if found else "")
         rows.append(row)
     head = ["encoder", *(SHORT[metric] for metric in columns)]
-    head += ["AUROC of each seed"] if len(results.seeds) > 1 else []
-    head += [f"{SHORT[metric]}: {next(iter(results.encoders))} − it" for metric in compared]
-    return {"text": text(results), "head": head, "rows": rows, "command": shortened(results.run["command"])}
+    head += [f"{SHORT[metric]}: first − it" for metric in compared]
+    return {"text": text(results), "head": head, "rows": rows}
 
 
 def text(results: Results) -> str:
-    """Task, number of images, and the warnings that concern more than the fit of one seed."""
+    """Command, number of images, and the warnings that concern more than the fit of one seed."""
     test, averaged, excluded = results.test, len(results.macro_fields), len(results.excluded)
     sentences = [
-        f"`{results.task}`: {test['n_images']} test images of {test['n_patients']} patients,"
+        f"`{shortened(results.run['command'])}`: {test['n_images']} test images of {test['n_patients']} patients,"
         f" macro over {averaged} of {averaged + excluded} findings."
     ]
     if results.skipped:
         sentences.append(f"{results.skipped} unreadable images are left out.")
     of_seeds = [warning for warning in results.warnings if ", seed " in warning]
-    said = [w for w in results.warnings if w not in of_seeds and not w.startswith("macro averages over")]
+    elsewhere = ("macro averages over", "every encoder: no F1")  # said by the sentence above; not shown
+    said = [w for w in results.warnings if w not in of_seeds and not w.startswith(elsewhere)]
     sentences += [f"Warning: {warning}." for warning in said]
     if of_seeds:
         sentences.append(f"{len(of_seeds)} warnings about the fit of single seeds.")
@@ -111,14 +109,10 @@ def text(results: Results) -> str:
 
 
 def shortened(command: str) -> str:
-    """The command without the list of encoders, its options in lines of about 120 characters."""
-    first, *options = re.sub(r'--encoder "\{.*?\}"', "--encoder …", command).split(" --")
-    lines = [first]
-    for option in options:
-        if len(lines[-1]) + len(option) > 120:
-            lines.append("    ")
-        lines[-1] += f" --{option}" if lines[-1].strip() else f"--{option}"
-    return " \\\n    ".join(lines)
+    """What one evaluation's command has beside the common one of the page: its overlay and its data."""
+    overlay = re.search(r"configs/eval/[\w.-]+", command)
+    options = re.findall(r"--(?:source_dir|dataset_dir|manifest|min_\w+) \S+", command)
+    return " ".join([overlay[0] if overlay else command, *options])
 
 
 def signed(row: Row) -> str:
