@@ -3,6 +3,8 @@
 import argparse
 import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,7 @@ def test_a_folder_is_found_again(made: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("change", "told"),
     [({"n": 311}, "n = 310"), ({"seed": 4}, "seed = 3"), ({"size": 33}, "size"), ({"test": 0.3}, "splits")],
 )
-def test_other_settings_are_told(made: Path, change: dict, told: str) -> None:
+def test_other_settings_are_refused(made: Path, change: dict, told: str) -> None:
     with pytest.raises(VividError, match=rf"made with {told}"):
         prepare(made, **({"n": 310, "seed": 3, "size": 32} | change))
 
@@ -77,7 +79,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_lost_images_are_told(tmp_path: Path) -> None:
+def test_lost_images_are_an_error(tmp_path: Path) -> None:
     root = prepare(tmp_path / "few", n=8, size=32).parent
     next(root.rglob("*.png")).unlink()
     with pytest.raises(VividError, match="1 of its 8 images are missing"):
@@ -94,9 +96,20 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failing_worker_is_told(tmp_path: Path) -> None:
-    with pytest.raises(VividError, match=r"writing phantoms failed: .*size must be"):
+def test_an_error_of_a_worker_comes_through(tmp_path: Path) -> None:
+    with pytest.raises(VividError, match="size must be"):
         folder._write_all(tmp_path, 0, 7, 400, 2)
+
+
+def test_a_worker_that_is_killed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "_write_images", kill_process)
+    with pytest.raises(VividError, match=r"cannot be written: .*terminated"):
+        prepare(tmp_path / "new", n=310, size=32, workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+def kill_process(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_of_two_at_once_one_serves_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +126,7 @@ def test_of_two_at_once_one_serves_both(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"size": 20}, {"seed": -1}, {"val": 0.9}, {"n": 400, "workers": 0}])
-def test_bad_settings_are_told(tmp_path: Path, wrong: dict) -> None:
+def test_bad_settings_are_errors(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(VividError):
         prepare(tmp_path / "new", **({"n": 5, "size": 32} | wrong))
     assert not list(tmp_path.iterdir())

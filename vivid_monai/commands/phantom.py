@@ -24,7 +24,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", 
         "--val", type=float, default=0.1, help="fraction of patients to validate (default: %(default)s)"
     )
     parser.add_argument("--test", type=float, default=0.2, help="fraction of patients to test (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="programs side by side (default: one per core)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.set_defaults(func=_run)
 
 

@@ -1,14 +1,13 @@
-"""Tubes, lines and boxes: the support devices, and the cables that lie on a patient without being one."""
+"""The healthy chest, from the front and from the side (sternum left, spine right, both lungs overlaid)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import numpy as np
 
-from vivid_monai.phantom.canvas import Array, band, bend, smoothstep, stroke
+from vivid_monai.phantom.canvas import Array, band, blob, ellipse, smoothstep, texture
 from vivid_monai.phantom.patients import Patient
-from vivid_monai.phantom.scene import BrokenRib, Scene, Shape
+from vivid_monai.phantom.scene import MAX_BODY_SIZE, BrokenRib, Pose, Scene, Shape
 
 CENTRE, APEX = 0.5, 0.12
 RIB_SPACING = 0.066
@@ -148,62 +147,199 @@ def _shoulder_blades(chest: Chest, at: Midline, portable: bool) -> Array:
     return edge * smoothstep((at.y - 0.17) * 20) * smoothstep((0.46 - at.y) * 20)
 
 
-_Path = Sequence[tuple[float, float]]
-
-# Paths in body coordinates; every image moves the points a little.
-_FRONTAL: dict[str, list[_Path]] = {
-    "endotracheal tube": [((0.5, 0.0), (0.5, 0.15), (0.5, 0.31))],
-    "enteric tube": [((0.505, 0.0), (0.51, 0.25), (0.52, 0.5), (0.54, 0.68), (0.6, 0.76), (0.66, 0.78))],
-    "central venous catheter": [((0.33, 0.02), (0.38, 0.13), (0.44, 0.22), (0.455, 0.32), (0.458, 0.44))],
-    "pacemaker": [((0.74, 0.2), (0.66, 0.19), (0.56, 0.22), (0.47, 0.3), (0.45, 0.48), (0.52, 0.62), (0.6, 0.66))],
-    "port catheter": [((0.27, 0.27), (0.31, 0.2), (0.37, 0.16), (0.44, 0.23), (0.457, 0.42))],
-    "chest tube": [((0.95, 0.62), (0.85, 0.55), (0.79, 0.4), (0.72, 0.22))],
-}
-_LATERAL: dict[str, list[_Path]] = {
-    "endotracheal tube": [((0.44, 0.0), (0.46, 0.14), (0.48, 0.28))],
-    "enteric tube": [((0.48, 0.0), (0.53, 0.25), (0.56, 0.5), (0.5, 0.7), (0.42, 0.77))],
-    "central venous catheter": [((0.42, 0.03), (0.43, 0.2), (0.44, 0.4))],
-    "pacemaker": [((0.3, 0.2), (0.38, 0.16), (0.43, 0.25), (0.44, 0.45), (0.38, 0.6), (0.32, 0.64))],
-    "port catheter": [((0.25, 0.28), (0.33, 0.18), (0.43, 0.22), (0.44, 0.4))],
-    "chest tube": [((0.7, 0.6), (0.64, 0.42), (0.55, 0.22))],
-}
-_HALF_WIDTH = {"endotracheal tube": 0.0045, "enteric tube": 0.0035, "chest tube": 0.0055}
-_BOX = {"pacemaker": 0.032, "port catheter": 0.017}
+_LEVELS = np.linspace(0, 1, 512, dtype=np.float32)  # body heights at which profiles are tabulated
+_HILA = {"right": (CENTRE - 0.085, 0.43), "left": (CENTRE + 0.09, 0.41)}
 
 
-def _moved(rng: np.random.Generator, scene: Scene, path: _Path, amount: float) -> Array:
-    points = np.array(path) + rng.normal(0, amount, (len(path), 2)) * 0.6 + rng.normal(0, amount, 2)
-    return scene.pose.to_image(bend(points))
+def frontal(
+    rng: np.random.Generator, patient: Patient, shape: Shape, pose: Pose, size: int, *, portable: bool
+) -> Scene:
+    """Draw the chest; `rng` decides what changes between two images of the same patient."""
+    chest = Chest.of(patient, shape, portable)
+    x, y = pose.grid(min(size, MAX_BODY_SIZE))
+    level = (np.clip(y, 0, 1) * 511).astype(np.intp)
+    left, distance = x > CENTRE, np.abs(x - CENTRE)
+    outer = chest.outer(_LEVELS)[level]
+    inner = np.where(left, chest.inner(_LEVELS, "left")[level], chest.inner(_LEVELS, "right")[level])
+    at = Midline(y=y, distance=distance, left=left, outer=outer)
+
+    dome = (distance - 0.17) * (1 / 0.17)
+    sag = dome * dome * np.where(dome > 0, np.float32(0.075), np.float32(0.03))
+    base = np.where(left, np.float32(chest.base["left"]), np.float32(chest.base["right"])) + sag
+    above = smoothstep((base - y) * 50)
+    heart = _heart(chest, x, y) * above
+    lung = smoothstep((outer - distance) * 33) * smoothstep((distance - inner) * 45) * above
+    across = (distance - inner) / np.maximum(outer - inner, 0.02)
+    middle = 2 * across - 1  # lungs are thickest in the middle
+
+    aerated = lung * (1 - 0.86 * heart)
+    body = _soft_tissue(rng, patient, chest, at)
+    if patient.sex == "F":
+        body += _breasts(patient, x, y)
+    body -= aerated * (0.43 - 0.03 * patient.anatomy[5] - 0.1 * middle * middle)
+    body += 0.07 * heart + 0.16 * (1 - above) * smoothstep((outer + 0.03 - distance) * 30)
+    body += (1 - above) * _abdomen(rng, chest, x, y, left)
+    body += bones(patient, chest, at, shape.broken_rib, portable)
+    for centre in _HILA.values():
+        body += 0.07 * blob(x, y, centre, (0.026, 0.04))
+
+    core = smoothstep((inner - distance) * 50) * smoothstep((y - APEX) * 30) * smoothstep((0.55 - y) * 30)
+    return Scene(
+        pose=pose,
+        lateral=False,
+        x=x,
+        y=y,
+        density=body,
+        lungs={"right": lung * ~left, "left": lung * left},
+        across=across,
+        down=(y - APEX) / (base - sag - APEX),
+        hila=_HILA,
+        organs={"heart": heart, "mediastinum": np.maximum(core, heart)},
+        marking=_marking(rng, x, y, left) * aerated,
+        lines=np.zeros((size, size), np.float32),
+        locate=chest.locate,
+        rib=chest.rib,
+    )
 
 
-def draw_devices(rng: np.random.Generator, scene: Scene, names: Sequence[str], side: str) -> Array:
-    """Draw the named devices and return the mask (size, size) of their pixels; `side` is the chest tube's."""
-    ink = np.zeros_like(scene.lines)
-    for name in names:
-        for path in (_LATERAL if scene.lateral else _FRONTAL)[name]:
-            points = np.array(path)
-            if name == "chest tube" and side == "right" and not scene.lateral:
-                points[:, 0] = 1 - points[:, 0]
-            course = _moved(rng, scene, [(float(px), float(py)) for px, py in points], 0.012)
-            stroke(ink, course, _HALF_WIDTH.get(name, 0.0024), float(rng.uniform(0.1, 0.24)))
-            if name in _BOX:
-                half = _BOX[name]
-                stroke(ink, course[:1] + np.array([[0.0, -0.4 * half], [0.0, 0.4 * half]]), half * 0.8, 0.5)
-    np.maximum(scene.lines, ink, out=scene.lines)
-    return ink > 0.02
+def _heart(chest: Chest, x: Array, y: Array) -> Array:
+    """Right atrium, left ventricle and the vessels above them as one shadow that narrows into the mediastinum."""
+    floor, half = chest.base["left"], chest.heart
+    ventricle = ellipse(x, y, (CENTRE + 0.5 * half, floor - 0.06), (0.8 * half, 0.06 + 0.3 * half), 0.55, 0.25)
+    atrium = ellipse(x, y, (CENTRE - 0.08 * half, floor - 0.1), (0.6 * half, 0.1 + 0.3 * half), 0.15, 0.25)
+    trunk = ellipse(x, y, (CENTRE + 0.15 * half, floor - 0.2), (0.62 * half, 0.15), -0.25, 0.3)
+    return np.maximum(np.maximum(ventricle, atrium), trunk)
 
 
-def draw_cables(rng: np.random.Generator, scene: Scene) -> None:
-    """Monitoring cables and electrodes on the skin: bright lines that are no finding."""
-    for _ in range(int(rng.integers(1, 4))):
-        start, end = rng.uniform(0.05, 0.95, 2), rng.uniform(0.1, 0.9, 2)
-        points = [
-            (float(start[0]), 1.0),
-            (float(start.mean()), 0.7),
-            (float(end.mean()), 0.5),
-            (float(end[0]), float(end[1])),
-        ]
-        course = _moved(rng, scene, points, 0.03)
-        value = float(rng.uniform(0.06, 0.16))
-        stroke(scene.lines, course, 0.0022, value)
-        stroke(scene.lines, course[-1:] + np.array([[0.0, 0.0], [0.001, 0.0]]), 0.01, value)
+def _soft_tissue(rng: np.random.Generator, patient: Patient, chest: Chest, at: Midline) -> Array:
+    """Neck, shoulders, trunk, and sometimes arms beside it."""
+    flank = chest.width + chest.wall + 0.02
+    shoulder = 0.1 + 0.5 * smoothstep((at.y + 0.01) * 5)
+    armpit = flank + (0.6 - flank) * smoothstep((0.55 - at.y) * 3.5)
+    torso = smoothstep((np.minimum(shoulder, armpit) - at.distance) * 33)
+    curve = np.clip(at.distance * (1 / flank), 0, 1.3)
+    body = torso * (0.83 + 0.05 * patient.habitus - 0.32 * curve * curve)
+    if rng.random() < 0.6:
+        gap = flank + rng.uniform(0.0, 0.05)
+        arm = smoothstep((at.distance - gap) * 40) * smoothstep((gap + 0.13 - at.distance) * 20)
+        body = np.maximum(body, 0.45 * arm * smoothstep((at.y - 0.25) * 8))
+    return body
+
+
+def _breasts(patient: Patient, x: Array, y: Array) -> Array:
+    reach, height = 0.115 + 0.015 * patient.habitus, 0.60 + 0.02 * patient.anatomy[6]
+    pair = [ellipse(x, y, (CENTRE + dx, height), (reach, reach * 1.1), 0.0, 0.35) for dx in (-0.2, 0.2)]
+    weight = 0.075 + 0.03 * max(patient.habitus, -1.5)
+    return weight * (pair[0] + pair[1]) * smoothstep((y - height + reach) * 8)
+
+
+def _abdomen(rng: np.random.Generator, chest: Chest, x: Array, y: Array, left: Array) -> Array:
+    """Liver on the right, the stomach's bubble and some bowel gas on the left."""
+    level = chest.base["left"] + 0.05
+    bubble_at, gas_at = (CENTRE + rng.uniform(0.12, 0.2), level), (CENTRE + rng.uniform(0.0, 0.28), level + 0.1)
+    bubble = ellipse(x, y, bubble_at, (rng.uniform(0.03, 0.075), rng.uniform(0.02, 0.035)))
+    gas = ellipse(x, y, gas_at, (rng.uniform(0.03, 0.09), 0.035), rng.uniform(-1, 1))
+    return np.where(left, np.float32(0), np.float32(0.05)) - rng.uniform(0.05, 0.3) * bubble - 0.12 * gas
+
+
+def _marking(rng: np.random.Generator, x: Array, y: Array, left: Array) -> Array:
+    """Vessels that leave the hila and fan out, finer and fainter with distance; about 0 to 0.1 in density."""
+    (right_x, right_y), (left_x, left_y) = _HILA["right"], _HILA["left"]
+    dx = np.where(left, x - left_x, right_x - x)
+    dy = np.where(left, y - left_y, y - right_y)
+    radius = np.sqrt(dx * dx + dy * dy)
+    n = x.shape[0]
+    angle = np.arctan2(dy, dx) + 0.16 * texture(rng, n, 12)
+    fan = np.zeros_like(x)
+    for count, near, far in ((7, 0.0, 0.2), (15, 0.07, 0.32), (29, 0.16, 0.45)):
+        ridge = np.maximum(np.cos(angle * count + (rng.uniform(0, 6) + 1.3 * left.astype(np.float32))), 0)
+        ridge *= ridge
+        fan += ridge * ridge * smoothstep((radius - near) * 12) * smoothstep((far - radius) * 5)
+    return 0.13 * fan * np.maximum(1 - 1.9 * radius, 0.15) * (1 + 0.3 * texture(rng, n, 9))
+
+
+LATERAL_APEX, LATERAL_BASE = 0.12, 0.68
+_HILUM = (0.5, 0.42)
+
+
+def _front(y: Height) -> Height:
+    """Inner side of the sternum at height y."""
+    return 0.36 - 0.17 * np.sqrt(np.clip((y - 0.08) / 0.6, 0, 1))
+
+
+def _back(y: Height) -> Height:
+    """Inner side of the rear chest wall at height y."""
+    return 0.66 + 0.16 * np.sqrt(np.clip((y - 0.08) / 0.5, 0, 1)) - 0.08 * np.clip((y - 0.6) / 0.3, 0, 1) ** 2
+
+
+def _locate(side: str, across: float, down: float) -> tuple[float, float]:
+    y = LATERAL_APEX + down * (LATERAL_BASE - LATERAL_APEX)
+    front, back = float(_front(y)), float(_back(y))
+    return front + across * (back - front), y
+
+
+def lateral(rng: np.random.Generator, patient: Patient, shape: Shape, pose: Pose, size: int) -> Scene:
+    """Draw the chest from the patient's left; `rng` decides what changes between two images of the same patient."""
+    x, y = pose.grid(min(size, MAX_BODY_SIZE))
+    traits = patient.anatomy
+    front, back = _front(y), _back(y)
+    behind = np.clip(x - 0.42, -0.3, 0.5)
+    floor = LATERAL_BASE + 0.015 * traits[1] + behind * behind * np.where(behind > 0, np.float32(1.35), np.float32(0.9))
+    raised = 0.5 * (shape.raised["right"] + shape.raised["left"])
+    above = 0.5 * (smoothstep((floor - raised - y) * 50) + smoothstep((floor - raised + 0.02 - y) * 50))
+    cage = smoothstep((x - front) * 40) * smoothstep((back - x) * 40)
+    lung = cage * above * smoothstep((y - (LATERAL_APEX - 0.05)) * 9)
+
+    half = (0.145 + 0.012 * traits[0]) * (0.35 + 0.65 * shape.heart)
+    heart = ellipse(x, y, (0.25 + 0.85 * half, 0.585), (half, 0.125 * (0.5 + 0.5 * shape.heart)), 0.5, 0.5) * above
+    vessels = ellipse(x, y, (0.43, 0.36), (0.085 * shape.mediastinum, 0.14), 0.1, 0.6)
+    body = _soft_tissue_of_lateral(patient, x, y, front, back, above)
+    body -= lung * (1 - 0.7 * heart) * (0.36 - 0.03 * traits[5]) * (1 - 0.45 * vessels)
+    body += 0.1 * heart + 0.06 * blob(x, y, _HILUM, (0.035, 0.045))
+    body -= 0.15 * (1 - above) * ellipse(x, y, (0.36, 0.76 + 0.02 * traits[2]), (0.07, 0.035))  # stomach
+    body += _skeleton(x, y, front, back, cage)
+    return Scene(
+        pose=pose,
+        lateral=True,
+        x=x,
+        y=y,
+        density=body,
+        lungs={"right": lung, "left": lung},
+        across=(x - front) / np.maximum(back - front, 0.05),
+        down=(y - LATERAL_APEX) / np.maximum(floor - LATERAL_APEX, 0.1),
+        hila={"right": _HILUM, "left": _HILUM},
+        organs={"heart": heart, "mediastinum": np.maximum(heart, vessels * lung)},
+        marking=_marking_of_lateral(rng, x, y) * lung,
+        lines=np.zeros((size, size), np.float32),
+        locate=_locate,
+    )
+
+
+def _soft_tissue_of_lateral(patient: Patient, x: Array, y: Array, front: Array, back: Array, above: Array) -> Array:
+    """Trunk, raised shoulders above the lungs, abdomen below, and the windpipe's air."""
+    wall = 0.06 + 0.02 * max(patient.habitus, -1.5)
+    skin = smoothstep((x - front + wall) * 30) * smoothstep((back + wall + 0.06 - x) * 30)
+    trunk = (0.72 + 0.04 * patient.habitus) * skin * smoothstep((y - 0.02) * 10)
+    shoulders = smoothstep((0.3 - y) * 4.5) * smoothstep((x - 0.12) * 5) * smoothstep((0.95 - x) * 5)
+    body = np.maximum(trunk, 0.92 * shoulders) + 0.2 * (1 - above) * skin
+    if patient.sex == "F":
+        body += 0.08 * ellipse(x, y, (0.16, 0.52), (0.11, 0.12), 0.0, 0.5)
+    trachea = band(x - 0.47 - 0.12 * (y - 0.2), 0.014, 0.012) * smoothstep((0.38 - y) * 20)
+    return body - 0.08 * trachea
+
+
+def _skeleton(x: Array, y: Array, front: Array, back: Array, cage: Array) -> Array:
+    spine = band(back - 0.035 - x, 0.03, 0.02) * (0.1 + 0.035 * np.sin(y * (2 * np.pi / 0.062)))
+    rank = (y - 0.15 - 0.28 * (0.8 - x)) * (1 / 0.075)
+    ribs = smoothstep((0.2 - np.abs(rank - np.floor(rank) - 0.5)) * 8) * cage * smoothstep((x - 0.35) * 8)
+    sternum = band(x - front + 0.012, 0.008, 0.01) * smoothstep((y - 0.2) * 20) * smoothstep((0.62 - y) * 20)
+    return spine + 0.035 * ribs + 0.06 * sternum
+
+
+def _marking_of_lateral(rng: np.random.Generator, x: Array, y: Array) -> Array:
+    """Vessels that fan out from the one hilum in sight."""
+    dx, dy = x - _HILUM[0], y - _HILUM[1]
+    radius = np.sqrt(dx * dx + dy * dy)
+    angle = np.arctan2(dy, dx) + 0.3 * texture(rng, x.shape[0], 12)
+    ridge = np.maximum(np.cos(angle * 13 + rng.uniform(0, 6)), 0)
+    return 0.07 * ridge * ridge * ridge * np.maximum(1 - 2 * radius, 0.1)

@@ -1,4 +1,4 @@
-"""Drawing primitives on float32 grids: pure numpy, element by element, so that no machine's BLAS decides a pixel."""
+"""Drawing primitives on float32 grids: numpy, element by element, so that pixels do not depend on a BLAS."""
 
 import math
 from functools import lru_cache

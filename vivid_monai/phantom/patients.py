@@ -1,9 +1,17 @@
-"""Who is imaged, and how often: every index belongs to one patient, one study and one view."""
+"""Simulated patients: who is imaged and how often, their diseases, and what the labels say about them.
 
-from dataclasses import dataclass
+Every index belongs to one patient, one study and one view. Disease comes from a few hidden causes (heart failure,
+infection, intensive care, trauma, tumour), so that findings occur together as they do in wards. The label is not the
+disease: mild findings are missed or hedged, most healthy organs are not mentioned (null), and a few labels are wrong.
+Rates are of the order of those in CheXpert.
+"""
+
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+
+from vivid_monai.ums.label_space import load_label_space
 
 # Twelve consecutive indices hold five patients, in an order drawn per block: an index finds its patient at once.
 _IMAGES_PER_PATIENT = (1, 1, 2, 3, 5)
@@ -89,3 +97,147 @@ def visit(seed: int, index: int) -> Visit:
     image = place - int(ends[slot] - counts[slot])
     study, view, portable = views[image]
     return Visit(patient=patient, study=study, image=image, view=view, portable=portable)
+
+
+LABEL_SPACE = "chexpert-12"
+FIELDS = load_label_space(LABEL_SPACE).fields
+PARENTS = load_label_space(LABEL_SPACE).parents
+SIDES = ("right", "left")
+ZONES = ("upper", "middle", "lower")
+DEVICES = ("endotracheal tube", "enteric tube", "central venous catheter", "pacemaker", "port catheter", "chest tube")
+_ZONE_ODDS = {
+    "Lung Opacity": (0.25, 0.3, 0.45), "Lung Lesion": (0.4, 0.3, 0.3), "Consolidation": (0.25, 0.25, 0.5),
+    "Pneumonia": (0.2, 0.3, 0.5), "Atelectasis": (0.0, 0.0, 1.0),
+}  # fmt: skip
+
+# How often a healthy organ is called absent, how often a diseased one is hedged, and how often a healthy one is.
+_SAID_ABSENT = {
+    "Enlarged Cardiomediastinum": 0.35, "Cardiomegaly": 0.40, "Lung Opacity": 0.30, "Lung Lesion": 0.30, "Edema": 0.45,
+    "Consolidation": 0.50, "Pneumonia": 0.35, "Atelectasis": 0.25, "Pneumothorax": 0.60, "Pleural Effusion": 0.60,
+    "Fracture": 0.35, "Support Devices": 0.35,
+}  # fmt: skip
+_HEDGED = {
+    "Cardiomegaly": 0.08, "Lung Lesion": 0.08, "Edema": 0.12, "Consolidation": 0.16, "Pneumonia": 0.18,
+    "Atelectasis": 0.22, "Pneumothorax": 0.06, "Pleural Effusion": 0.08, "Fracture": 0.06,
+}  # fmt: skip
+_HEDGED_HEALTHY = 0.02
+_MISSED = 0.08
+_WRONG = 0.015
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disease:
+    """One finding as it is: severity in (0, 1], the side(s) of the patient it sits on (empty: no side), the zone of the
+    lung (one of `ZONES`, empty where it has none), and for Support Devices which ones (of `DEVICES`)."""
+
+    severity: float
+    sides: tuple[str, ...] = ()
+    zone: str = ""
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTruth:
+    """`drawn`: what the images show. `states`: what the labels say, field → present, absent, uncertain or None."""
+
+    drawn: dict[str, Disease]
+    states: dict[str, str | None]
+
+
+def study_truth(seed: int, visit: Visit) -> StudyTruth:
+    """Disease and labels of the study that `visit` belongs to; all its images share them."""
+    rng = stream(seed, STUDY, visit.patient.number, visit.study)
+    drawn = _draw(rng, visit)
+    return StudyTruth(drawn=drawn, states=_label(rng, drawn))
+
+
+def _draw(rng: np.random.Generator, visit: Visit) -> dict[str, Disease]:
+    p = visit.patient
+    cause = 0.8 * np.array([p.heart, p.lung, p.frailty, p.tumour, 0.0]) + 0.6 * rng.standard_normal(5)
+    failure, infection, care, tumour, trauma = cause
+    ward = 1.0 if visit.portable or p.inpatient else 0.0
+    logit = {
+        "Cardiomegaly": -2.0 + 1.6 * failure + 0.4 * ward,
+        "Enlarged Cardiomediastinum": -3.2 + 0.8 * tumour + 0.6 * care,
+        "Edema": -2.6 + 1.8 * failure + 0.9 * ward,
+        "Consolidation": -3.3 + 1.4 * infection + 0.5 * ward,
+        "Pneumonia": -4.2 + 1.8 * infection,
+        "Atelectasis": -2.3 + 0.9 * care + 0.9 * ward,
+        "Lung Lesion": -3.9 + 1.6 * tumour - 0.3 * ward,
+        "Pneumothorax": -3.3 + 0.9 * trauma + 0.6 * care + 0.5 * ward,
+        "Pleural Effusion": -1.9 + 1.1 * failure + 0.6 * care + 0.5 * tumour + 0.7 * ward,
+        "Fracture": -3.9 + 1.6 * trauma + 0.3 * p.frailty,
+        "Support Devices": -1.9 + 1.2 * care + 1.9 * ward + 0.4 * failure,
+        "Lung Opacity": -2.0 + 0.7 * infection + 0.3 * ward,
+    }
+    roll = rng.random(len(FIELDS))
+    severities = 0.15 + 0.85 * rng.beta(1.6, 1.8, len(FIELDS))
+    drawn = {}
+    for i, name in enumerate(FIELDS):
+        sides, zone = _sides(rng, name), _zone(rng, name)
+        if roll[i] < 1 / (1 + np.exp(-logit[name])):
+            drawn[name] = Disease(severity=float(severities[i]), sides=sides, zone=zone)
+    chosen = _devices(rng, visit, "Pneumothorax" in drawn)
+    if "Support Devices" in drawn:
+        drawn["Support Devices"] = replace(drawn["Support Devices"], devices=chosen)
+    return drawn
+
+
+def _zone(rng: np.random.Generator, name: str) -> str:
+    roll = rng.random()
+    return (
+        ZONES[int(np.searchsorted(np.cumsum(_ZONE_ODDS[name])[:2], roll, side="right"))] if name in _ZONE_ODDS else ""
+    )
+
+
+def _devices(rng: np.random.Generator, visit: Visit, pneumothorax: bool) -> tuple[str, ...]:
+    """At least one device; tubes belong to the bedside, pacemakers and ports to the clinic as well."""
+    odds = (
+        (0.45, 0.45, 0.6, 0.15, 0.1, 0.5 if pneumothorax else 0.06) if visit.portable else (0, 0, 0.1, 0.5, 0.4, 0.05)
+    )
+    roll = rng.random(len(DEVICES))
+    chosen = tuple(d for d, r, p in zip(DEVICES, roll, odds, strict=True) if r < p)
+    return chosen or (("central venous catheter",) if visit.portable else ("pacemaker",))
+
+
+def _sides(rng: np.random.Generator, name: str) -> tuple[str, ...]:
+    both = {"Edema": 1.0, "Pleural Effusion": 0.4, "Atelectasis": 0.4, "Pneumonia": 0.2, "Lung Opacity": 0.1}.get(
+        name, 0.0
+    )
+    bilateral, first = rng.random() < both, SIDES[int(rng.random() < 0.47)]
+    if name in ("Cardiomegaly", "Enlarged Cardiomediastinum", "Support Devices"):
+        return ()
+    return SIDES if bilateral else (first,)
+
+
+def _label(rng: np.random.Generator, drawn: dict[str, Disease]) -> dict[str, str | None]:
+    mention, wrong = rng.random(len(FIELDS)), rng.random(len(FIELDS))
+    states: dict[str, str | None] = {}
+    for i, name in enumerate(FIELDS):
+        ill = drawn.get(name)
+        if ill is None:
+            said = _SAID_ABSENT[name]
+            if mention[i] < said:
+                states[name] = "present" if wrong[i] < _WRONG else "absent"
+            else:
+                states[name] = "uncertain" if mention[i] > 1 - _HEDGED_HEALTHY else None
+        else:
+            # Mild disease is missed and hedged twice as often as the average, severe disease hardly ever.
+            mild = 2 * (1 - ill.severity)
+            hedge = _HEDGED.get(name, 0.0) * mild
+            if mention[i] < _MISSED * mild:
+                states[name] = "absent" if wrong[i] < 0.3 else None
+            else:
+                states[name] = "uncertain" if mention[i] > 1 - hedge else "present"
+    return _consistent(states)
+
+
+def _consistent(states: dict[str, str | None]) -> dict[str, str | None]:
+    """Let parents follow: a present child makes its parent present, an uncertain one forbids its absence."""
+    for child, parent in PARENTS.items():
+        if states[child] == "present":
+            states[parent] = "present"
+    for child, parent in PARENTS.items():
+        if states[child] == "uncertain" and states[parent] == "absent":
+            states[parent] = "uncertain"
+    return states

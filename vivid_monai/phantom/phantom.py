@@ -1,4 +1,4 @@
-"""One phantom: its picture, its record, where its findings are, and its report."""
+"""Generate one phantom: image, record, masks and boxes of its findings, report."""
 
 import json
 from dataclasses import dataclass
@@ -10,13 +10,22 @@ import numpy as np
 from scipy import ndimage
 
 from vivid_monai.errors import VividError
-from vivid_monai.phantom.anatomy import draw_cables
+from vivid_monai.phantom.anatomy import frontal, lateral
 from vivid_monai.phantom.canvas import Array
-from vivid_monai.phantom.disease import FIELDS, LABEL_SPACE, Disease, StudyTruth, study_truth
-from vivid_monai.phantom.findings import draw_findings, shape_of
-from vivid_monai.phantom.patients import IMAGE, REPORT, Visit, stream, visit
+from vivid_monai.phantom.findings import draw_cables, draw_findings, shape_of
+from vivid_monai.phantom.patients import (
+    FIELDS,
+    IMAGE,
+    LABEL_SPACE,
+    REPORT,
+    Disease,
+    StudyTruth,
+    Visit,
+    stream,
+    study_truth,
+    visit,
+)
 from vivid_monai.phantom.scene import Pose, expose
-from vivid_monai.phantom.views import frontal, lateral
 from vivid_monai.ums.record import Box, Finding, ImageInfo, Provenance, Record
 
 _HEADING = {"AP": "Portable frontal view.", "PA": "Frontal view."}
@@ -124,11 +133,11 @@ def generate(seed: int, index: int, size: int = 224) -> Phantom:
     """
     seed, index = require_integer("seed", seed), require_integer("index", index)
     size = require_integer("size", size, MIN_SIZE, MAX_SIZE)
-    told = read_study(seed, index)
-    image, masks = _picture(stream(seed, IMAGE, index), told, size)
+    study = read_study(seed, index)
+    image, masks = _picture(stream(seed, IMAGE, index), study, size)
     boxes = {name: _boxes(mask, whole=name in _ONE_BOX) for name, mask in masks.items()}
-    record = _record(seed, index, size, told, boxes)
-    return Phantom(image=image, record=record, boxes=boxes, masks=masks, drawn=told.truth.drawn, report=told.report)
+    record = _record(seed, index, size, study, boxes)
+    return Phantom(image=image, record=record, boxes=boxes, masks=masks, drawn=study.truth.drawn, report=study.report)
 
 
 def read_study(seed: int, index: int) -> Study:
@@ -156,8 +165,8 @@ def require_integer(name: str, value: int, low: int = 0, high: int | None = None
     return number
 
 
-def _picture(rng: np.random.Generator, told: Study, size: int) -> tuple[Array, dict[str, Array]]:
-    place, drawn = told.visit, told.truth.drawn
+def _picture(rng: np.random.Generator, study: Study, size: int) -> tuple[Array, dict[str, Array]]:
+    place, drawn = study.visit, study.truth.drawn
     careful = 0.6 if place.view == "PA" else 1.0
     pose = Pose(
         angle=float(rng.normal(0, 0.035 * careful)),
@@ -187,8 +196,8 @@ def _boxes(mask: Array, whole: bool) -> tuple[Box, ...]:
     )
 
 
-def _record(seed: int, index: int, size: int, told: Study, boxes: dict[str, tuple[Box, ...]]) -> Record:
-    place, truth = told.visit, told.truth
+def _record(seed: int, index: int, size: int, study: Study, boxes: dict[str, tuple[Box, ...]]) -> Record:
+    place, truth = study.visit, study.truth
     patient = f"phantom{seed}-{place.patient.number:06d}"
     findings = {}
     for name, state in truth.states.items():
@@ -214,7 +223,7 @@ def _record(seed: int, index: int, size: int, told: Study, boxes: dict[str, tupl
         view=place.view,
         findings=findings,
         provenance=Provenance("phantom", "vivid-monai phantom", VERSION, "simulation"),
-        report=told.report,
+        report=study.report,
         label_space=LABEL_SPACE,
         sex=place.patient.sex,
         age=float(place.patient.age),

@@ -1,4 +1,4 @@
-"""From density to a picture: scatter, exposure, collimation, side marker, noise, eight bits."""
+"""A body as densities, and its exposure: scatter, collimation, side marker, noise, eight bits."""
 
 import math
 from collections.abc import Callable
@@ -107,7 +107,7 @@ _LETTERS = {
 
 
 def expose(rng: np.random.Generator, scene: Scene, portable: bool) -> Array:
-    """The picture: uint8 (size, size), bright = dense."""
+    """The image: uint8 (size, size), bright = dense."""
     size = scene.size
     body = scene.density + scene.marking
     body = body + 0.012 * texture(rng, scene.body_size, 5) + 0.008 * texture(rng, scene.body_size, 23)

@@ -1,17 +1,14 @@
-"""A folder of phantoms: images, manifest and reports, written once and found again."""
+"""Write a folder of phantoms: images, manifest and reports; a folder with the same settings is used again."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 import uuid
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
+import joblib
 import pyarrow as pa
 from PIL import Image
 from tqdm import tqdm
@@ -20,31 +17,13 @@ from vivid_monai.data.columns import row_of
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import SplitRule
 from vivid_monai.errors import VividError
-from vivid_monai.phantom.disease import LABEL_SPACE
+from vivid_monai.phantom.patients import LABEL_SPACE
 from vivid_monai.phantom.phantom import MAX_SIZE, MIN_SIZE, VERSION, generate, require_integer
 from vivid_monai.ums.label_space import load_label_space
 
-
-def write_images(root: Path, seed: int, size: int, indices: Iterable[int]) -> Iterator[str]:
-    """Write each phantom's PNG below `root` and yield its row of the manifest as a line of JSON."""
-    space = load_label_space(LABEL_SPACE)
-    for index in indices:
-        phantom = generate(seed, index, size)
-        path = root / phantom.record.image.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Level 1: noise hardly compresses, however long one tries.
-        Image.fromarray(phantom.image).save(path, compress_level=1)
-        yield json.dumps(row_of(phantom.record, space))
-
-
-if __name__ == "__main__":
-    folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-    for line in write_images(folder, settings["seed"], settings["size"], range(*settings["range"])):
-        print(line, flush=True)
-
-
-# Below this, starting other programs takes longer than drawing.
+# Below this, starting processes takes longer than drawing.
 _ALONE = 300
+_BATCH = 32
 
 
 def prepare(
@@ -60,7 +39,8 @@ def prepare(
     """Write phantoms 0 … n−1 of population `seed` into the folder `root`, and return the path of its manifest.
 
     The folder holds `images/**.png` (8-bit grey), `manifest.parquet` and `reports.jsonl` (one line per study). It
-    appears whole or not at all, and is used again where it holds the same settings; `workers` changes nothing in it.
+    appears complete or not at all, and is used again where it holds the same settings. Its bytes do not depend on
+    `workers`.
 
     Args:
         root: a folder that is new, empty, or made by this function with the same settings.
@@ -69,7 +49,7 @@ def prepare(
         size: pixels of an image's side, 32 to 4096.
         val: fraction of the patients for validation; they are drawn by `SplitRule`.
         test: fraction of the patients for test.
-        workers: programs at work side by side; default: one per available core.
+        workers: processes; default: one per available core.
 
     Raises:
         VividError: a setting out of range, or a folder that holds something else.
@@ -81,12 +61,11 @@ def prepare(
     settings = {"generator": "vivid-monai phantom", "version": VERSION, "n": n, "seed": seed, "size": size}
     if _is_made(root, settings, rule):
         return root / "manifest.parquet"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = 1 if n <= _ALONE else require_integer("workers", cores if workers is None else workers, 1)
+    workers = require_integer("workers", joblib.cpu_count() if workers is None else workers, 1)
     part = root.parent / f".{root.name}.{uuid.uuid4().hex[:12]}.part"
     try:
         part.mkdir(parents=True)
-        rows = _write_all(part, seed, size, n, workers)
+        rows = _write_all(part, seed, size, n, 1 if n <= _ALONE else workers)
         _write_reports(part / "reports.jsonl", rows)
         table = pa.Table.from_pylist(rows).append_column("split", rule.assign([row["patient_id"] for row in rows]))
         manifest = Manifest(table, label_space=LABEL_SPACE, image_root=part, splits=rule.to_dict(), sources=[settings])
@@ -97,7 +76,7 @@ def prepare(
             # Another process was faster; its folder serves if it is the same.
             if not _is_made(root, settings, rule):
                 raise
-    except OSError as error:
+    except (OSError, BrokenExecutor) as error:
         raise VividError(f"{root}: the phantoms cannot be written: {error}; nothing was left behind") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -126,39 +105,28 @@ def _is_made(root: Path, settings: dict[str, Any], rule: SplitRule) -> bool:
 
 def _write_all(root: Path, seed: int, size: int, n: int, workers: int) -> list[dict[str, Any]]:
     """Write all images and return their rows of the manifest in order."""
+    batches = [range(first, min(first + _BATCH, n)) for first in range(0, n, _BATCH)]
+    tasks = (joblib.delayed(_write_images)(root, seed, size, batch) for batch in batches)
+    rows: list[dict[str, Any]] = []
     with tqdm(total=n, desc="phantoms", unit="image", disable=n < _ALONE) as bar:
-        if workers == 1:
-            shares: list[list[str]] = [[]]
-            for line in write_images(root, seed, size, range(n)):
-                shares[0].append(line)
-                bar.update()
-        else:
-            with ThreadPoolExecutor(workers) as pool:
-                ranges = [{"seed": seed, "size": size, "range": [first, n, workers]} for first in range(workers)]
-                shares = list(pool.map(lambda settings: _write_share(root, settings, bar), ranges))
-    rows = [json.loads(line) for share in shares for line in share]
-    return sorted(rows, key=lambda row: row["id"])
+        for written in joblib.Parallel(n_jobs=workers, return_as="generator")(tasks):
+            rows += written
+            bar.update(len(written))
+    return rows
 
 
-def _write_share(root: Path, settings: dict[str, Any], bar: tqdm) -> list[str]:
-    """Let another program write some of the images; returns their rows as lines of JSON."""
-    command = [sys.executable, "-m", "vivid_monai.prepare.phantoms", str(root), json.dumps(settings)]
-    # The package is found where this process found it, installed or not.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    lines = []
-    with TemporaryFile("w+") as complaints:
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=complaints, text=True, env=environment
-        ) as program:
-            assert program.stdout is not None
-            for line in program.stdout:
-                lines.append(line)
-                bar.update()
-        if program.returncode:
-            complaints.seek(0)
-            told = complaints.read().strip().splitlines() or [f"exit status {program.returncode}"]
-            raise VividError(f"{root}: writing phantoms failed: {told[-1]}")
-    return lines
+def _write_images(root: Path, seed: int, size: int, indices: range) -> list[dict[str, Any]]:
+    """Write each phantom's PNG below `root` and return its row of the manifest."""
+    space = load_label_space(LABEL_SPACE)
+    rows = []
+    for index in indices:
+        phantom = generate(seed, index, size)
+        path = root / phantom.record.image.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Level 1: noise hardly compresses, however long one tries.
+        Image.fromarray(phantom.image).save(path, compress_level=1)
+        rows.append(row_of(phantom.record, space))
+    return rows
 
 
 def _write_reports(path: Path, rows: list[dict[str, Any]]) -> None:
