@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run_module
+
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "phantom_images": 120,
@@ -43,11 +45,19 @@ def phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path, phantoms):
-    """Function that runs the bundle in an empty folder and returns the finished process."""
+    """Function that runs the bundle in an empty folder and returns the finished process.
 
-    def run(*overlays: str, launcher: tuple[str, ...] = (), **knobs) -> subprocess.CompletedProcess:
+    It is a fork of a process with the imports done, or with `fresh` the very command of a user.
+    """
+
+    def run(
+        *overlays: str, launcher: tuple[str, ...] = (), fresh: bool = False, **knobs
+    ) -> subprocess.CompletedProcess:
         knobs = {"dataset_dir": phantoms, "output_dir": tmp_path / "run", "bundle_root": tmp_path, **knobs}
-        command = [sys.executable, *launcher, *bundle_command(*overlays, **knobs)]
+        command = bundle_command(*overlays, **knobs)
+        if not (launcher or fresh):
+            return run_module(command[1], command[2:], cwd=tmp_path, env=quiet())
+        command = [sys.executable, *launcher, *command]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=quiet(), timeout=600)
 
     return run

@@ -28,7 +28,7 @@ def last_words(done: subprocess.CompletedProcess) -> str:
 
 
 def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp_path, phantoms):
-    done = bundle()
+    done = bundle(fresh=True)
     assert done.returncode == 0, last_words(done)
     run = tmp_path / "run"
     saved = load_module(run / "pretrained_vit.safetensors", BACKBONES)
