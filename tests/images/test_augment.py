@@ -18,7 +18,7 @@ from PIL import Image
 
 from vivid_monai.errors import VividError
 from vivid_monai.images.augment import Augment, Drawn, RandomAugmentation
-from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.images.preprocess import Preprocess, VolumePreprocess
 
 PLAIN = Preprocess(size=64, mean=0, std=1)
 STILL = {"rotate": 0, "translate": 0, "scale": 0, "brightness": 0, "contrast": 0}
@@ -212,3 +212,37 @@ def test_a_flip_is_refused_where_sides_matter(sided: bool | None, says: str) -> 
 def test_impossible_augmentation_is_refused(wrong: dict) -> None:
     with pytest.raises(VividError, match=f"augment: {next(iter(wrong))} must be between"):
         Augment(**wrong)
+
+
+def test_a_volume_is_moved_as_monai_moves_it() -> None:
+    preprocess = VolumePreprocess(size=(12, 16, 20), window=(0, 2), mean=0, std=1)
+    augment = Augment(rotate=25, translate=0.1, scale=0.1, brightness=0, contrast=0)
+    ours = RandomAugmentation(preprocess, augment)
+    volumes = torch.randint(-1, 2, (3, 1, 12, 16, 20), generator=torch.Generator().manual_seed(0), dtype=torch.int16)
+    drawn = Drawn.stack([ours.draw(seed) for seed in range(3)])
+    assert [tuple(part.shape) for part in drawn] == [(3,), (3, 3), (3, 3), (3, 3), (3,), (3,)]
+    got = ours(volumes, drawn)
+    for volume, one, seed in zip(volumes, got, range(3), strict=True):
+        affine = RandAffined(
+            "image",
+            prob=1.0,
+            rotate_range=(math.radians(25),) * 3,
+            translate_range=(1.2, 1.6, 2.0),
+            scale_range=(0.1,) * 3,
+            mode="bilinear",
+            padding_mode="zeros",
+        )
+        monai = Compose([affine])
+        monai.set_random_state(seed=seed)
+        expected = torch.as_tensor(monai({"image": preprocess.unit(volume)})["image"])
+        # Coordinates are float32 here: 20 voxels to 1e-7 of them, times the slope of noise.
+        torch.testing.assert_close(one, expected, atol=2e-5, rtol=0)
+
+
+def test_a_volume_is_mirrored_along_left_and_right() -> None:
+    volume = torch.arange(2 * 3 * 4, dtype=torch.int16).reshape(1, 1, 2, 3, 4)
+    for orientation, axis in (("SPL", 4), ("LPS", 2)):
+        preprocess = VolumePreprocess(size=(2, 3, 4), orientation=orientation, window=(12, 24), mean=0, std=1)
+        augmentation = RandomAugmentation(preprocess, Augment(**STILL, flip=1), sided=False)
+        drawn = Drawn.stack([augmentation.draw(0)])
+        assert torch.equal(augmentation(volume, drawn), preprocess.unit(volume.flip(axis)))
