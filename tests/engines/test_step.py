@@ -179,6 +179,7 @@ def test_the_host_reads_from_the_device_once_in_a_step(monkeypatch, size):
     assert seen == ["tolist"]
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_host_waits_for_the_gpu_once_in_a_step():
     network = make_pretrainer().to("cuda")
