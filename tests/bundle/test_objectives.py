@@ -19,8 +19,7 @@ from vivid_monai.networks.modules import load_module
 def train(overlay, folder, **knobs):
     """Train in this process; returns the rows of the run's curves."""
     config = [str(ROOT / "configs" / "train.json"), str(ROOT / "configs" / overlay)]
-    knobs = {**SMALL, "bundle_root": str(folder), "output_dir": str(folder / "run"), "n_resamples": 50, **knobs}
-    knobs.pop("n_resamples")
+    knobs = {**SMALL, "bundle_root": str(folder), "output_dir": str(folder / "run"), **knobs}
     monai.bundle.run(run_id="training", config_file=config, logging_file=False, **knobs)
     with (folder / "run" / "curves.csv").open() as file:
         return list(csv.DictReader(file))
@@ -59,7 +58,8 @@ def test_plain_bce_trains_through_the_same_config(tmp_path, phantoms):
 def test_volumes_train_through_the_same_config(tmp_path, backbone):
     manifest = volumes(tmp_path / "data")
     small = {"backbone": backbone, "image_size": [32, 32, 32], "spacing": [2.5, 2.5, 2.5], "min_positives": 1}
-    steps = {"epoch_length": 12, "warmup_steps": 2, "batch_size": 6, "learning_rate": 1e-3, "rotate": 5.0}
+    steps = {"epoch_length": 30 if backbone == "vit" else 12, "warmup_steps": 2, "batch_size": 6, "rotate": 5.0}
+    steps |= {"learning_rate": 1e-3, "projector_learning_rate": 1e-2}
     rows = train("data/volumes.json", tmp_path, manifest=str(manifest), **small, **steps)
     losses = [float(row["train/bce"]) for row in rows]
     assert losses[-1] < losses[0]
