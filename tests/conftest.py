@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vivid_monai.logs import show_messages
+
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)  # the workers share the cores
     os.environ["OMP_NUM_THREADS"] = "1"  # and so do the processes they start
@@ -45,8 +47,10 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _messages() -> Iterator[None]:
-    """Leave the package's logger as it was: a program run within a test shows its messages by itself."""
+    """The package's messages on stderr, as programs show them."""
     logger = logging.getLogger("vivid_monai")
     before = logger.handlers[:], logger.level, logger.propagate
+    show_messages()
+    logger.propagate = True  # for caplog
     yield
     logger.handlers[:], logger.level, logger.propagate = before

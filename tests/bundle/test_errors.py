@@ -70,4 +70,5 @@ def test_another_networks_checkpoint_is_refused(bundle, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     line = error_line(bundle("teacher/none.json", max_epochs=1, warmup_steps=1, vit="tiny", resume=True))
     assert "checkpoint is of another pretrainer" in line
+    assert "holds a run already" in error_line(bundle("teacher/none.json", max_epochs=1, warmup_steps=1))
     assert torch.load(tmp_path / "models" / "model.pt", weights_only=True)

@@ -138,12 +138,12 @@ def test_the_papers_recipe_keeps_decoded_images_on_disk_for_the_next_run(bundle,
     assert "images into the cache" not in done.stderr
 
 
-def test_two_processes_share_one_teacher(bundle):
+def test_two_processes_share_one_teacher(bundle, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     small = {"max_epochs": 1, "warmup_steps": 1}
     done = bundle("multi_gpu_train.json", launcher=launcher, shard_teacher=True, **small)
     assert done.returncode == 0, last_words(done)
-    refused = bundle(shard_teacher=True, **small)
+    refused = bundle(shard_teacher=True, output_dir=tmp_path / "alone", **small)
     assert refused.returncode != 0
     assert "torchrun" in last_words(refused)
 

@@ -25,12 +25,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "compiled": LM,
     "sharded": {**LM, "shard": True},
     "two objectives, one over the whole batch": {},
+    "two objectives, micro-batches": {},
 }
 
 
 def build(way: str) -> Any:
     if "objectives" in way:
-        return make_joint()
+        return make_joint("alike" if "whole" in way else "findings")
     network = make_pretrainer(**WAYS[way])
     if way == "compiled":
         network.compile(backend="aot_eager")  # Inductor itself is tried in test_step
@@ -46,7 +47,7 @@ def process(folder: Path) -> None:
     batch["skipped"] = [None] * 4 * rank  # this process could not read four of its five images
     for way in WAYS:
         network = build(way)
-        size = None if "objectives" in way else 2
+        size = None if "whole" in way else 2
         [output] = PretrainStep(clip_norm=None, micro_batch_size=size)(
             make_engine(DistributedDataParallel(network)), batch
         )
@@ -86,7 +87,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_gloo_processes_equal_one(two: Path, way: str) -> None:
-    network = make_joint() if "objectives" in way else make_pretrainer(**{**WAYS[way], "shard": False})
+    network = build(way) if "objectives" in way else make_pretrainer(**{**WAYS[way], "shard": False})
     [expected] = PretrainStep(clip_norm=None)(make_engine(network), make_batch())
     for rank in range(2):
         got = torch.load(two / f"{way}-{rank}.pt", weights_only=True)

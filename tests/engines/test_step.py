@@ -16,7 +16,7 @@ from vivid_monai.engines.step import PrepareBatch, PretrainStep, ValidationStep,
 from vivid_monai.errors import VividError
 from vivid_monai.images.augment import Drawn, RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.objectives import Objective, StateObjective
+from vivid_monai.networks.objectives import FindingsBCE, Objective, StateObjective
 from vivid_monai.networks.pretrainer import Pretrainer
 from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.teacher import build_teacher
@@ -179,6 +179,7 @@ def test_the_host_reads_from_the_device_once_in_a_step(monkeypatch, size):
     assert seen == ["tolist"]
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_host_waits_for_the_gpu_once_in_a_step():
     network = make_pretrainer().to("cuda")
@@ -227,12 +228,14 @@ class Similarity(Objective):
         return {"contrastive": batch["states"].new_full((), len(batch["states"]))}
 
 
-def make_joint(seed: int = 0) -> Pretrainer:
-    """Two objectives with weights, one of which compares the images of a batch."""
-    states = make_pretrainer(seed)
-    contrastive = Similarity(states.encoder.embed_dim)
-    contrastive.weights["contrastive"] = 0.3
-    return Pretrainer(states.encoder, {"states": states.objectives["states"], "alike": contrastive})
+def make_joint(second: str = "alike") -> Pretrainer:
+    """Two objectives with weights; "alike" compares the images of a batch, "findings" can be cut."""
+    states = make_pretrainer()
+    dim = states.encoder.embed_dim
+    other = Similarity(dim) if second == "alike" else FindingsBCE(FIELDS, dim)
+    torch.nn.init.normal_(other.head.weight, std=0.1)
+    other.weights = dict.fromkeys(other.weights, 0.3)
+    return Pretrainer(states.encoder, {"states": states.objectives["states"], second: other})
 
 
 def test_several_objectives_add_up_with_their_weights():

@@ -47,21 +47,16 @@ class RandomState:
 
     def state_dict(self) -> dict[str, Any]:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        local = {"cpu": torch.get_rng_state(), "cuda": cuda}
-        if not dist.is_initialized():
-            return {"ranks": [local]}
-        ranks: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(ranks, local)
-        return {"ranks": ranks}
+        own = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        return {"ranks": idist.all_gather(own) if idist.get_world_size() > 1 else [own]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        if len(state["ranks"]) != world_size:
+        if len(state["ranks"]) != idist.get_world_size():
             raise VividError(
-                f"the checkpoint was written by {len(state['ranks'])} processes and this run has {world_size}; "
-                "resume with the same number"
+                f"the checkpoint was written by {len(state['ranks'])} processes and this run has "
+                f"{idist.get_world_size()}; resume with the same number"
             )
-        self._pending = state["ranks"][rank]
+        self._pending = state["ranks"][idist.get_rank()]
 
     def restore(self) -> None:
         """Set the generators to the loaded state, once; done right before the first resumed step."""
@@ -100,12 +95,12 @@ class _Saver(DiskSaver):
         except (OSError, RuntimeError) as error:
             raise VividError(
                 f"could not write the checkpoint {self.dirname / filename}: {error}. Free some space on that disk and "
-                "go on with --resume True; the checkpoints before it are untouched"
+                "continue with --resume True; the checkpoints before it are untouched"
             ) from error
 
 
 class RunCheckpoint:
-    """Trainer handler that saves everything a run needs to go on, and resumes from the newest save.
+    """Trainer handler that saves everything a run needs to continue, and resumes from the newest save.
 
     Args:
         directory: where ``step_<iteration>.pt`` files are kept.
@@ -317,7 +312,7 @@ def _used(folder: Path) -> VividError:
 
 def _as_first_process(decide: Callable[[], Any]) -> Any:
     """What ``decide`` returns in the first process, in every process."""
-    decided = [decide() if not dist.is_initialized() or dist.get_rank() == 0 else None]
+    decided = [decide() if idist.get_rank() == 0 else None]
     if dist.is_initialized():
         dist.broadcast_object_list(decided, src=0)
     return decided[0]

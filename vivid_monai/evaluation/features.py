@@ -1,7 +1,7 @@
 """Features of a frozen encoder: computed once for each encoder and split, then read from the cache."""
 
 import json
-import sys
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ from vivid_monai.errors import VividError
 from vivid_monai.storage.arrays import RECORD, ArrayCache, Chunk, Rows, fingerprint, open_rows
 from vivid_monai.storage.files import versions
 from vivid_monai.storage.skipped import Skipped
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from vivid_monai.evaluation.encoders import Encoder
@@ -183,15 +185,12 @@ def _close_enough(root: Path, wanted: dict[str, Any]) -> Rows | None:
 
 
 def _report(title: str, rows: Rows, computed: int, seconds: float) -> None:
-    lines = []
     if rows.folder is not None:
         size = sum(file.stat().st_size for file in rows.folder.iterdir()) / 1e6
         how = f"{computed} images in {seconds:.1f} s, now" if computed else "found"
         n = len(rows.array) - len(rows.unreadable)
-        lines.append(f"{title}: {n} x {rows.array.shape[1]} features, {how} in {rows.folder} ({size:.1f} MB)")
+        logger.info(f"{title}: {n} x {rows.array.shape[1]} features, {how} in {rows.folder} ({size:.1f} MB)")
     if rows.unreadable:
         one: Skipped = rows.unreadable[min(rows.unreadable)]
         n = len(rows.unreadable)
-        lines.append(f"{title}: {n} images cannot be read and are left out, for example {one.path}: {one.reason}")
-    for line in lines:
-        print(line, file=sys.stderr)
+        logger.info(f"{title}: {n} images cannot be read and are left out, for example {one.path}: {one.reason}")

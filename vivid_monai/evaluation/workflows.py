@@ -1,6 +1,7 @@
 """The jobs of the bundle around an evaluation: evaluate encoders, and finish a pretraining run with its linear head."""
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -30,8 +31,10 @@ from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.classifier import BACKBONES, Classifier
 from vivid_monai.networks.modules import fingerprint, load_module, save_module
 from vivid_monai.networks.spd import SPD
-from vivid_monai.storage.files import made_by_one, tell, whole_file
+from vivid_monai.storage.files import made_by_one, whole_file
 from vivid_monai.storage.skipped import Skipped, SkipReport
+
+logger = logging.getLogger(__name__)
 
 INITIAL, PRETRAINED, SPD_FILE = "initial_vit.safetensors", "pretrained_vit.safetensors", "spd.safetensors"
 PACKAGES = ("vivid-monai", "monai", "torch", "transformers", "pytorch-ignite", "numpy", "scikit-learn", "scipy")
@@ -92,7 +95,7 @@ def run_evaluation(
             for spec, seed in zip(first_specs, seeds, strict=False)
         ]
     elif baseline == "untrained":
-        tell(
+        logger.warning(
             "No untrained baseline: it is made for this package's own encoders only; name one with --baseline "
             "SPEC, or say --baseline none"
         )
@@ -132,7 +135,7 @@ def _spd_of(encoder: Encoder, path: Path) -> SPD | None:
     # Files of earlier versions do not name their encoder; there the run's own name for it has to do.
     if stored == fingerprint(encoder.network) if stored else path.name == PRETRAINED:
         return saved.module
-    tell(f"No attention maps: {file} was trained with another encoder than {path}")
+    logger.warning(f"No attention maps: {file} was trained with another encoder than {path}")
     return None
 
 
@@ -153,7 +156,7 @@ def keep_initial(encoder: torch.nn.Module, preprocess: Preprocess, output_dir: s
 def finish_training(
     network: Classifier,
     *,
-    spd: SPD,
+    spd: SPD | None,
     task: Task,
     preprocess: Preprocess,
     output_dir: str | Path,
@@ -168,7 +171,8 @@ def finish_training(
 
     Args:
         network: classifier whose encoder is pretrained; gets the fitted head.
-        spd: the query groups that its tokens were read through; kept for the attention maps of the page.
+        spd: the query groups that its tokens were read through; kept for the attention maps of the page. None:
+            it was trained without them.
         task: images and fields. The head learns on train, its regularisation is chosen on val, numbers come from test.
         preprocess: belongs to the weights.
         output_dir: the run's folder, as :func:`keep_initial` began it.
@@ -197,17 +201,20 @@ def finish_training(
     with made_by_one(models, f"{models}: another run is writing its models; waiting", option="--bundle_root"):
         _ship(network, spd, models, preprocess, task.fields)
     shown = encoders["pretrained"][0]
-    results = write_evaluation(evaluated, task, folder, shown=shown, spd=spd.cpu(), n_examples=n_examples)
+    results = write_evaluation(evaluated, task, folder, shown=shown, spd=spd and spd.cpu(), n_examples=n_examples)
     _print_output(results, folder, FILES | {name: w.format(models=models) for name, w in TRAINING_FILES.items()})
     return results
 
 
-def _ship(network: Classifier, spd: SPD, folder: Path, preprocess: Preprocess, fields: Sequence[str]) -> None:
+def _ship(network: Classifier, spd: SPD | None, folder: Path, preprocess: Preprocess, fields: Sequence[str]) -> None:
     encoder = network.encoder
     save_module(encoder, folder / PRETRAINED, kind=_kind(encoder), preprocess=preprocess.to_dict(), fields=fields)
     with whole_file(folder / "model.pt") as part:
         torch.save({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}, part)
-    save_module(spd, folder / SPD_FILE, kind="spd", extra={"encoder": fingerprint(encoder)})
+    if spd is None:
+        (folder / SPD_FILE).unlink(missing_ok=True)  # of another run
+    else:
+        save_module(spd, folder / SPD_FILE, kind="spd", extra={"encoder": fingerprint(encoder)})
 
 
 def _kind(backbone: torch.nn.Module) -> str:

@@ -8,6 +8,7 @@ is killed loses the rows since the last record and no more.
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import stat
@@ -25,8 +26,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
 from vivid_monai.errors import VividError
-from vivid_monai.storage.files import disk_errors, entry_name, flush, made_by_one, tell, whole_file
+from vivid_monai.storage.files import disk_errors, entry_name, flush, made_by_one, whole_file
 from vivid_monai.storage.skipped import Skipped
+
+logger = logging.getLogger(__name__)
 
 ARRAY, UNREADABLE, RECORD = "array.npy", "unreadable.jsonl", "entry.json"
 
@@ -118,14 +121,14 @@ class ArrayCache:
             return found
         waiting = f"{entry}: another process is making these {title}; waiting for it"
         with made_by_one(entry, waiting, option=self.option):
-            if (found := self._open(entry, tell)) is not None:
+            if (found := self._open(entry, logger.warning)) is not None:
                 return found
             with disk_errors(entry, option=self.option):
                 shutil.rmtree(entry, ignore_errors=True)
             part = entry.with_name(f"{entry.name}.part")
             writer = _Writer(part, wanted, n, shape, np.dtype(dtype), self.option, self.seconds)
             if writer.done:
-                tell(f"{part}: continued after {writer.done} of {n} {title}")
+                logger.info(f"{part}: continued after {writer.done} of {n} {title}")
             _fill(writer, fill, n, title)
             try:
                 sound(writer.rows())

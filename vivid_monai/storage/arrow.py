@@ -4,8 +4,8 @@ Parquet is compressed, so every process that reads it holds all of it decoded. T
 system, which shares them and takes them back.
 """
 
+import logging
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from vivid_monai.errors import VividError
 from vivid_monai.storage.files import whole_file
+
+logger = logging.getLogger(__name__)
 
 _KEY = b"vivid_monai.key"
 
@@ -61,7 +63,7 @@ class ArrowFile:
         except VividError as error:
             if not isinstance(error.__cause__, OSError):
                 raise
-            print(f"{error}; its rows are held in memory instead", file=sys.stderr)
+            logger.warning(f"{error}; its rows are held in memory instead")
             return None
         return self.open()
 

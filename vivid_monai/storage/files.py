@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import logging
 import os
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from vivid_monai.errors import VividError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def made_by_one(entry: Path, waiting: str, *, option: str) -> Iterator[None]:
 
     Args:
         entry: the folder that is going to be there.
-        waiting: told on stderr where another process holds the lock.
+        waiting: logged where another process holds the lock.
         option: as of :func:`disk_errors`.
 
     Raises:
@@ -81,7 +83,7 @@ def made_by_one(entry: Path, waiting: str, *, option: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            tell(waiting)
+            logger.info(waiting)
             lock.acquire()
     try:
         yield
@@ -105,8 +107,3 @@ def flush(file: BinaryIO) -> None:
     """Return when what was written is on the disk."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def tell(message: str) -> None:
-    """A line on stderr; an empty title in front of it is left out."""
-    print(message.removeprefix(": "), file=sys.stderr)
