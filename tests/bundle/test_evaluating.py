@@ -17,7 +17,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.evaluation.examples import Examples
 from vivid_monai.evaluation.probes import load_probe
 from vivid_monai.evaluation.results import Results, read_predictions
-from vivid_monai.evaluation.workflow import named
+from vivid_monai.evaluation.workflows import named
 from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.spd import SPD
 

@@ -10,8 +10,8 @@ from vivid_monai.deploy.bundle.build import build_bundle
 from vivid_monai.deploy.finished import Finished, load_finished
 from vivid_monai.evaluation.evaluate import evaluate
 from vivid_monai.evaluation.features import FeatureStore
-from vivid_monai.evaluation.output import finish
 from vivid_monai.evaluation.task import Task
+from vivid_monai.evaluation.workflows import write_evaluation
 from vivid_monai.networks.modules import save_module
 
 NAME = "made_xray_vit_classification"
@@ -23,7 +23,7 @@ def make_run(folder: Path, *, n: int = 600, space: str = "chexpert-12", fields=N
     run, encoders = folder / "run", {"pretrained": [encoder(1)], "untrained": [encoder(2)]}
     task = Task(name="made", manifest=manifest, fields=fields or manifest.fields)
     evaluated = evaluate(encoders, task, FeatureStore(None), n_resamples=50)
-    finish(evaluated, task, run, shown=encoders["pretrained"][0], n_examples=0)
+    write_evaluation(evaluated, task, run, shown=encoders["pretrained"][0], n_examples=0)
     one = encoders["pretrained"][0]
     save_module(
         one.vit, run / "pretrained_vit.safetensors", kind="vit", preprocess=one.preprocess.to_dict(), fields=task.fields

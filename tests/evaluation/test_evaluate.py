@@ -8,8 +8,8 @@ from tests.evaluation.small import data_set, encoder
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.evaluate import evaluate
 from vivid_monai.evaluation.features import FeatureStore
-from vivid_monai.evaluation.output import provenance
 from vivid_monai.evaluation.task import Task
+from vivid_monai.evaluation.workflows import provenance
 
 FEW = {"min_present": 1, "min_absent": 1, "n_resamples": 20}
 
@@ -43,15 +43,16 @@ def test_several_runs_are_told_with_their_sources(task):
     assert len(set(told["fingerprint"])) == 2
 
 
-def test_encoders_that_read_other_images_are_not_compared(task):
+@pytest.mark.parametrize(("wrong", "word"), [("test", "test"), ("val", "validation")])
+def test_encoders_that_read_other_images_are_not_compared(task, wrong, word):
     class Store(FeatureStore):
-        def features(self, one, manifest, split, fields, *, title=""):
-            part = super().features(one, manifest, split, fields, title=title)
-            if split == "test" and title.startswith("b"):
+        def features(self, one, manifest, split, fields, *, title="", keep=True):
+            part = super().features(one, manifest, split, fields, title=title, keep=keep)
+            if split == wrong and title.startswith("b"):
                 part.ids[0] = "other"
             return part
 
-    with pytest.raises(VividError, match="b could not read the same test images"):
+    with pytest.raises(VividError, match=f"b could not read the same {word} images"):
         evaluate({"a": [encoder(1)], "b": [encoder(2)]}, task, Store(None), **FEW)
 
 

@@ -102,19 +102,19 @@ def collect_examples(
     Raises:
         VividError: no image to show, or an SPD of another width.
     """
-    if spd is not None and spd.dim != encoder.vit.embed_dim:
+    if spd is not None and spd.dim != encoder.network.embed_dim:
         raise VividError(
-            f"the SPD reads tokens of width {spd.dim}, the ViT gives {encoder.vit.embed_dim}: "
+            f"the SPD reads tokens of width {spd.dim}, the ViT gives {encoder.network.embed_dim}: "
             "give the file that was written with this encoder"
         )
     images, inputs, ids = _read(encoder, _chosen(items), n)
     device = next(encoder.parameters()).device
     maps = None
     if spd is not None:
-        tokens = encoder.vit(torch.stack(inputs).to(device))
+        tokens = encoder.network(torch.stack(inputs).to(device))
         attention = spd(tokens.to(spd.queries.device)).attention.float().cpu()
-        rows, columns = encoder.vit.grid
-        maps = attention[:, :, 1:].unflatten(2, (rows, columns)).numpy()  # the first token is CLS
+        rows, columns = encoder.network.grid
+        maps = attention[:, :, encoder.network.prefix :].unflatten(2, (rows, columns)).numpy()
     return Examples(np.stack(images), np.array(ids, dtype=str), maps)
 
 

@@ -1,4 +1,4 @@
-"""What is asked of an encoder: the images a probe learns on and is tested on, and the fields between them."""
+"""Evaluation tasks: the images that a probe is fitted and tested on, the fields, and the checks against leakage."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -46,8 +46,8 @@ def shared_states(states: NDArray[np.integer], source: LabelSpace, target: Label
 def shared_fields(source: LabelSpace, target: LabelSpace) -> set[str]:
     """The fields of the target that :func:`shared_states` can fill."""
     mapped = set(source.mapping_to(target).values())
-    told = source.no_finding is not None or source.none_label is not None
-    return mapped | ({target.no_finding} if told and target.no_finding else set())
+    known = source.no_finding is not None or source.none_label is not None
+    return mapped | ({target.no_finding} if known and target.no_finding else set())
 
 
 def check_leakage(train: Features, validation: Features, test: Features) -> None:
@@ -130,20 +130,27 @@ class Task:
         """The encoder as it sees this task's images: through its window, as many slices at a time."""
         return for_task(encoder, window=self.window, slices=self.slices)
 
-    def parts(self, encoder: Encoder, store: FeatureStore, *, title: str = "") -> tuple[Features, Features, Features]:
+    def parts(
+        self, encoder: Encoder, store: FeatureStore, *, title: str = "", keep: bool = True
+    ) -> tuple[Features, Features, Features]:
         """Features of the training, validation and test images, with the states of the task's fields.
+
+        ``keep``: as of :meth:`FeatureStore.features`.
 
         Raises:
             VividError: as the store; a patient or an image on two sides.
         """
         seen = self.view(encoder)
-        train, val = (self._features(seen, store, self.learned_on, split, title) for split in ("train", "val"))
-        test = self._features(seen, store, self.manifest, "test", title)
+        train, val = (self._features(seen, store, self.learned_on, split, title, keep) for split in ("train", "val"))
+        test = self._features(seen, store, self.manifest, "test", title, keep)
         check_leakage(train, val, test)
         return train, val, test
 
-    def _features(self, encoder: Encoder, store: FeatureStore, manifest: Manifest, split: str, title: str) -> Features:
-        part = store.features(encoder, manifest, split, self._asked(manifest), title=f"{title}, {split}".strip(", "))
+    def _features(
+        self, encoder: Encoder, store: FeatureStore, manifest: Manifest, split: str, title: str, keep: bool
+    ) -> Features:
+        title = f"{title}, {split}".strip(", ")
+        part = store.features(encoder, manifest, split, self._asked(manifest), title=title, keep=keep)
         if self.source is None:
             return part
         states = shared_states(part.states, manifest.label_space, self.space)

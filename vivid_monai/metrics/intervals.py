@@ -18,7 +18,7 @@ from scipy.stats import t
 from tqdm import tqdm
 
 from vivid_monai.errors import VividError
-from vivid_monai.metrics.masked import check_scores, counts, macro
+from vivid_monai.metrics.masked import check_scores
 from vivid_monai.metrics.statistics import RankedField, Statistic
 from vivid_monai.ums.states import ABSENT, PRESENT
 
@@ -163,35 +163,6 @@ def auroc_resamples(patients: Patients, scores: ArrayLike, states: ArrayLike) ->
         fields = [RankedField(run[:, f], codes[:, f], patients.ids).auroc for f in range(codes.shape[1])]
         resampled.append(patients.resample(fields, cases))
     return Resampled.average(resampled)
-
-
-def paired_auroc(
-    a: ArrayLike,
-    b: ArrayLike,
-    states: ArrayLike,
-    groups: ArrayLike,
-    *,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-    min_present: int = 10,
-    min_absent: int = 10,
-) -> tuple[float, float, float]:
-    """Macro AUROC of scores ``a`` minus that of ``b`` on the same images, and the ends of its paired interval.
-
-    ``a`` and ``b`` (N, F) or (S, N, F), ``states`` (N, F), ``groups`` (N,) the patient of each image. Fields with
-    fewer than ``min_present`` present or ``min_absent`` absent images are left out.
-
-    Raises:
-        VividError: as :func:`auroc_resamples`.
-    """
-    patients = Patients(groups, n_resamples=n_resamples, seed=seed)
-    first, second = (auroc_resamples(patients, scores, states) for scores in (a, b))
-    excluded = macro(first.value, *counts(states), min_present, min_absent)[1]
-    kept = [field for field in range(len(first.value)) if field not in excluded]
-    difference = first.macro(kept) - second.macro(kept)
-    low, high = difference.interval(level, bounded=False)[0]
-    return float(difference.value[0]), float(low), float(high)
 
 
 def check_runs(scores: ArrayLike, states: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -138,8 +138,8 @@ def test_missing_weights_are_an_error(tmp_path: Path) -> None:
     ("preprocess", "message"),
     [
         ({"std": [0.2] * 3}, "does not say mean in preprocess_cfg"),
-        (PREPROCESS | {"interpolation": "random"}, "interpolation = 'random' in preprocess_cfg cannot be expressed"),
-        (PREPROCESS | {"size": [32, 48]}, r"size = \[32, 48\] in preprocess_cfg cannot be expressed"),
+        (PREPROCESS | {"interpolation": "random"}, "preprocess_cfg: interpolation = 'random' cannot be expressed"),
+        (PREPROCESS | {"size": [32, 48]}, r"preprocess_cfg: size = \[32, 48\] cannot be expressed"),
         (PREPROCESS | {"resize_mode": "longest", "fill_color": 128}, "fill_color = 128"),
     ],
 )

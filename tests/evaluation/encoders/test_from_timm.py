@@ -143,7 +143,7 @@ def test_preprocessing_that_is_not_whole_or_cannot_be_expressed(
 
 def test_images_that_are_not_square_are_refused(tmp_path: Path) -> None:
     _, folder = saved(tmp_path / "wide", "vit_tiny_patch16_224", {**VIT, "img_size": (32, 48)})
-    with pytest.raises(VividError, match=r"input_size = \(3, 32, 48\) cannot be expressed \(square"):
+    with pytest.raises(VividError, match=r"size = \(32, 48\) cannot be expressed \(square"):
         load_encoder(f"timm:{folder}")
 
 

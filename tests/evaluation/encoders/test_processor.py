@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.processor import read_processor
+from vivid_monai.evaluation.encoders.from_transformers import read_processor
 from vivid_monai.images.preprocess import Preprocess
 
 HALF = [0.5, 0.5, 0.5]

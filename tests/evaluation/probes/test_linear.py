@@ -198,26 +198,6 @@ def test_nothing_to_learn_from_is_an_error():
         fit_linear(findings(seed=1), findings(seed=2), strengths=[0.0])
 
 
-def test_selected_columns_say_what_they_said():
-    train, validation = findings(seed=1), findings(seed=2)
-    train.states[train.states[:, 0] == 1, 0] = 0
-    probe = fit_linear(train, validation)
-    part = probe.select([2, 0])
-    assert part.probabilities(validation.x).tobytes() == probe.probabilities(validation.x)[:, [2, 0]].tobytes()
-    assert part.untrained == (1,)
-    for columns in ([0, 0], [3], [-1]):
-        with pytest.raises(VividError, match="cannot be taken"):
-            probe.select(columns)
-
-
-def test_classes_can_be_reordered_but_not_cut():
-    probe = fit_linear(classes(seed=1), classes(seed=2), exclusive=True)
-    x = classes(seed=3).x
-    np.testing.assert_allclose(probe.select([3, 1, 0, 2]).probabilities(x), probe.probabilities(x)[:, [3, 1, 0, 2]])
-    with pytest.raises(VividError, match="exclude each other"):
-        probe.select([0, 1])
-
-
 def test_features_of_another_width_are_refused():
     with pytest.raises(VividError, match=r"features \(N, 8\), not \(5, 9\)"):
         LinearProbe(np.zeros((3, 8)), np.zeros(3)).probabilities(np.zeros((5, 9)))

@@ -6,23 +6,22 @@ import torch
 
 from tests.evaluation.made_features import classes, findings
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.probes import published
-from vivid_monai.evaluation.probes.linear import fit_linear
-from vivid_monai.evaluation.probes.published import fit_published
+from vivid_monai.evaluation.probes import linear
+from vivid_monai.evaluation.probes.linear import fit_linear, fit_published
 from vivid_monai.metrics.masked import masked_auroc
 
 
 def test_defaults_are_the_published_ones(monkeypatch):
     train, validation = findings(seed=1), findings(seed=2)
     drawn = []
-    batches = published._batches
+    batches = linear._batches
 
     def counted(*arguments):
         for rows in batches(*arguments):
             drawn.append(rows)
             yield rows
 
-    monkeypatch.setattr(published, "_batches", counted)
+    monkeypatch.setattr(linear, "_batches", counted)
     told = fit_published(train, validation).describe()
     assert (told["steps"], told["batch_size"]) == (3000, 32)
     assert len(drawn) == 3000
@@ -32,7 +31,7 @@ def test_defaults_are_the_published_ones(monkeypatch):
 
 
 def test_every_image_comes_once_a_round():
-    batches = published._batches(np.arange(10, 30), 8, torch.Generator().manual_seed(0))
+    batches = linear._batches(np.arange(10, 30), 8, torch.Generator().manual_seed(0))
     seen = np.concatenate([next(batches) for _ in range(5)])
     assert sorted(seen) == sorted([*range(10, 30)] * 2)
 

@@ -1,9 +1,9 @@
-"""What every image encoder is to an evaluation: images in, features out, with the preprocessing its weights need."""
+"""The interface of image encoders: images → features, with the preprocessing that their weights need."""
 
 import copy
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         """Features of images.
 
         Args:
-            images: (B, C, H, W) float32, as :attr:`preprocess` makes them.
+            images: (B, C, *spatial) float32, as :attr:`preprocess` makes them.
 
         Returns:
             (B, D) float32.
@@ -92,14 +92,14 @@ class Encoder(nn.Module):
         return fingerprint(self, said)
 
     def _measure(self) -> int:
-        size, channels = self.preprocess.size, max(self.preprocess.channels, self.preprocess.slices)
+        shape = self.preprocess.shape
         try:
             with torch.no_grad():
-                features = self(torch.zeros(1, channels, size, size))
+                features = self(torch.zeros(1, *shape))
         except Exception as error:  # the networks of other libraries raise whatever they like on a size they lack
             raise VividError(
                 f"{self.source}: the network ({self.architecture}) does not take the images that its preprocessing "
-                f"makes, {channels} x {size} x {size}: {first_line(error)}"
+                f"makes, {' x '.join(map(str, shape))}: {first_line(error)}"
             ) from error
         return int(features.shape[1])
 
@@ -126,6 +126,44 @@ def library(name: str, package: str) -> ModuleType:
         raise VividError(f"{name} cannot be imported: {first_line(error)}; mend it: pip install {package}") from error
 
 
+def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Give a network its tensors, as float32.
+
+    Raises:
+        VividError: one is missing, left over or of another shape; the message begins with ``where``.
+    """
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        problem = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise VividError(f"{where}: {problem[:300]}") from error
+
+
+def square_preprocess(
+    where: str, size: int | Sequence[int], resize: tuple[str, str], interpolation: str, **rest: Any
+) -> Preprocess:
+    """A library's preprocessing as ours.
+
+    Args:
+        where: what an error names.
+        size: of the network's input.
+        resize: the library's key for it, and our word or what it says instead.
+        interpolation, rest: of :class:`Preprocess`.
+
+    Raises:
+        VividError: something that :class:`Preprocess` cannot express.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    for key, value, ok in (
+        ("size", size, height == width),
+        ("interpolation", interpolation, interpolation in ("bilinear", "bicubic")),
+        (*resize, resize[1] in ("crop", "stretch", "pad")),
+    ):
+        if not ok:
+            raise VividError(f"{where}: {key} = {value!r} cannot be expressed (square, bilinear or bicubic)")
+    return Preprocess(size=height, resize=resize[1], interpolation=interpolation, **rest)  # type: ignore[arg-type]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -144,7 +182,12 @@ def for_task(encoder: Encoder, *, window: tuple[float, float] | None = None, sli
         VividError: a window or number of slices that cannot be meant.
     """
     own = encoder.preprocess
-    preprocess = replace(own, window=own.window if window is None else window, slices=slices)
+    if own.kind != "image" and slices != 1:
+        raise VividError(f"slices={slices}: {encoder.source} encodes whole volumes; slices are of encoders of images")
+    changes: dict[str, Any] = {} if window is None else {"window": window}
+    if own.kind == "image":
+        changes["slices"] = slices
+    preprocess = replace(own, **changes)
     if preprocess == own:
         return encoder
     seen = copy.copy(encoder)

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
+from vivid_monai.evaluation.encoders.base import (
+    Encoder,
+    first_line,
+    library,
+    load_strictly,
+    square_preprocess,
+    structure,
+)
 from vivid_monai.evaluation.encoders.from_timm import timm_pool
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.checkpoint import read_checkpoint
@@ -24,7 +31,7 @@ class OpenClipEncoder(Encoder):
     """A vision tower of open_clip.
 
     Tokens are those after the last LayerNorm, before the projection to the space shared with text. "pooled" is the
-    embedding in that space, not normalised; towers without the tokens asked for give it.
+    embedding in that space, not normalised.
     """
 
     kind = "open_clip"
@@ -108,32 +115,22 @@ def _preprocess(open_clip: Any, said: Any, vision: dict[str, Any], where: str) -
     if missing:
         raise VividError(f"{where}: {CONFIG} does not say {', '.join(missing)} in preprocess_cfg")
     size = said.get("size") or vision["image_size"]
-    height, width = (size, size) if isinstance(size, int) else size
     # What the file leaves out has open_clip's own values: bicubic, short side.
-    config = open_clip.transform.PreprocessCfg(**{**said, "size": height})
-    for key, value, ok in (
-        ("size", size, height == width),
-        ("interpolation", config.interpolation, config.interpolation in ("bilinear", "bicubic")),
-        ("resize_mode", config.resize_mode, config.resize_mode in RESIZE),
-        ("fill_color", config.fill_color, config.fill_color == 0 or config.resize_mode != "longest"),
-    ):
-        if not ok:
-            raise VividError(f"{where}: {key} = {value!r} in preprocess_cfg cannot be expressed")
-    return Preprocess(
-        size=height,
+    config = open_clip.transform.PreprocessCfg(**{**said, "size": size})
+    if config.fill_color and config.resize_mode == "longest":
+        raise VividError(f"{where}: fill_color = {config.fill_color} in preprocess_cfg cannot be expressed")
+    return square_preprocess(
+        f"{where}, preprocess_cfg",
+        size,
+        ("resize_mode", RESIZE.get(config.resize_mode, config.resize_mode)),
+        config.interpolation,
         channels=config.num_channels,
         mean=tuple(config.mean),
         std=tuple(config.std),
-        resize=RESIZE[config.resize_mode],  # type: ignore[arg-type]
-        interpolation=config.interpolation,  # type: ignore[arg-type]
     )
 
 
 def _fill(tower: Any, file: Path, where: str) -> None:
     tensors = {name.removeprefix("module."): tensor for name, tensor in read_checkpoint(file).tensors.items()}
     visual = {name.removeprefix("visual."): t for name, t in tensors.items() if name.startswith("visual.")}
-    try:
-        tower.load_state_dict({name: tensor.float() for name, tensor in visual.items()})
-    except RuntimeError as error:
-        lines = " ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise VividError(f"{where}: {file.name} does not fit {CONFIG}: {lines[:300]}") from error
+    load_strictly(tower, visual, f"{where}: {file.name} does not fit {CONFIG}")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
+from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, square_preprocess, structure
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.pooling import choose_pool, pool_tokens
 
@@ -20,7 +20,7 @@ RESIZE = {"center": "crop", "squash": "stretch"}
 class TimmEncoder(Encoder):
     """A timm network without its classifier. Tokens are those of ``forward_features``.
 
-    Networks without tokens, or without the ones asked for, give what timm pools before the classifier.
+    "pooled" is what timm pools before the classifier.
     """
 
     kind = "timm"
@@ -79,21 +79,15 @@ def read_timm_config(config: Mapping[str, Any], where: str) -> Preprocess:
         VividError: a key whose value cannot be expressed.
     """
     channels, height, width = config["input_size"]
-    for key, ok in (
-        ("input_size", height == width),
-        ("interpolation", config["interpolation"] in ("bilinear", "bicubic")),
-        ("crop_mode", config["crop_mode"] in RESIZE),
-    ):
-        if not ok:
-            raise VividError(f"{where}: {key} = {config[key]!r} cannot be expressed (square, bilinear or bicubic)")
-    return Preprocess(
-        size=height,
+    return square_preprocess(
+        where,
+        (height, width),
+        ("crop_mode", RESIZE.get(config["crop_mode"], config["crop_mode"])),
+        config["interpolation"],
         channels=channels,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        resize=RESIZE[config["crop_mode"]],  # type: ignore[arg-type]
         resize_to=math.floor(height / config["crop_pct"]),
-        interpolation=config["interpolation"],
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, structure
+from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, load_strictly, structure
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.checkpoint import read_checkpoint
 from vivid_monai.networks.pooling import choose_pool
@@ -53,11 +53,8 @@ def load_torchxrayvision(name: str, *, pool: str | None = None) -> TorchXRayVisi
     tensors = read_checkpoint(file or _published(xrv, name, source)).tensors
     classes = len(known[name]["labels"])
     network = _resnet(classes) if name.startswith("resnet") else xrv.models.DenseNet(num_classes=classes)
-    try:  # the operating points are of the classifier
-        network.load_state_dict({key: tensor.float() for key, tensor in tensors.items() if key != "op_threshs"})
-    except RuntimeError as error:
-        problem = " ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise VividError(f"{source}: the file does not fit {name}: {problem[:300]}") from error
+    tensors.pop("op_threshs", None)  # the operating points are of the classifier
+    load_strictly(network, tensors, f"{source}: the file does not fit {name}")
     for head in ("classifier", "fc"):
         if hasattr(network, head):
             setattr(network, head, nn.Identity())

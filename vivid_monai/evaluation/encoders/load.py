@@ -1,7 +1,8 @@
-"""One way to any encoder: a string."""
+"""Encoders of this package, and :func:`load_encoder`: any encoder from a string."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +13,17 @@ from vivid_monai.evaluation.encoders.from_open_clip import load_open_clip
 from vivid_monai.evaluation.encoders.from_timm import load_timm
 from vivid_monai.evaluation.encoders.from_torchxrayvision import load_torchxrayvision
 from vivid_monai.evaluation.encoders.from_transformers import load_transformers
-from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.images.preprocess import Preprocess, preprocess_from_dict
 from vivid_monai.networks.classifier import BACKBONES
 from vivid_monai.networks.modules import load_module
 from vivid_monai.networks.pooling import choose_pool, pool_tokens
-from vivid_monai.networks.vit import ViT
 
 
 class VividEncoder(Encoder):
-    """A ViT of this package.
+    """A backbone of this package with pooled tokens as features.
 
     Args:
-        vit: the network; it is frozen and set to evaluation mode.
+        backbone: one of :data:`~vivid_monai.networks.classifier.BACKBONES`; it is frozen and set to evaluation mode.
         preprocess: what its images go through.
         pool: "cls", "mean" or "cls+mean".
         source: what results call it by.
@@ -34,15 +34,15 @@ class VividEncoder(Encoder):
 
     kind = "vivid"
 
-    def __init__(self, vit: ViT, preprocess: Preprocess, *, pool: str | None = None, source: str = "") -> None:
-        pool = choose_pool(pool, cls=vit.prefix > 0, patches=True, pooled=False)
-        self.architecture = vit.architecture
-        settings = {name: value for name, value in vit.config.items() if name != "drop_path"}
-        super().__init__(vit, preprocess, pool=pool, source=source, settings=settings)
+    def __init__(self, backbone: Any, preprocess: Preprocess, *, pool: str | None = None, source: str = "") -> None:
+        pool = choose_pool(pool, cls=backbone.prefix > 0, patches=True, pooled=False)
+        self.architecture = backbone.architecture
+        settings = {name: value for name, value in backbone.config.items() if name != "drop_path"}
+        super().__init__(backbone, preprocess, pool=pool, source=source, settings=settings)
 
     @property
-    def vit(self) -> ViT:
-        """The network."""
+    def vit(self) -> Any:
+        """The backbone."""
         return self.network
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def _preprocess(path: str, stored: object) -> Preprocess:
     if not isinstance(stored, dict):
         raise VividError(f"{path}: its preprocessing is a {type(stored).__name__}, not a set of named values")
     try:
-        return Preprocess.from_dict(stored)
+        return preprocess_from_dict(stored)
     except VividError as error:
         raise VividError(f"{path}: {error}") from error
 

@@ -1,8 +1,7 @@
 """Probes: small classifiers on frozen features, which tell what the features hold."""
 
 from vivid_monai.evaluation.probes.base import Probe
-from vivid_monai.evaluation.probes.files import load_probe, save_probe
-from vivid_monai.evaluation.probes.fit import fit_probe
+from vivid_monai.evaluation.probes.fit import fit_probe, load_probe, save_probe
 from vivid_monai.evaluation.probes.linear import LinearProbe
 
 __all__ = ["LinearProbe", "Probe", "fit_probe", "load_probe", "save_probe"]

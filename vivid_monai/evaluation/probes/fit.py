@@ -1,47 +1,24 @@
-"""One way to fit any kind of probe."""
+"""Fitting any kind of probe, and linear probes on disk."""
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, overload
+from os import PathLike
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
 from vivid_monai.evaluation.probes.base import Probe, check_sides, draw_patients
 from vivid_monai.evaluation.probes.knn import fit_knn
-from vivid_monai.evaluation.probes.linear import LinearProbe, fit_linear
-from vivid_monai.evaluation.probes.published import fit_published
+from vivid_monai.evaluation.probes.linear import LinearProbe, fit_linear, fit_published
+from vivid_monai.networks.modules import load_module, save_module
 
 KINDS: dict[str, Callable[..., Any]] = {"linear": fit_linear, "knn": fit_knn, "published": fit_published}
-
-
-@overload
-def fit_probe(
-    train: Features,
-    validation: Features,
-    *,
-    kind: Literal["linear", "published"] = ...,
-    exclusive: bool = ...,
-    seed: int = ...,
-    train_fraction: float = ...,
-    **options: Any,
-) -> LinearProbe: ...
-
-
-@overload
-def fit_probe(
-    train: Features,
-    validation: Features,
-    *,
-    kind: str,
-    exclusive: bool = ...,
-    seed: int = ...,
-    train_fraction: float = ...,
-    **options: Any,
-) -> Probe: ...
 
 
 def fit_probe(
@@ -91,3 +68,55 @@ def fit_probe(
         "seconds": round(time.perf_counter() - started, 3),
     }
     return replace(probe, description=description)
+
+
+def save_probe(probe: Probe, path: str | PathLike, *, fields: Sequence[str]) -> None:
+    """Write a linear or published probe with :func:`~vivid_monai.networks.modules.save_module`.
+
+    Args:
+        probe: fitted on features that say which encoder they are of.
+        fields: names of its columns.
+
+    Raises:
+        VividError: another kind of probe, an unknown encoder, not a name for each column, a file that cannot be
+            written.
+    """
+    if not isinstance(probe, LinearProbe):
+        raise VividError(f"{path}: a {type(probe).__name__} is as large as its training set and is not stored")
+    columns, dim = probe.weight.shape
+    if len(set(fields)) != columns or len(fields) != columns or not probe.encoder:
+        raise VividError(f"{path}: a probe of {columns} columns needs a name for each and its encoder's fingerprint")
+    head = nn.Linear(dim, columns, device="meta")
+    head.load_state_dict({"weight": torch.tensor(probe.weight), "bias": torch.tensor(probe.bias)}, assign=True)
+    extra = {"encoder": probe.encoder, "exclusive": probe.exclusive, "untrained": probe.untrained}
+    extra["description"] = probe.describe()
+    save_module(
+        head, path, kind="probe", config={"in_features": dim, "out_features": columns}, fields=fields, extra=extra
+    )
+
+
+def load_probe(path: str | PathLike, *, encoder: str) -> tuple[LinearProbe, tuple[str, ...]]:
+    """Read a file of :func:`save_probe`.
+
+    Args:
+        encoder: fingerprint of the encoder whose features the probe is going to take.
+
+    Returns:
+        The probe and the names of its columns.
+
+    Raises:
+        VividError: no such file, not a probe, broken, or fitted on the features of another encoder.
+    """
+    saved = load_module(path, {"probe": nn.Linear})
+    extra, fields = saved.extra, saved.fields or ()
+    whole = {"encoder", "exclusive", "untrained", "description"} <= extra.keys()
+    if len(fields) != saved.module.out_features or not whole:
+        raise VividError(f"{path}: is not a whole probe: {len(fields)} fields, {', '.join(extra) or 'nothing else'}")
+    if extra["encoder"] != encoder:
+        raise VividError(
+            f"{path}: this probe takes features of the encoder {extra['encoder'][:12]}…, not of {encoder[:12]}…; "
+            "weights, pooling and preprocessing must be the very same. Fit a probe for this encoder"
+        )
+    weight, bias = (one.detach().numpy() for one in (saved.module.weight, saved.module.bias))
+    untrained = tuple(extra["untrained"])
+    return LinearProbe(weight, bias, extra["exclusive"], untrained, extra["encoder"], extra["description"]), fields

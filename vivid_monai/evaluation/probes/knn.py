@@ -98,10 +98,11 @@ def vote(z: np.ndarray, states: np.ndarray, queries: np.ndarray, ks: Sequence[in
     out = {k: np.full((len(queries), states.shape[1]), 0.5) for k in ks}
     answered = is_answered(states)
     # Fields that are answered by the same images have the same neighbours: one search serves them all.
-    patterns, pattern_of = np.unique(answered, axis=1, return_inverse=True)
-    for pattern in range(patterns.shape[1]):
-        columns = np.flatnonzero(pattern_of.ravel() == pattern)
-        rows = np.flatnonzero(patterns[:, pattern])
+    patterns: dict[bytes, list[int]] = {}
+    for column, pattern in enumerate(answered.T):
+        patterns.setdefault(pattern.tobytes(), []).append(column)
+    for columns in patterns.values():
+        rows = np.flatnonzero(answered[:, columns[0]])
         if not rows.size:
             continue
         search = NearestNeighbors(n_neighbors=min(max(ks), len(rows)), metric="cosine", algorithm="brute").fit(z[rows])

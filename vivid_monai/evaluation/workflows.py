@@ -1,0 +1,335 @@
+"""The jobs of the bundle around an evaluation: evaluate encoders, and finish a pretraining run with its linear head."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monai.bundle import ConfigWorkflow
+
+from vivid_monai.data.manifest import Manifest
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.encoders import Encoder, VividEncoder, for_task, load_encoder
+from vivid_monai.evaluation.evaluate import Evaluated, evaluate
+from vivid_monai.evaluation.examples import collect_examples
+from vivid_monai.evaluation.features import FeatureStore
+from vivid_monai.evaluation.format import summary_table
+from vivid_monai.evaluation.probes import LinearProbe, save_probe
+from vivid_monai.evaluation.report import write_report
+from vivid_monai.evaluation.results import Results, write_predictions
+from vivid_monai.evaluation.task import Task
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.classifier import BACKBONES, Classifier
+from vivid_monai.networks.modules import fingerprint, load_module, save_module
+from vivid_monai.networks.spd import SPD
+from vivid_monai.storage.files import made_by_one, tell, whole_file
+from vivid_monai.storage.skipped import Skipped, SkipReport
+
+INITIAL, PRETRAINED, SPD_FILE = "initial_vit.safetensors", "pretrained_vit.safetensors", "spd.safetensors"
+PACKAGES = ("vivid-monai", "monai", "torch", "transformers", "pytorch-ignite", "numpy", "scikit-learn", "scipy")
+FILES = {
+    "report.html": "the page to look at: tables, curves, examples; opens without a network",
+    "results.json": "the numbers, the command and the versions",
+    "metrics.csv": "the same numbers as a table",
+    "predictions.csv": "states and probabilities of every test image",
+    "probes/": "the fitted probes, to apply elsewhere",
+    "skipped.csv": "training, validation and test images that could not be read",
+    "config.json": "the resolved config",
+}
+TRAINING_FILES = {
+    PRETRAINED: "the encoder, with its preprocessing; without any LLM; also in {models}",
+    "model.pt": "encoder and head; also in {models}",
+    SPD_FILE: "the query groups that the encoder was read through, for attention maps",
+    "features/": "the encoder's features of all images, which vivid bundle reads",
+    "skipped_in_training.csv": "images that could not be read while the encoder was pretrained",
+    "curves.csv, curves.png": "loss, validation AUROC and NLL over the steps",
+}
+Specs = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+
+
+def run_evaluation(
+    task: Task,
+    store: FeatureStore,
+    encoder: Specs,
+    *,
+    output_dir: str | Path,
+    baseline: str = "none",
+    pool: str | None = None,
+    n_examples: int = 6,
+    seeds: Sequence[int] = (0,),
+    **options: Any,
+) -> Results:
+    """Evaluate encoders, write everything about the result and print it: the job of ``configs/evaluate.json``.
+
+    Args:
+        task: images and fields.
+        store: where features come from.
+        encoder: a spec of :func:`~vivid_monai.evaluation.encoders.load_encoder`; several of them, one per seed (as many
+            pretraining runs of one recipe); or name → spec or specs, to compare encoders on the same images.
+        output_dir: where results go.
+        baseline: "untrained" adds the first encoder's network as it is before any training, where it is one of ours;
+            "none" adds nothing; anything else is the spec of an encoder to add.
+        pool: which of an encoder's tokens make the features; None: each encoder's default.
+        n_examples: test images that the page shows with the attention maps of SPD; 0 for none.
+        seeds, options: as of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
+    """
+    specs = named(encoder)
+    longest = max(len(members) for members in specs.values())
+    seeds = list(range(longest)) if longest > 1 and list(seeds) == [0] else list(seeds)
+    encoders = {name: [load_encoder(spec, pool=pool) for spec in members] for name, members in specs.items()}
+    first_specs, first = next(zip(specs.values(), encoders.values(), strict=True))
+    if baseline == "untrained" and isinstance(first[0], VividEncoder):
+        encoders["untrained"] = [
+            load_encoder(f"untrained:{spec}", pool=pool, seed=seed)
+            for spec, seed in zip(first_specs, seeds, strict=False)
+        ]
+    elif baseline == "untrained":
+        tell(
+            "No untrained baseline: it is made for this package's own encoders only; name one with --baseline "
+            "SPEC, or say --baseline none"
+        )
+    elif baseline != "none":
+        encoders["baseline"] = [load_encoder(baseline, pool=pool)]
+    evaluated = evaluate(encoders, task, store, seeds=seeds, **options)
+    spd = _spd_of(first[0], Path(first_specs[0]))
+    results = write_evaluation(evaluated, task, Path(output_dir), shown=first[0], spd=spd, n_examples=n_examples)
+    _print_output(results, Path(output_dir), FILES)
+    return results
+
+
+def named(encoder: Specs) -> dict[str, list[str]]:
+    """Specs by name: ``"x.safetensors"`` → ``{"encoder": ["x.safetensors"]}``.
+
+    Raises:
+        VividError: nothing to evaluate, or a name that predictions.csv could not hold.
+    """
+    by_name = encoder if isinstance(encoder, Mapping) else {"encoder": encoder}
+    specs = {name: [one] if isinstance(one, str) else list(one) for name, one in by_name.items()}
+    if not specs or not all(one and all(one) for one in specs.values()):
+        raise VividError("there is no encoder: give --encoder PATH, or a name and a path for each of several")
+    if taken := {"untrained", "baseline"} & specs.keys():
+        raise VividError(f"the name {taken.pop()!r} is taken by what --baseline adds: call this encoder otherwise")
+    if wrong := [name for name in specs if not name.strip() or set("@:/") & set(name)]:
+        raise VividError(f"{wrong[0]!r} cannot name an encoder: leave out @, : and /")
+    return specs
+
+
+def _spd_of(encoder: Encoder, path: Path) -> SPD | None:
+    """The SPD beside an encoder's file, where the encoder was pretrained through it."""
+    file = path.with_name(SPD_FILE)
+    if not isinstance(encoder, VividEncoder) or not file.is_file():
+        return None
+    saved = load_module(file, {"spd": SPD})
+    stored = saved.extra.get("encoder")
+    # Files of earlier versions do not name their encoder; there the run's own name for it has to do.
+    if stored == fingerprint(encoder.network) if stored else path.name == PRETRAINED:
+        return saved.module
+    tell(f"No attention maps: {file} was trained with another encoder than {path}")
+    return None
+
+
+def keep_initial(encoder: torch.nn.Module, preprocess: Preprocess, output_dir: str | Path) -> None:
+    """Before training: write the resolved config and the encoder's first weights, unless a resumed run has them.
+
+    Args:
+        encoder: the backbone to be pretrained.
+        preprocess: belongs to the weights.
+        output_dir: the run's folder.
+    """
+    path = Path(output_dir) / INITIAL
+    if _is_main() and not path.exists():
+        save_module(encoder, path, kind=_kind(encoder), preprocess=preprocess.to_dict())
+        _write_config(path.with_name("config.json"))
+
+
+def finish_training(
+    network: Classifier,
+    *,
+    spd: SPD,
+    task: Task,
+    preprocess: Preprocess,
+    output_dir: str | Path,
+    model_dir: str | Path,
+    store: FeatureStore,
+    n_examples: int = 6,
+    **options: Any,
+) -> Results | None:
+    """After training: fit and test a linear head on the frozen encoder, before and after pretraining; write and print.
+
+    On the main process only. The features of the pretrained encoder stay in the store.
+
+    Args:
+        network: classifier whose encoder is pretrained; gets the fitted head.
+        spd: the query groups that its tokens were read through; kept for the attention maps of the page.
+        task: images and fields. The head learns on train, its regularisation is chosen on val, numbers come from test.
+        preprocess: belongs to the weights.
+        output_dir: the run's folder, as :func:`keep_initial` began it.
+        model_dir: where what ships goes as well: ``model.pt`` of the bundle and the encoder.
+        store: where features come from.
+        n_examples: test images that the page shows with attention maps.
+        options: min_present, min_absent, n_resamples of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
+    """
+    if not _is_main():
+        return None
+    folder, models = Path(output_dir), Path(model_dir)
+    initial = load_module(folder / INITIAL, BACKBONES).module
+    both = {"pretrained": (network.encoder, PRETRAINED), "untrained": (initial, INITIAL)}
+    encoders = {
+        name: [VividEncoder(backbone, preprocess, pool=network.pool, source=str(folder / file))]
+        for name, (backbone, file) in both.items()
+    }
+    evaluated = evaluate(encoders, task, store, keep=["pretrained"], **options)
+    head = evaluated.probes["pretrained"][0]
+    assert isinstance(head, LinearProbe)
+    with torch.no_grad():
+        network.head.weight.copy_(torch.from_numpy(head.weight))
+        network.head.bias.copy_(torch.from_numpy(head.bias))
+    _ship(network, spd, folder, preprocess, task.fields)
+    # Two runs that end together write one after the other: what lies in models/ is of one of them.
+    with made_by_one(models, f"{models}: another run is writing its models; waiting", option="--bundle_root"):
+        _ship(network, spd, models, preprocess, task.fields)
+    shown = encoders["pretrained"][0]
+    results = write_evaluation(evaluated, task, folder, shown=shown, spd=spd.cpu(), n_examples=n_examples)
+    _print_output(results, folder, FILES | {name: w.format(models=models) for name, w in TRAINING_FILES.items()})
+    return results
+
+
+def _ship(network: Classifier, spd: SPD, folder: Path, preprocess: Preprocess, fields: Sequence[str]) -> None:
+    encoder = network.encoder
+    save_module(encoder, folder / PRETRAINED, kind=_kind(encoder), preprocess=preprocess.to_dict(), fields=fields)
+    with whole_file(folder / "model.pt") as part:
+        torch.save({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}, part)
+    save_module(spd, folder / SPD_FILE, kind="spd", extra={"encoder": fingerprint(encoder)})
+
+
+def _kind(backbone: torch.nn.Module) -> str:
+    for kind, known in BACKBONES.items():
+        if isinstance(backbone, known):
+            return kind
+    raise VividError(f"a {type(backbone).__name__} cannot be saved as an encoder; use one of {', '.join(BACKBONES)}")
+
+
+def _is_main() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def write_evaluation(
+    evaluated: Evaluated,
+    task: Task,
+    folder: Path,
+    *,
+    shown: Encoder,
+    spd: SPD | None = None,
+    n_examples: int = 6,
+) -> Results:
+    """Write everything about a result: numbers, predictions, probes, examples and the page that shows them.
+
+    Args:
+        evaluated: what came out of the task.
+        folder: where it goes.
+        shown: the encoder whose example images the page shows, where it is one of ours.
+        spd: the query groups that it was pretrained through, for their attention maps.
+        n_examples: how many test images the page shows.
+
+    Returns:
+        The results with their provenance, as they are stored.
+
+    Raises:
+        VividError: a file cannot be written; as the examples and the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = replace(evaluated.results, run={**provenance(), "seconds": evaluated.seconds, "data": _data(task)})
+    results.save(folder / "results.json")
+    write_predictions(folder / "predictions.csv", evaluated.test, results.fields, evaluated.scores, seeds=results.seeds)
+    for name, probes in evaluated.probes.items():
+        for seed, probe in zip(results.seeds, probes, strict=True):
+            if isinstance(probe, LinearProbe):  # others are as large as their training sets
+                save_probe(probe, folder / "probes" / f"{name}-{seed}.safetensors", fields=results.fields)
+    if isinstance(shown, VividEncoder) and n_examples and shown.preprocess.kind == "image":
+        items = task.manifest.select("test").items(task.manifest.fields)
+        seen = for_task(shown, window=task.window)
+        assert isinstance(seen, VividEncoder)
+        collect_examples(seen, items, spd=spd, n=n_examples).save(folder / "examples.npz")
+    (folder / "skipped.csv").unlink(missing_ok=True)  # of an earlier run into the same folder
+    if results.skipped:
+        report = SkipReport()
+        report.add(Skipped(*one) for one in results.skipped)
+        report.write(folder / "skipped.csv")
+    if not (folder / "config.json").exists():
+        _write_config(folder / "config.json")
+    write_report(folder)
+    return results
+
+
+def _print_output(results: Results, folder: Path, files: Mapping[str, str]) -> None:
+    print("\n" + summary_table(results))
+    print(f"\nIn {folder}:")
+    for name, words in files.items():
+        if any((folder / one).exists() for one in name.split(", ")):
+            print(f"  {name:28s} {words}")
+    print(f"\nNext: open {folder / 'report.html'}; compare runs on the same images: vivid report {folder} OTHER_RUN")
+
+
+def provenance() -> dict[str, Any]:
+    """The command, the versions and the time (UTC, to the second), as they are stored with results."""
+    versions = {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in PACKAGES}}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"command": command_line(), "versions": versions, "created": created}
+
+
+def command_line() -> str:
+    """The command that started this process, as one can type it again."""
+    program = Path(sys.argv[0])
+    start = (
+        ["python", "-m", "monai.bundle"] if program.parts[-3:] == ("monai", "bundle", "__main__.py") else [program.name]
+    )
+    return " ".join(map(_quoted, [*start, *sys.argv[1:]]))
+
+
+def _quoted(word: str) -> str:
+    """A word for the shell: in double quotes where it holds single ones, as lists of configs do."""
+    return f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
+
+
+def resolved_config() -> dict[str, Any]:
+    """The merged config of the bundle workflow that is running this code, overrides included; ``{}`` outside of one.
+
+    A config cannot name itself in MONAI's language, so the workflow is found among the callers.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            return dict(workflow.parser.get())
+        frame = frame.f_back  # type: ignore[assignment]
+    return {}
+
+
+def _write_config(path: Path) -> None:
+    with whole_file(path) as part:
+        part.write_text(json.dumps(resolved_config(), indent=2, default=str) + "\n")
+
+
+def _data(task: Task) -> dict[str, Any]:
+    """What the numbers rest on: the data set, how it was split, its card."""
+    manifest = task.manifest
+    return {
+        "dataset": _datasets(manifest),
+        "source": None if task.source is None else _datasets(task.source),
+        "splits": manifest.splits,
+        "image_root": str(manifest.image_root),
+        "manifest": None if manifest.path is None else os.path.abspath(manifest.path),
+        "card": manifest.card,
+    }
+
+
+def _datasets(manifest: Manifest) -> str:
+    return ", ".join(sorted(set(manifest.table["dataset"].to_pylist())))
