@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
-from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.images.preprocess import BasePreprocess, Preprocess
 from vivid_monai.networks.modules import fingerprint
 
 
@@ -22,7 +22,7 @@ class Encoder(nn.Module):
     Attributes:
         kind: the library the network comes from.
         architecture: the network's name in that library.
-        preprocess: how images become its input; belongs to the weights.
+        preprocess: how images become its input, a :class:`BasePreprocess`; belongs to the weights.
         pool: what the features are: "cls", "mean", "cls+mean" or "pooled" (the network's own pooled output).
         dim: width D of the features.
         source: where the weights came from, as the user said it.
@@ -31,9 +31,10 @@ class Encoder(nn.Module):
     kind: str
     architecture: str
     network: Any
+    preprocess: Any  # of any kind
 
     def __init__(
-        self, network: nn.Module, preprocess: Preprocess, *, pool: str, source: str, settings: Mapping[str, Any]
+        self, network: nn.Module, preprocess: BasePreprocess, *, pool: str, source: str, settings: Mapping[str, Any]
     ) -> None:
         """
         Args:
@@ -192,7 +193,7 @@ def for_task(encoder: Encoder, *, window: tuple[float, float] | None = None, sli
         return encoder
     seen = copy.copy(encoder)
     seen.preprocess = preprocess
-    return SliceEncoder(seen) if slices > own.channels else seen
+    return SliceEncoder(seen) if slices > 1 and slices > own.channels else seen
 
 
 class SliceEncoder(Encoder):

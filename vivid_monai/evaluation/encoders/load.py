@@ -13,7 +13,7 @@ from vivid_monai.evaluation.encoders.from_open_clip import load_open_clip
 from vivid_monai.evaluation.encoders.from_timm import load_timm
 from vivid_monai.evaluation.encoders.from_torchxrayvision import load_torchxrayvision
 from vivid_monai.evaluation.encoders.from_transformers import load_transformers
-from vivid_monai.images.preprocess import Preprocess, preprocess_from_dict
+from vivid_monai.images.preprocess import BasePreprocess, preprocess_from_dict
 from vivid_monai.networks.classifier import BACKBONES
 from vivid_monai.networks.modules import load_module
 from vivid_monai.networks.pooling import choose_pool, pool_tokens
@@ -34,7 +34,7 @@ class VividEncoder(Encoder):
 
     kind = "vivid"
 
-    def __init__(self, backbone: Any, preprocess: Preprocess, *, pool: str | None = None, source: str = "") -> None:
+    def __init__(self, backbone: Any, preprocess: BasePreprocess, *, pool: str | None = None, source: str = "") -> None:
         pool = choose_pool(pool, cls=backbone.prefix > 0, patches=True, pooled=False)
         self.architecture = backbone.architecture
         settings = {name: value for name, value in backbone.config.items() if name != "drop_path"}
@@ -75,7 +75,7 @@ def untrained(path: str, *, pool: str | None = None, seed: int = 0) -> VividEnco
     )
 
 
-def _preprocess(path: str, stored: object) -> Preprocess:
+def _preprocess(path: str, stored: object) -> BasePreprocess:
     if not isinstance(stored, dict):
         raise VividError(f"{path}: its preprocessing is a {type(stored).__name__}, not a set of named values")
     try:
