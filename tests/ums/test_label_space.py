@@ -173,7 +173,7 @@ def test_a_file_of_ones_own_is_read_by_its_path(tmp_path):
         ("{", "not JSON"),
         (own(fields=[]), "at /fields: a list should be non-empty"),
         (own(colour=1), "at /colour: unknown key"),
-        (own([{"name": "A"}, {"name": "A"}]), "field 'A' stands there twice"),
+        (own([{"name": "A"}, {"name": "A"}]), "field 'A' is there twice"),
         (own([{"name": "A b"}, {"name": "a_B"}]), "'a_B' names both 'A b' and 'a_B'"),
         (own([{"name": "A", "aliases": ["B"]}, {"name": "B"}]), "'B' names both 'A' and 'B'"),
         (own([{"name": "A", "parent": "B"}]), "parent of 'A' is 'B', which is not a field"),

@@ -249,7 +249,7 @@ def draw_findings(rng: np.random.Generator, scene: Scene, drawn: dict[str, Disea
             area = draw(rng, scene, drawn[name])
             masks[name] = scene.full(area) > 0.5
     broken = shape.broken_rib
-    if broken is not None and scene.rib is not None:  # ribs of a lateral view overlap: a fracture cannot be told there
+    if broken is not None and scene.rib is not None:  # ribs of a lateral view overlap: a fracture is out of sight there
         ribs = range(broken.rib, broken.rib + broken.count)
         places = [scene.rib(broken.side, rib, broken.distance) for rib in ribs]
         areas = [ellipse(scene.x, scene.y, place, (0.035, 0.035), 0.0, 0.1) for place in places]

@@ -1,1 +1,1 @@
-"""Data sets and label tables become one manifest."""
+"""Adapters that read a data set or a label table, and the checks that make a manifest of it."""

@@ -62,7 +62,6 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "chexpert-14") -> 
         files=list(tables.values()),
         official=frozenset(split for part in tables if (split := split_of[part])),
         label_policy=POLICY,
-        contradictions="keep",
         val=0.0 if len(tables) == 3 else 0.02,
         test=0.0 if len(tables) > 1 else 0.1,
     )

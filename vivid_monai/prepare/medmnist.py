@@ -133,8 +133,8 @@ def read_labels(path: Path, split: str, n_classes: int) -> np.ndarray:
     """Class numbers int64 (N,) of one split. Raises a VividError as `read_array`, and on what is no class."""
     labels = read_array(path, f"{split}_labels")
     if labels.dtype.kind not in "iu" or labels.ndim != 2 or labels.shape[1] != 1:
-        held = f"{labels.dtype} {labels.shape}"
-        raise VividError(f"{path}: {split}_labels holds {held}, not one class number for each image, integer (N, 1)")
+        found = f"{labels.dtype} {labels.shape}"
+        raise VividError(f"{path}: {split}_labels holds {found}, not one class number for each image, integer (N, 1)")
     if len(wrong := np.flatnonzero((labels < 0) | (labels >= n_classes))):
         bad = f"image {wrong[0]} has class {labels[wrong[0], 0]}"
         raise VividError(f"{path}: {split}_labels: {bad}; classes are 0 to {n_classes - 1}")
@@ -230,7 +230,6 @@ def read(
         files=[path],
         official=frozenset(SPLITS),
         label_policy=policy,
-        contradictions="keep",
         val=0.0,
         test=0.0,
     )

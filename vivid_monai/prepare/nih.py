@@ -197,8 +197,6 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
         files=files,
         official=frozenset({"test"} if lists else ()),
         label_policy=POLICY,
-        contradictions="keep",
-        val=0.1,
         test=0.0 if lists else 0.2,
     )
 

@@ -105,8 +105,8 @@ class Source:
     label_space: LabelSpaceSource
     image_root: Path
     files: list[Path]
-    official: frozenset[str]
     label_policy: str
-    contradictions: Contradictions
-    val: float
-    test: float
+    official: frozenset[str] = frozenset()
+    contradictions: Contradictions = "keep"
+    val: float = 0.1
+    test: float = 0.2

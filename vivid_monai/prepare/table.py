@@ -40,18 +40,15 @@ class TableMapping:
         path: where it was read from, for messages.
         data: its content.
         label_space: of the manifest.
+        space: the same, opened.
         label_columns: field → column; empty where the labels are a list in one column.
     """
 
     path: Path
     data: dict[str, Any]
     label_space: LabelSpaceSource
+    space: LabelSpace
     label_columns: dict[str, str]
-
-    @property
-    def space(self) -> LabelSpace:
-        """The label space, opened."""
-        return open_label_space(stored_label_space(self.label_space))
 
     def column(self, role: str) -> str | None:
         """The column for a role ("image", "view", …), ``None`` where the mapping has none."""
@@ -63,13 +60,12 @@ class TableMapping:
         entry = self.data[role]
         if isinstance(entry, dict):
             return entry["values"]
-        return {"view": _views(), "sex": _SEXES, "split": {**dict(zip(SPLITS, SPLITS, strict=True)), "": None}}[role]
+        views = {view or "": view for view in load_schema()["properties"]["view"]["enum"]}
+        return {"view": views, "sex": _SEXES, "split": {**dict(zip(SPLITS, SPLITS, strict=True)), "": None}}[role]
 
     def columns(self) -> list[str]:
         """Every column that is read."""
-        roles = [name for role in (*_PLAIN, *_WORDS) if (name := self.column(role))]
-        listed = [self.data["label_list"]["column"]] if "label_list" in self.data else []
-        return list(dict.fromkeys([*roles, *self.label_columns.values(), *listed]))
+        return list(dict.fromkeys(name for _, name in self._named()))
 
     def check_columns(self, there: list[str], table: Path) -> None:
         """Raise a VividError that names a column the table lacks, and those like it."""
@@ -87,7 +83,7 @@ class TableMapping:
 
 
 def load_mapping(path: Path | str) -> TableMapping:
-    """Read and check a mapping file (docs/data.md tells its keys).
+    """Read and check a mapping file (its keys: docs/data.md).
 
     Raises:
         VividError: unreadable, not JSON, a key missing or unknown, an unknown label or state, labels twice or never.
@@ -106,25 +102,27 @@ def load_mapping(path: Path | str) -> TableMapping:
     if ("label_columns" in data) != ("values" in data):
         raise VividError(f"{path}: label_columns needs values, the state that each cell means, and label_list has none")
     split_words = data["split"]["values"].values() if isinstance(data.get("split"), dict) else ()
-    for word in split_words:
-        if word is not None and word not in SPLITS:
-            raise VividError(f"{path}: split word {word!r} is none of {', '.join(SPLITS)} or null")
-    space = _label_space(path, data)
-    return TableMapping(path, data, space, _fields(path, data.get("label_columns", {}), space))
+    if unknown := [word for word in split_words if word not in (*SPLITS, None)]:
+        raise VividError(f"{path}: split word {unknown[0]!r} is none of {', '.join(SPLITS)} or null")
+    source = _label_space(path, data)
+    space = open_label_space(source)
+    return TableMapping(path, data, source, space, _fields(path, data.get("label_columns", {}), space))
 
 
-def _label_space(path: Path, data: dict[str, Any]) -> LabelSpaceSource:
+def _label_space(path: Path, data: dict[str, Any]) -> str | dict[str, Any]:
+    """The label space as a manifest stores it; without one, a space of the labels as they are named."""
     given = data.get("label_space")
     if given is None:
         if "label_list" in data:
             raise VividError(f"{path}: label_list needs a label_space, so that a misspelt label is not a new one")
-        return {
+        own: dict[str, Any] = {
             "label_space_version": "1.0",
             "name": data["dataset"],
             "description": f"The labels of {data['dataset']}, as its mapping file names them.",
             "source": path.name,
             "fields": [{"name": label} for label in data["label_columns"]],
         }
+        return stored_label_space(own)
     beside = path.parent / given if isinstance(given, str) else None
     source = beside if beside is not None and beside.is_file() else given
     try:
@@ -133,8 +131,8 @@ def _label_space(path: Path, data: dict[str, Any]) -> LabelSpaceSource:
         raise VividError(f"{path}: label_space: {error}") from error
 
 
-def _fields(path: Path, columns: dict[str, str], source: LabelSpaceSource) -> dict[str, str]:
-    space = open_label_space(stored_label_space(source))
+def _fields(path: Path, columns: dict[str, str], space: LabelSpace) -> dict[str, str]:
+    """Field → column."""
     fields: dict[str, str] = {}
     for label, column in columns.items():
         try:
@@ -144,10 +142,6 @@ def _fields(path: Path, columns: dict[str, str], source: LabelSpaceSource) -> di
         if fields.setdefault(field, column) != column:
             raise VividError(f"{path}: label_columns gives {field!r} two columns, {fields[field]!r} and {column!r}")
     return fields
-
-
-def _views() -> dict[str, str | None]:
-    return {view or "": view for view in load_schema()["properties"]["view"]["enum"]}
 
 
 def _sentence(error: ValidationError, schema: dict[str, Any]) -> str:
@@ -189,8 +183,6 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
         official=frozenset(rows.table["split"].dropna().unique()),
         label_policy=_policy(plan),
         contradictions="skip",
-        val=0.1,
-        test=0.2,
     )
 
 
@@ -324,7 +316,7 @@ def _whole_number(text: str) -> int | None:
 
 
 def _under(root: Path, image: str) -> str:
-    """The path from ``root`` where the image lies under it; else as it is, absolute."""
+    """The path relative to ``root`` for an image inside it; another path as it is."""
     path = os.path.normpath(image)
     base = os.path.abspath(root)
     return os.path.relpath(path, base) if os.path.isabs(path) and Path(path).is_relative_to(base) else path

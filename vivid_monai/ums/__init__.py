@@ -1,1 +1,1 @@
-"""What a finding, a state, a record and a label space is, and what makes a record wrong."""
+"""UMS: records of findings, label spaces, and the verifier."""

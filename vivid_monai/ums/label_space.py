@@ -1,4 +1,4 @@
-"""Label spaces: which fields there are, in which order, under which names, and what follows from what."""
+"""Label spaces: fields in order, their other names, hierarchy, sides and shared concepts."""
 
 import difflib
 import re
@@ -182,12 +182,12 @@ def _check(space: LabelSpace, where: str) -> None:
 
     repeated = sorted({name for name in space.fields if space.fields.count(name) > 1})
     if repeated:
-        fail(f"field {repeated[0]!r} stands there twice")
+        fail(f"field {repeated[0]!r} is there twice")
     for field in space.fields:
         if not normalise(field):
             fail(f"field {field!r} has no letter or digit")
-        if (told := side_in(field)) not in (None, space.sides.get(field)):
-            fail(f"{field!r} names another side than its side {space.sides[field]!r} ({told})")
+        if (named_side := side_in(field)) not in (None, space.sides.get(field)):
+            fail(f"{field!r} names another side than its side {space.sides[field]!r} ({named_side})")
     named = {f"parent of {child!r}": parent for child, parent in space.parents.items()}
     named |= {"no_finding field": space.no_finding} if space.no_finding else {}
     named |= {f"no_finding companion {i}": field for i, field in enumerate(sorted(space.no_finding_compatible))}

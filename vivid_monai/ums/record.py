@@ -1,4 +1,4 @@
-"""A UMS record: what is known about one image, as findings with states, and where it is known from."""
+"""A UMS record: the findings of one image with their states, boxes and measurements, and their provenance."""
 
 import json
 from dataclasses import dataclass, fields

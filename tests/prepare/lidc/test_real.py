@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import runpy
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -104,14 +106,17 @@ def _nodule(ratings):
 
 def test_the_page_makes_a_manifest_of_the_real_crops(real_data, tmp_path, monkeypatch):
     page = (Path(__file__).parents[3] / "docs" / "lidc.md").read_text()
-    (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    (command,) = re.findall(r"^    vivid (prepare table .*)$", page.replace("\\\n", ""), flags=re.MULTILINE)
+    commands = re.findall(
+        r"^    (python scripts/lidc_crops_mapping|vivid prepare table)(.*)$", page.replace("\\\n", ""), re.M
+    )
+    (_, arguments), (_, options) = commands
     (tmp_path / "shared").mkdir()
     os.symlink(real_data, tmp_path / "shared" / "data")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    exec(snippet, {})
-    assert main(command.split()) == 0
+    monkeypatch.setattr(sys, "argv", arguments.split())
+    runpy.run_path(str(Path(__file__).parents[3] / "scripts" / "lidc_crops_mapping.py"), run_name="__main__")
+    assert main(["prepare", "table", *options.split()]) == 0
     manifest = Manifest.load("data/lidc-crops/manifest.parquet")
     assert (len(manifest), len(set(manifest.patients()))) == (71, 31)
     assert np.bincount(manifest.states()[:, 0]).tolist() == [12, 12, 47]

@@ -1,4 +1,4 @@
-"""The readers' XML: who drew which outline on which slice, and how they rated it."""
+"""Parse the readers' XML: outlines by slice, and their ratings."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -131,10 +131,10 @@ def _text(element: ElementTree.Element, name: str) -> str:
 
 
 def _ratings(mark: ElementTree.Element) -> dict[str, int | None]:
-    told = mark.find("characteristics")
+    given = mark.find("characteristics")
     values: dict[str, int | None] = {}
     for name, highest in RATINGS.items():
-        text = "" if told is None else _text(told, name)
+        text = "" if given is None else _text(given, name)
         values[name] = int(text) if text.isdecimal() and 1 <= int(text) <= highest else None
     return values
 

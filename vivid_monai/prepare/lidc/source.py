@@ -251,7 +251,7 @@ def _sample(series: Series, place: int, points: np.ndarray) -> np.ndarray:
 
 
 def crop_path(nodule: Nodule) -> str:
-    """Where a nodule's crop lies in the output folder."""
+    """The path of a nodule's crop in the output folder."""
     return f"crops/{nodule.id}.nii"
 
 
@@ -360,14 +360,10 @@ def read(
         label_space=SPACE,
         image_root=out,
         files=[out / NODULES],
-        official=frozenset(),
         label_policy=(
             f"The {rating} of the readers' malignancy ratings: at most 2 absent (benign), at least 4 present "
             "(malignant), between them uncertain."
         ),
-        contradictions="keep",
-        val=0.1,
-        test=0.2,
     )
 
 
