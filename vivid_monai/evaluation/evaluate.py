@@ -39,21 +39,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Results without their provenance, and what they were measured on.
-
-    Attributes:
-        results: the numbers.
-        scores: encoder name → probabilities (S, N, F) of the test images.
-        probes: encoder name → its probes, one per seed.
-        test: ids, patients and states of the test images.
-        seconds: encoder name → seconds for "features" and for "probes", all seeds together.
-    """
+    """Results without their provenance, and the scores that they were measured on."""
 
     results: Results
-    scores: dict[str, np.ndarray]
-    probes: dict[str, list[Probe]]
-    test: Features
-    seconds: dict[str, dict[str, float]]
+    scores: Scores
 
 
 def evaluate(
@@ -97,8 +86,7 @@ def evaluate(
         min_absent=min_absent,
         n_resamples=n_resamples,
     )
-    of_test = {name: one.test for name, one in scores.scored.items()}
-    return Evaluated(results, of_test, scores.probes, scores.test, scores.seconds)
+    return Evaluated(results, scores)
 
 
 def probe_scores(

@@ -1,4 +1,4 @@
-"""A few test images with the attention maps of SPD's groups, chosen by a hash so that nobody can pick the nice ones."""
+"""Example images for the report, chosen by a hash of their ids, with the attention maps of SPD's groups."""
 
 import base64
 import io

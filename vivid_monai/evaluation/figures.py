@@ -1,4 +1,4 @@
-"""Figures of the pages as inline SVG that follows the page, its font and its colours in light and dark."""
+"""Figures of the reports as inline SVG in the page's font and colours, light and dark."""
 
 import io
 import math
@@ -56,7 +56,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def series_colour(index: int) -> str:
-    """The colour of an encoder; after N_SERIES they begin again, told apart by their markers and names."""
+    """The colour of an encoder; after N_SERIES they repeat, with other markers."""
     return f"#0200{index % N_SERIES:02x}"
 
 

@@ -1,4 +1,4 @@
-"""Scores and states of the test images → the long table of every number, with intervals over patients."""
+"""All metrics of given scores on the test images, with intervals over patients, as one long table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

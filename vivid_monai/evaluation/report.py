@@ -1,4 +1,4 @@
-"""The page of one run, and the page that compares several: views of their long tables and predictions."""
+"""HTML reports: of one run, and of several compared."""
 
 import functools
 import json

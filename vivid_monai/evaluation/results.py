@@ -1,4 +1,4 @@
-"""Results of an evaluation: one long table of numbers with what they were measured on, and every prediction."""
+"""Results of an evaluation: one long table of numbers, the test set behind it, and the predictions, on disk."""
 
 import csv
 import hashlib

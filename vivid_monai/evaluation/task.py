@@ -53,7 +53,7 @@ def shared_fields(source: LabelSpace, target: LabelSpace) -> set[str]:
 def check_leakage(train: Features, validation: Features, test: Features) -> None:
     """Refuse features whose training, validation and test sides share a patient or an image.
 
-    Images are told apart by their ids; the same picture under another id and another patient is not found here.
+    Images are compared by id; the same picture under another id and another patient is not found here.
 
     Raises:
         VividError: naming up to three patients or images that are on two sides.
@@ -155,7 +155,7 @@ class Task:
             return part
         states = shared_states(part.states, manifest.label_space, self.space)
         columns = [self.space.fields.index(self.space.resolve(field)) for field in self.fields]
-        # Two hospitals may both have a patient "17": who a patient is, only data set and number tell together.
+        # Two hospitals may both have a patient "17": only data set and number together name a patient.
         name = manifest.table["dataset"][0].as_py()
         return replace(
             part,

@@ -1,4 +1,4 @@
-"""The jobs of the bundle around an evaluation: evaluate encoders, and finish a pretraining run with its linear head."""
+"""Jobs of the bundle: evaluate encoders; finish a pretraining run by linear evaluation."""
 
 import json
 import logging
@@ -191,7 +191,7 @@ def finish_training(
         for name, (backbone, file) in both.items()
     }
     evaluated = evaluate(encoders, task, store, keep=["pretrained"], **options)
-    head = evaluated.probes["pretrained"][0]
+    head = evaluated.scores.probes["pretrained"][0]
     assert isinstance(head, LinearProbe)
     with torch.no_grad():
         network.head.weight.copy_(torch.from_numpy(head.weight))
@@ -240,7 +240,7 @@ def write_evaluation(
     """Write everything about a result: numbers, predictions, probes, examples and the page that shows them.
 
     Args:
-        evaluated: what came out of the task.
+        evaluated: results of the task, and their scores.
         folder: where it goes.
         shown: the encoder whose example images the page shows, where it is one of ours.
         spd: the query groups that it was pretrained through, for their attention maps.
@@ -253,10 +253,12 @@ def write_evaluation(
         VividError: a file cannot be written; as the examples and the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = replace(evaluated.results, run={**provenance(), "seconds": evaluated.seconds, "data": _data(task)})
+    scores = evaluated.scores
+    results = replace(evaluated.results, run={**provenance(), "seconds": scores.seconds, "data": _data(task)})
     results.save(folder / "results.json")
-    write_predictions(folder / "predictions.csv", evaluated.test, results.fields, evaluated.scores, seeds=results.seeds)
-    for name, probes in evaluated.probes.items():
+    of_test = {name: one.test for name, one in scores.scored.items()}
+    write_predictions(folder / "predictions.csv", scores.test, results.fields, of_test, seeds=results.seeds)
+    for name, probes in scores.probes.items():
         for seed, probe in zip(results.seeds, probes, strict=True):
             if isinstance(probe, LinearProbe):  # others are as large as their training sets
                 save_probe(probe, folder / "probes" / f"{name}-{seed}.safetensors", fields=results.fields)

@@ -1,4 +1,4 @@
-"""Intervals that resample patients, since images of one patient are not independent.
+"""Bootstrap intervals over patients: images of one patient are not independent.
 
 One method for every metric: whole patients are drawn with replacement (Field and Welsh, J. R. Stat. Soc. B 69, 2007),
 the standard deviation of the metric over the draws is its standard error, and the interval is value ± t · error. For a
@@ -88,7 +88,7 @@ class Resampled:
     @staticmethod
     def average(runs: Sequence["Resampled"]) -> "Resampled":
         """The mean over runs (seeds) on the same images. Its interval tells how sure the test patients make one of
-        this mean; what another run would give is told by the runs themselves."""
+        this mean; the runs themselves show what another run would give."""
         if len(runs) == 1:
             return runs[0]
         value, draws = (np.mean([getattr(run, name) for run in runs], axis=0) for name in ("value", "draws"))

@@ -13,7 +13,7 @@ from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
 def masked_auroc(scores: ArrayLike, states: ArrayLike) -> NDArray[np.float64]:
     """Return the area under the ROC curve of each field, ties counted half; NaN where a class is missing.
 
-    ``scores`` (N, F), higher = more likely present; ``states`` (N, F) int codes, of which 1 (present) is held against
+    ``scores`` (N, F), higher = more likely present; ``states`` (N, F) int codes, of which 1 (present) counts against
     0 (absent), and 2 (uncertain) and −1 (unanswerable) are left out. Returns (F,). Raises VividError on other shapes
     or codes, and on a score that is not finite where it counts.
     """

@@ -1,4 +1,4 @@
-"""Ranking metrics of one field under many sets of patient weights at once: the core of the bootstrap."""
+"""Metrics under many sets of patient weights at once, as the bootstrap needs them."""
 
 from collections.abc import Callable
 

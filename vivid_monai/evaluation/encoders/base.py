@@ -42,7 +42,7 @@ class Encoder(nn.Module):
             preprocess: see above.
             pool: see above.
             source: see above.
-            settings: what the tensors do not tell of the network (heads, epsilons, activations), as JSON.
+            settings: what the tensors do not show of the network (heads, epsilons, activations), as JSON.
 
         Raises:
             VividError: the network cannot be run on an image of the preprocessing's size.

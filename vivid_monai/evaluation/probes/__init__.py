@@ -1,4 +1,4 @@
-"""Probes: small classifiers on frozen features, which tell what the features hold."""
+"""Probes: small classifiers on frozen features."""
 
 from vivid_monai.evaluation.probes.base import Probe
 from vivid_monai.evaluation.probes.fit import fit_probe, load_probe, save_probe

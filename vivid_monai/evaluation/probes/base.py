@@ -1,4 +1,4 @@
-"""What every probe is, and what the fitting of all of them begins with."""
+"""The interface of probes, and the checks and choices that all fits share."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The k-nearest-neighbour probe: what the most similar training images show."""
+"""The k-nearest-neighbour probe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
