@@ -26,7 +26,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, first_line
+
+
+class _NotThereError(VividError):
+    """A file of the model could not be had."""
+
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values (1, heads, length, head width) of a text shared by all images."""
@@ -345,7 +350,7 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any], *, name: s
         try:
             inject_adapter_in_model(LoraConfig(**settings), model)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise VividError(f"{name}: adapters={dict(settings)} cannot be added: {_first_line(error)}") from error
+            raise VividError(f"{name}: adapters={dict(settings)} cannot be added: {first_line(error)}") from error
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -417,7 +422,7 @@ def load_language_model(
             return spread(LanguageModel(model, tokenizer, name=f"LM {path}"), torch.device(device))
         torch.nn.Module.to(model, torch.device(device))
     except (RuntimeError, AssertionError) as error:
-        raise VividError(f"LM {path}: cannot be placed on device {device!r}: {_first_line(error)}") from error
+        raise VividError(f"LM {path}: cannot be placed on device {device!r}: {first_line(error)}") from error
     return LanguageModel(model, tokenizer, name=f"LM {path}")
 
 
@@ -433,13 +438,9 @@ def _from_hub(
             missing = error
     raise VividError(
         f"LM {name}: no such folder, not in the hub's cache on this machine, and the hub does not give it "
-        f"({_first_line(missing.__cause__ or missing)}). Where there is a connection run "
+        f"({first_line(missing.__cause__ or missing)}). Where there is a connection run "
         f"`hf download {name} --local-dir FOLDER`, copy FOLDER here and give its path instead of the name"
     ) from missing
-
-
-class _NotThereError(VividError):
-    """A file of the model could not be had."""
 
 
 def _read(
@@ -472,9 +473,9 @@ def _read(
     except VividError:
         raise
     except OSError as error:
-        raise _NotThereError(f"LM {source}: {_first_line(error)}") from error
+        raise _NotThereError(f"LM {source}: {first_line(error)}") from error
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds on a broken file
-        raise VividError(f"LM {source}: cannot be read as a causal LM: {_first_line(error)}") from error
+        raise VividError(f"LM {source}: cannot be read as a causal LM: {first_line(error)}") from error
 
 
 def _read_tokenizer(source: str, where: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -496,7 +497,3 @@ def _check_causal(source: str, config: Any) -> None:
             f"LM {source}: a {config.model_type} model ({', '.join(sorted(found)) or 'no architecture named'}) is "
             "not a causal LM; choose one such as Qwen2ForCausalLM, LlamaForCausalLM or GPT2LMHeadModel"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
