@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen2Config
 
+from vivid_monai.networks.language import LanguageModel
 from vivid_monai.networks.teacher import (
-    FrozenLM,
     PhraseTeacher,
     PublishedTeacher,
     ShortSlotTeacher,
@@ -26,7 +26,7 @@ LMS = {  # hidden size, MLP width, layers, heads, key-value heads
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class WholeHead(FrozenLM):
+class WholeHead(LanguageModel):
     """An LM that computes the logits of every position, as a training loop without care for it does."""
 
     def logits(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, at: Any, **_: Any) -> Tensor:
@@ -48,7 +48,7 @@ class Way(NamedTuple):
     every_field: bool = False
 
 
-def ways(lm: FrozenLM, fields: tuple[str, ...]) -> dict[str, Way]:
+def ways(lm: LanguageModel, fields: tuple[str, ...]) -> dict[str, Way]:
     """The ways by name, the baseline first."""
     whole = WholeHead(cast(PreTrainedModel, lm.model), lm.tokenizer, name=lm.name)
     half = lm.model.config.num_hidden_layers // 2
@@ -58,7 +58,6 @@ def ways(lm: FrozenLM, fields: tuple[str, ...]) -> dict[str, Way]:
         "published, asked fields": Way(lambda: PublishedTeacher(lm, fields), patches=True),
         "published, asked fields, SPD only": Way(lambda: PublishedTeacher(lm, fields)),
         "slots + patches": Way(lambda: SlotTeacher(lm, fields), patches=True),
-        "slots, schema not cached": Way(lambda: SlotTeacher(lm, fields, cache_schema=False)),
         "slots": Way(lambda: SlotTeacher(lm, fields)),
         "slots, three words": Way(lambda: SlotTeacher(lm, fields, choose_from="states")),
         "short slots": Way(lambda: ShortSlotTeacher(lm, fields)),
@@ -74,7 +73,7 @@ def some_fields(n: int) -> tuple[str, ...]:
     return tuple([*known, *(f"Finding number {i}" for i in range(len(known), n))][:n])
 
 
-def build_lm(args: argparse.Namespace) -> FrozenLM:
+def build_lm(args: argparse.Namespace) -> LanguageModel:
     hidden, width, layers, heads, key_value_heads = LMS[args.lm]
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
     config = Qwen2Config(
@@ -89,10 +88,10 @@ def build_lm(args: argparse.Namespace) -> FrozenLM:
     torch.manual_seed(0)
     with torch.device(args.device):
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[args.dtype], attn_implementation="sdpa")
-    return FrozenLM(model, tokenizer, name=args.lm)
+    return LanguageModel(model, tokenizer, name=args.lm)
 
 
-def cut(lm: FrozenLM, layers: int) -> FrozenLM:
+def cut(lm: LanguageModel, layers: int) -> LanguageModel:
     """The same LM with its first layers only; the weights are shared."""
     config = Qwen2Config.from_dict({**lm.model.config.to_dict(), "num_hidden_layers": layers, "layer_types": None})
     with torch.device("meta"):
@@ -100,4 +99,4 @@ def cut(lm: FrozenLM, layers: int) -> FrozenLM:
     model.model.layers = lm.model.model.layers[:layers]
     model.model.embed_tokens, model.model.norm = lm.model.model.embed_tokens, lm.model.model.norm
     model.model.rotary_emb, model.lm_head = lm.model.model.rotary_emb, lm.model.lm_head
-    return FrozenLM(model, lm.tokenizer, name=f"{lm.name}, {layers} layers")
+    return LanguageModel(model, lm.tokenizer, name=f"{lm.name}, {layers} layers")

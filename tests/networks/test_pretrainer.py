@@ -12,8 +12,8 @@ from vivid_monai.errors import VividError
 from vivid_monai.networks.objectives import StateObjective
 from vivid_monai.networks.pretrainer import Pretrainer, parameter_groups
 from vivid_monai.networks.spd import SPD, Projector
+from vivid_monai.networks.teacher import StateClassifier
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
-from vivid_monai.networks.teacher.none import StateClassifier
 from vivid_monai.networks.vit import ViT
 
 FIELDS = ("edema", "fracture")

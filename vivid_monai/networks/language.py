@@ -1,10 +1,10 @@
-"""Get a causal LM and its tokenizer from a folder or the Hugging Face hub."""
+"""Language models: a causal LM and its tokenizer, from a folder or the Hugging Face hub, frozen or with adapters."""
 
 import importlib.util
 import inspect
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,17 +26,23 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, first_line
+
+
+class _NotThereError(VividError):
+    """A file of the model could not be had."""
+
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values (1, heads, length, head width) of a text shared by all images."""
 
 
-class FrozenLM(nn.Module):
-    """A transformers causal LM and its tokenizer, frozen, in eval mode, with the graph to its inputs kept.
+class LanguageModel(nn.Module):
+    """A transformers causal LM and its tokenizer, in eval mode, with the graph to its inputs kept.
 
-    The LM is no submodule: optimizers, checkpoints, DDP and `train()` never see it. `.to()` moves and casts it all the
-    same.
+    Its own weights are frozen, and no submodule: optimizers, checkpoints, DDP and `train()` never see them. `.to()`
+    moves and casts them all the same. LoRA adapters, where the model has some (`add_adapters`), are trained, and
+    registered under `adapters`: what optimizers, checkpoints and DDP see is exactly what is trained.
 
     Args:
         model: any decoder-only causal LM that takes `position_ids` and honours 4-D attention masks, with sdpa or eager
@@ -52,7 +58,12 @@ class FrozenLM(nn.Module):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
         super().__init__()
-        self.__dict__["model"] = model.requires_grad_(False).eval()
+        self.__dict__["model"] = model.eval()
+        self.adapters = nn.ParameterDict()
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad_("lora_" in key).requires_grad:
+                self.adapters[key.replace(".", "/")] = parameter
+        self.moves = 0
         self.tokenizer = tokenizer
         self.name = name
         if len(tokenizer) > (known := self._embeddings.shape[0]):
@@ -63,13 +74,28 @@ class FrozenLM(nn.Module):
         if (attention := model.config._attn_implementation) not in ("sdpa", "eager"):
             raise VividError(f"{name}: attn_implementation must be sdpa or eager, got {attention}")
         if "position_ids" not in inspect.signature(model.forward).parameters:
-            raise VividError(f"{name}: {type(model).__name__} takes no position_ids, so it cannot serve as a teacher")
+            raise VividError(f"{name}: {type(model).__name__} takes no position_ids, so fields cannot be kept apart")
         with torch.inference_mode(False), torch.enable_grad():
             self._verify()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.moves += 1
         self.model._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the adapters (their dropout); the frozen rest stays in evaluation mode."""
+        super().train(mode)
+        if self.trainable:
+            for name, module in self.model.named_modules():
+                if "lora_" in name:
+                    module.train(mode)
+        return self
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it has adapters that are trained."""
+        return any(parameter.requires_grad for parameter in self.adapters.values())
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +158,7 @@ class FrozenLM(nn.Module):
     def keys_values(
         self, ids: Sequence[int], *, positions: Tensor | None = None, allowed: Tensor | None = None
     ) -> KeysValues:
-        """Keys and values of a text, without gradient.
+        """Keys and values of a text, with a gradient to adapters alone; `SharedText` keeps them.
 
         Args:
             ids: its tokens.
@@ -142,7 +168,7 @@ class FrozenLM(nn.Module):
         cache: Any = DynamicCache()
         position_ids = (torch.arange(len(ids), device=self.device) if positions is None else positions)[None]
         seen = torch.ones_like(position_ids) if allowed is None else additive(allowed[None, None], self.dtype)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             self.model.base_model(
                 inputs_embeds=self.embed([ids]),
                 attention_mask=seen,
@@ -218,14 +244,14 @@ class FrozenLM(nn.Module):
             _, last = self._seen(additive(forbidden[None, None], self.dtype))
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise VividError(
-                f"{self.name}: {kind} does not run as a teacher with "
+                f"{self.name}: {kind} does not run with "
                 f"attn_implementation={self.model.config._attn_implementation!r} (the other one may): {error}"
             ) from error
         if first[1:].any():
             raise VividError(f"{self.name}: {kind} sees future tokens; it is not a causal LM")
         if last.tolist() != [True, False, True]:
             raise VividError(
-                f"{self.name}: {kind} does not honour a 4-D attention mask, on which the teacher relies to keep "
+                f"{self.name}: {kind} does not honour a 4-D attention mask, on which teachers rely to keep "
                 "fields apart; choose a plain decoder such as Qwen2, Llama or GPT-2"
             )
 
@@ -271,17 +297,7 @@ def quantization(name: str, bits: int, *, dtype: torch.dtype, device: str | torc
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def keep_gradients(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for inference, which it does once a CPU reads without gradient.
-
-    The repacked weights give no gradient ever after; the schema's keys and values are such a reading.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-
-
-def spread(lm: FrozenLM, device: torch.device) -> FrozenLM:
+def spread(lm: LanguageModel, device: torch.device) -> LanguageModel:
     """Spread an LM's decoder layers over all processes, in place, by FSDP2; what it computes stays the same.
 
     Every process keeps its part of each layer on `device` and gathers a layer while it runs, forward and backward. The
@@ -311,11 +327,37 @@ def spread(lm: FrozenLM, device: torch.device) -> FrozenLM:
     return lm.to(device)
 
 
+def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any], *, name: str, seed: int = 0) -> None:
+    """Put LoRA adapters into a model, in place. They are its only parameters with a gradient; the global random state
+    is left alone.
+
+    Args:
+        settings: arguments of `peft.LoraConfig`.
+        name: what error messages call the model.
+        seed: of the adapters' first weights.
+
+    Raises:
+        VividError: peft is not installed, or does not take the settings.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise VividError(
+            f"{name}: adapters need peft ({error}): pip install -c constraints.txt -e '.[adapters]'"
+        ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(LoraConfig(**settings), model)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise VividError(f"{name}: adapters={dict(settings)} cannot be added: {first_line(error)}") from error
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def load_frozen_lm(
+def load_language_model(
     path: str | Path,
     *,
     weights: str = "pretrained",
@@ -326,8 +368,9 @@ def load_frozen_lm(
     layers: int | None = None,
     bits: int | None = None,
     shard: bool = False,
-) -> FrozenLM:
-    """Load a causal LM, frozen. Code that comes with a model is never run.
+    adapters: Mapping[str, Any] | None = None,
+) -> LanguageModel:
+    """Load a causal LM, frozen or with adapters to train. Code that comes with a model is never run.
 
     Args:
         path: a folder in the transformers format; or, where no such folder exists, a hub name, looked for in the hub's
@@ -338,62 +381,66 @@ def load_frozen_lm(
         device: where to put it.
         attn_implementation: "sdpa" or "eager".
         layers: keep the first so many decoder layers only, before the final norm and the head; None: all.
-        bits: 8 or 4: quantise the linear layers while they are read, see `quantize`; None: all in `dtype`.
+        bits: 8 or 4: quantise the linear layers while they are read, see `quantization`; None: all in `dtype`.
         shard: spread the LM over the processes of the run, each of which reads all of it first; see `spread`.
+        adapters: arguments of `peft.LoraConfig` (Hu et al. 2022, arXiv:2106.09685), such as `{"r": 8, "target_modules":
+            ["q_proj", "v_proj"]}`; drawn by `seed`. At the start they change nothing. None: no adapters.
 
     Raises:
         VividError: for a wrong argument, and where the path or name is not a complete causal LM that can be had.
     """
-    if weights not in ("pretrained", "random"):
-        raise VividError(f"weights must be pretrained or random, got {weights!r}")
-    if dtype not in DTYPES:
-        raise VividError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if attn_implementation not in ("sdpa", "eager"):
-        raise VividError(f"attn_implementation must be sdpa or eager, got {attn_implementation!r}")
+    for option, value, known in (
+        ("weights", weights, ("pretrained", "random")),
+        ("dtype", dtype, DTYPES),
+        ("attn_implementation", attn_implementation, ("sdpa", "eager")),
+    ):
+        if value not in known:
+            raise VividError(f"{option} must be {' or '.join(known)}, got {value!r}")
     settings: dict[str, Any] = {"dtype": DTYPES[dtype], "attn_implementation": attn_implementation}
     settings["trust_remote_code"] = False
     if bits is not None:
         if weights == "random" or shard:
-            raise VividError(f"teacher {path}: bits={bits} is for pretrained weights that are whole on every process")
-        settings |= quantization(f"teacher {path}", bits, dtype=DTYPES[dtype], device=device)
+            raise VividError(f"LM {path}: bits={bits} is for pretrained weights that are whole on every process")
+        settings |= quantization(f"LM {path}", bits, dtype=DTYPES[dtype], device=device)
     folder = Path(path).expanduser()
     if folder.exists():
         if not (folder / "config.json").is_file():
-            raise VividError(f"teacher {folder}: not a folder with a config.json, as a transformers model has it")
+            raise VividError(f"LM {folder}: not a folder with a config.json, as a transformers model has it")
         model, tokenizer = _read(str(folder), weights, seed, settings, layers, offline=True)
     else:
         model, tokenizer = _from_hub(str(path), weights, seed, settings, layers)
-    keep_gradients(model)
+    for module in model.modules():
+        # bitsandbytes repacks 4-bit weights once a CPU reads without gradient; they give none ever after.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if adapters is not None:
+        if shard:
+            raise VividError(f"LM {path}: adapters are not trained in an LM that is spread (shard=True)")
+        add_adapters(model, adapters, name=f"LM {path}", seed=seed)
     try:
         if shard:
-            return spread(FrozenLM(model, tokenizer, name=f"teacher {path}"), torch.device(device))
+            return spread(LanguageModel(model, tokenizer, name=f"LM {path}"), torch.device(device))
         torch.nn.Module.to(model, torch.device(device))
     except (RuntimeError, AssertionError) as error:
-        raise VividError(f"teacher {path}: cannot be placed on device {device!r}: {_first_line(error)}") from error
-    return FrozenLM(model, tokenizer, name=f"teacher {path}")
+        raise VividError(f"LM {path}: cannot be placed on device {device!r}: {first_line(error)}") from error
+    return LanguageModel(model, tokenizer, name=f"LM {path}")
 
 
 def _from_hub(
     name: str, weights: str, seed: int, settings: dict[str, Any], layers: int | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not HUB_NAME.fullmatch(name):
-        raise VividError(f"teacher {name}: no such folder")
-    try:
-        return _read(name, weights, seed, settings, layers, offline=True)
-    except _NotThereError:
-        pass
-    try:
-        return _read(name, weights, seed, settings, layers, offline=False)
-    except _NotThereError as error:
-        raise VividError(
-            f"teacher {name}: no such folder, not in the hub's cache on this machine, and the hub does not give it "
-            f"({_first_line(error.__cause__ or error)}). Where there is a connection run "
-            f"`hf download {name} --local-dir FOLDER`, copy FOLDER here and give its path instead of the name"
-        ) from error
-
-
-class _NotThereError(VividError):
-    """A file of the model could not be had."""
+        raise VividError(f"LM {name}: no such folder")
+    for offline in (True, False):  # the hub's cache on this machine first
+        try:
+            return _read(name, weights, seed, settings, layers, offline=offline)
+        except _NotThereError as error:
+            missing = error
+    raise VividError(
+        f"LM {name}: no such folder, not in the hub's cache on this machine, and the hub does not give it "
+        f"({first_line(missing.__cause__ or missing)}). Where there is a connection run "
+        f"`hf download {name} --local-dir FOLDER`, copy FOLDER here and give its path instead of the name"
+    ) from missing
 
 
 def _read(
@@ -403,26 +450,32 @@ def _read(
     try:
         config = AutoConfig.from_pretrained(source, **where)
         _check_causal(source, config)
-        if layers is not None:
-            _cut(source, config, layers)
+        if layers is not None:  # those of the file that are over are not read
+            if not 1 <= layers <= config.num_hidden_layers:
+                raise VividError(f"LM {source}: layers={layers}, but it has {config.num_hidden_layers}")
+            config.num_hidden_layers = layers
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:layers]
         if weights == "random":
-            model = _initialise(config, seed, settings)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = AutoModelForCausalLM.from_config(config, **settings)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, config=config, local_files_only=offline, output_loading_info=True, **settings
             )
             model, report = loaded
-            # transformers fills gaps with random numbers and a warning; a teacher with gaps is no teacher.
+            # transformers fills gaps with random numbers and a warning; a model with gaps is none.
             if missing := sorted(report["missing_keys"]):
                 names = ", ".join(missing[:5])
-                raise VividError(f"teacher {source}: the folder lacks weights: {names} ({len(missing)} in all)")
+                raise VividError(f"LM {source}: the folder lacks weights: {names} ({len(missing)} in all)")
         return model, _read_tokenizer(source, where)
     except VividError:
         raise
     except OSError as error:
-        raise _NotThereError(f"teacher {source}: {_first_line(error)}") from error
+        raise _NotThereError(f"LM {source}: {first_line(error)}") from error
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds on a broken file
-        raise VividError(f"teacher {source}: cannot be read as a causal LM: {_first_line(error)}") from error
+        raise VividError(f"LM {source}: cannot be read as a causal LM: {first_line(error)}") from error
 
 
 def _read_tokenizer(source: str, where: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -441,25 +494,6 @@ def _check_causal(source: str, config: Any) -> None:
     found = set(config.architectures or expected)
     if not expected or not found & expected:
         raise VividError(
-            f"teacher {source}: a {config.model_type} model ({', '.join(sorted(found)) or 'no architecture named'}) is "
+            f"LM {source}: a {config.model_type} model ({', '.join(sorted(found)) or 'no architecture named'}) is "
             "not a causal LM; choose one such as Qwen2ForCausalLM, LlamaForCausalLM or GPT2LMHeadModel"
         )
-
-
-def _cut(source: str, config: Any, layers: int) -> None:
-    """Let a configuration say that there are fewer layers; those of the file that are over are not read."""
-    if not 1 <= layers <= config.num_hidden_layers:
-        raise VividError(f"teacher {source}: layers={layers}, but it has {config.num_hidden_layers}")
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
-
-
-def _initialise(config: Any, seed: int, settings: dict[str, Any]) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, **settings)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

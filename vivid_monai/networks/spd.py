@@ -111,14 +111,11 @@ class Projector(nn.Sequential):
     Maps (…, dim) to (…, out_dim).
     """
 
-    def __init__(
-        self, dim: int, out_dim: int, *, hidden: int | None = None, dropout: float = 0.1, scale: float = 1.0
-    ) -> None:
+    def __init__(self, dim: int, out_dim: int, *, dropout: float = 0.1, scale: float = 1.0) -> None:
         """
         Args:
             dim: width of the ViT.
             out_dim: width the teacher takes (`teacher.embed_dim`).
-            hidden: width between the two layers; 2 * dim where not given.
             dropout: probability in [0, 1) of dropping a hidden unit while training.
             scale: root mean square of an embedding at the start, > 0: the last LayerNorm's first weight. A language
                 model has only met embeddings as large as its own tokens' (`teacher.embed_scale`).
@@ -126,14 +123,12 @@ class Projector(nn.Sequential):
         Raises:
             VividError: an argument is out of its range.
         """
-        hidden = 2 * dim if hidden is None else hidden
-        if min(dim, out_dim, hidden) < 1 or not 0 <= dropout < 1 or scale <= 0:
+        if min(dim, out_dim) < 1 or not 0 <= dropout < 1 or scale <= 0:
             raise VividError(
-                f"dim={dim}, out_dim={out_dim}, hidden={hidden} and scale={scale} must be positive, "
-                f"dropout={dropout} in [0, 1)"
+                f"dim={dim}, out_dim={out_dim} and scale={scale} must be positive, dropout={dropout} in [0, 1)"
             )
         norm = nn.LayerNorm(out_dim)
         nn.init.constant_(norm.weight, scale)
-        super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, out_dim), norm)
+        super().__init__(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, out_dim), norm)
         self.dim = dim
         self.out_dim = out_dim

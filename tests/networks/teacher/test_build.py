@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from vivid_monai.errors import VividError
+from vivid_monai.networks import teacher
 from vivid_monai.networks.teacher import (
     PhraseTeacher,
     PublishedTeacher,
     ShortSlotTeacher,
     SlotTeacher,
     StateClassifier,
-    build,
     build_teacher,
 )
 
@@ -19,7 +19,7 @@ FIELDS = ["Edema", "Pleural Effusion"]
 def folder(tmp_path, make_lm, tokenizer, monkeypatch):
     make_lm().model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setattr(build, "tiny_teacher_path", lambda: tmp_path)
+    monkeypatch.setattr(teacher, "tiny_teacher_path", lambda: tmp_path)
     return tmp_path
 
 
@@ -45,8 +45,8 @@ def test_random_differs_from_pretrained_and_follows_its_seed():
 @pytest.mark.parametrize(
     ("layout", "settings"),
     [
-        ("slots", {"padding_side": "left", "cache_schema": False, "choose_from": "states"}),
-        ("published", {"padding_side": "left"}),
+        ("slots", {"choose_from": "states"}),
+        ("published", {}),
     ],
 )
 def test_every_setting_reaches_its_place(layout, settings):
@@ -90,7 +90,7 @@ def test_none_needs_no_lm(folder):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kind": "gpt"}, {"layout": "free"}, {"padding_side": "both", "layout": "slots"}], ids=str
+    "wrong", [{"kind": "gpt"}, {"layout": "free"}, {"choose_from": "both", "layout": "slots"}], ids=str
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(VividError, match=next(iter(wrong))):

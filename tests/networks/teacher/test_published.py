@@ -17,10 +17,9 @@ def target(row):
     return "".join(piece.text for piece in published_pieces(findings))
 
 
-@pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("rows", [[0], [0, 1, 2]])
-def test_all_answerable_equals_the_loss_of_transformers(lm, embeddings, padding_side, rows):
-    teacher = PublishedTeacher(lm, FIELDS, padding_side=padding_side)
+def test_all_answerable_equals_the_loss_of_transformers(lm, embeddings, rows):
+    teacher = PublishedTeacher(lm, FIELDS)
     output = teacher(embeddings[rows], STATES[rows], ASKED[rows])
     loss = output.nll.sum() / output.count.sum()
     images, prompt = embeddings.shape[1], lm.tokenizer(PROMPT).input_ids
@@ -116,8 +115,3 @@ def test_a_tokenizer_without_eos_is_refused(request, build_lm):
     lm = build_lm(request.getfixturevalue("train_tokenizer")(split=True))
     with pytest.raises(VividError, match="no EOS token"):
         PublishedTeacher(lm, FIELDS)
-
-
-def test_an_unknown_padding_side_is_refused(make_lm):
-    with pytest.raises(VividError, match="left or right"):
-        PublishedTeacher(make_lm(), FIELDS, padding_side="middle")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from vivid_monai.networks.teacher import FrozenLM, PublishedTeacher, SlotTeacher
+from vivid_monai.networks.language import LanguageModel
+from vivid_monai.networks.teacher import PublishedTeacher, SlotTeacher
 from vivid_monai.networks.teacher.text import PROMPT, schema_text
 from vivid_monai.ums.states import NULL, encode
 
@@ -36,7 +37,7 @@ RECORDS = [  # states, asked fields, tokens
 
 
 @pytest.fixture(scope="module")
-def qwen(real_data, build_lm) -> FrozenLM:
+def qwen(real_data, build_lm) -> LanguageModel:
     tokenizer = AutoTokenizer.from_pretrained(real_data / "qwen2_tokenizer", eos_token="<|endoftext|>")
     return build_lm(tokenizer, num_hidden_layers=1)
 
@@ -60,11 +61,10 @@ def read(lines):
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("rows", [[0], [1], [2], [0, 1, 2]])
-def test_published_with_the_bpe_of_qwen2(qwen, embeddings, token_nll, rows, padding_side):
+def test_published_with_the_bpe_of_qwen2(qwen, embeddings, token_nll, rows):
     states, asked = batch(rows)
-    teacher = PublishedTeacher(qwen, FIELDS, padding_side=padding_side)
+    teacher = PublishedTeacher(qwen, FIELDS)
     output = teacher(embeddings[rows], states, asked)
     for number, row in enumerate(rows):
         words, columns = zip(*read(RECORDS[row][2]), strict=True)
@@ -88,11 +88,10 @@ SLOTS = {  # per field and state: the tokens of a slot, those after ! carry loss
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("rows", [[0], [1], [2], [0, 1, 2]])
-def test_slots_with_the_bpe_of_qwen2(qwen, embeddings, token_nll, rows, padding_side):
+def test_slots_with_the_bpe_of_qwen2(qwen, embeddings, token_nll, rows):
     states, asked = batch(rows)
-    teacher = SlotTeacher(qwen, FIELDS, padding_side=padding_side)
+    teacher = SlotTeacher(qwen, FIELDS)
     output = teacher(embeddings[rows], states, asked)
     schema = qwen.tokenizer(schema_text(FIELDS)).input_ids
     for number, row in enumerate(rows):
@@ -111,13 +110,12 @@ def test_slots_with_the_bpe_of_qwen2(qwen, embeddings, token_nll, rows, padding_
     assert teacher.count(states, asked).tolist() == output.count.sum(1).tolist()
 
 
-@pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("name", ["tokenizer", "merging_tokenizer"])
-def test_published_with_any_bpe(name, request, build_lm, embeddings, token_nll, padding_side):
+def test_published_with_any_bpe(name, request, build_lm, embeddings, token_nll):
     """The same, with the expectation computed from the characters of the text instead of written down."""
     lm = build_lm(request.getfixturevalue(name))
     states, asked = batch([0, 1, 2])
-    output = PublishedTeacher(lm, FIELDS, padding_side=padding_side)(embeddings, states, asked)
+    output = PublishedTeacher(lm, FIELDS)(embeddings, states, asked)
     for row, (values, wanted, lines) in enumerate(RECORDS):
         text = "".join(word for word, _ in read(lines)).removesuffix("<|endoftext|>")
         owner = [-1] * len(PROMPT) + [len(FIELDS)] * (len(text) - len(PROMPT))
@@ -143,10 +141,9 @@ def test_published_with_any_bpe(name, request, build_lm, embeddings, token_nll, 
 def test_a_row_of_a_batch_is_what_it_is_alone(lm, layout, embeddings):
     states, asked = batch([0, 1, 2])
     alone = [layout(lm, FIELDS)(embeddings[row : row + 1], *batch([row])) for row in range(3)]
-    for padding_side in ("left", "right"):
-        together = layout(lm, FIELDS, padding_side=padding_side)(embeddings, states, asked)
-        torch.testing.assert_close(together.nll, torch.cat([out.nll for out in alone]), rtol=1e-5, atol=1e-5)
-        assert together.count.equal(torch.cat([out.count for out in alone]))
+    together = layout(lm, FIELDS)(embeddings, states, asked)
+    torch.testing.assert_close(together.nll, torch.cat([out.nll for out in alone]), rtol=1e-5, atol=1e-5)
+    assert together.count.equal(torch.cat([out.count for out in alone]))
 
 
 def test_null_is_the_code_of_the_records_here():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, first_line
 from vivid_monai.images.preprocess import BasePreprocess, Preprocess
 from vivid_monai.networks.modules import fingerprint
 
@@ -163,11 +163,6 @@ def square_preprocess(
         if not ok:
             raise VividError(f"{where}: {key} = {value!r} cannot be expressed (square, bilinear or bicubic)")
     return Preprocess(size=height, resize=resize[1], interpolation=interpolation, **rest)  # type: ignore[arg-type]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def for_task(encoder: Encoder, *, window: tuple[float, float] | None = None, slices: int = 1) -> Encoder:

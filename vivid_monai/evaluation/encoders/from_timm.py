@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, square_preprocess, structure
+from vivid_monai.errors import VividError, first_line
+from vivid_monai.evaluation.encoders.base import Encoder, library, square_preprocess, structure
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.pooling import choose_pool, pool_tokens
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, first_line, library, load_strictly, structure
+from vivid_monai.errors import VividError, first_line
+from vivid_monai.evaluation.encoders.base import Encoder, library, load_strictly, structure
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.checkpoint import read_checkpoint
 from vivid_monai.networks.pooling import choose_pool

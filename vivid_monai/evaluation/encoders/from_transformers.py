@@ -15,8 +15,8 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.utils import cached_file, logging
 
-from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import Encoder, first_line
+from vivid_monai.errors import VividError, first_line
+from vivid_monai.evaluation.encoders.base import Encoder
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.language import HUB_NAME
 from vivid_monai.networks.pooling import choose_pool, pool_tokens

@@ -1,16 +1,20 @@
 """Teachers: what turns image embeddings, asked fields and their states into a loss per field."""
 
-from vivid_monai.networks.language import FrozenLM, load_frozen_lm
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+
+import torch
+
+from vivid_monai.assets import tiny_teacher_path
+from vivid_monai.errors import VividError
+from vivid_monai.networks.language import load_language_model
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
-from vivid_monai.networks.teacher.build import build_teacher
-from vivid_monai.networks.teacher.none import StateClassifier
-from vivid_monai.networks.teacher.phrases import PhraseTeacher
+from vivid_monai.networks.teacher.classifiers import PhraseTeacher, StateClassifier
 from vivid_monai.networks.teacher.published import PublishedTeacher
-from vivid_monai.networks.teacher.short_slots import ShortSlotTeacher
-from vivid_monai.networks.teacher.slots import SlotTeacher
+from vivid_monai.networks.teacher.slots import ShortSlotTeacher, SlotTeacher
 
 __all__ = [
-    "FrozenLM",
     "PhraseTeacher",
     "PublishedTeacher",
     "ShortSlotTeacher",
@@ -19,5 +23,68 @@ __all__ = [
     "Teacher",
     "TeacherOutput",
     "build_teacher",
-    "load_frozen_lm",
 ]
+
+LAYOUTS = {
+    "short_slots": ShortSlotTeacher,
+    "slots": SlotTeacher,
+    "published": PublishedTeacher,
+    "phrases": PhraseTeacher,
+}
+
+
+def build_teacher(
+    *,
+    fields: Sequence[str],
+    kind: str = "lm",
+    path: str | Path | None = None,
+    layout: str = "short_slots",
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    attn_implementation: str = "sdpa",
+    seed: int = 0,
+    layers: int | None = None,
+    bits: int | None = None,
+    shard: bool = False,
+    embed_dim: int = 256,
+    **settings: object,
+) -> Teacher:
+    """Build a teacher.
+
+    Args:
+        fields: names of the fields, in label-space order.
+        kind: "lm" (a frozen causal LM), "random" (the same architecture with random weights) or "none" (no LM: a state
+            classifier, trained).
+        path: folder or hub name of the LM; None is the tiny teacher that comes with the package.
+        layout: "short_slots", "slots", "published", or "phrases" (the LM reads the possible answers once and is not
+            kept).
+        dtype, device, attn_implementation, layers, bits, shard: how the LM is held; see `load_language_model`.
+        seed: of the random weights of kind "random".
+        embed_dim: width of the image embeddings for kind "none"; an LM dictates its own.
+        settings: of the layout's own teacher, such as `choose_from` of "slots"; None leaves what it has by itself.
+
+    Raises:
+        VividError: for a wrong argument, or an LM that cannot be had.
+    """
+    if kind not in ("lm", "random", "none"):
+        raise VividError(f"teacher kind must be lm, random or none, got {kind!r}")
+    if layout not in LAYOUTS:
+        raise VividError(f"teacher layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    settings = {name: value for name, value in settings.items() if value is not None}
+    for name in settings:
+        if name not in signature(LAYOUTS[layout]).parameters:
+            raise VividError(f"a teacher of layout {layout} has no setting {name}, got {settings[name]!r}")
+    if kind == "none":
+        return StateClassifier(fields, embed_dim)
+    lm = load_language_model(
+        tiny_teacher_path() if path is None else path,
+        weights="random" if kind == "random" else "pretrained",
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        attn_implementation=attn_implementation,
+        layers=layers,
+        bits=bits,
+        shard=shard,
+    )
+    return LAYOUTS[layout](lm, fields, **settings)

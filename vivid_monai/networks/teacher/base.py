@@ -1,4 +1,4 @@
-"""What a teacher is: image embeddings + asked fields + states → a loss per field."""
+"""The interface of teachers: image embeddings, asked fields and true states in, a loss per field out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -70,7 +70,10 @@ class Teacher(nn.Module, ABC):
         """Supervised tokens per image, int64 (B,), equal to `forward(...).count.sum(1)`, without a forward."""
 
     def check_questions(self, states: Tensor, asked: Tensor) -> None:
-        """Raise VividError unless states and asked are as `forward` describes them."""
+        """Raise VividError on another shape or dtype, or, where `states` is on the CPU, a state out of range.
+
+        On a GPU that range is checked in `forward` alone, as reading it back waits for the GPU.
+        """
         shape = (len(states), len(self.fields)) if states.ndim else None
         for name, tensor, dtype in (("states", states, torch.int64), ("asked", asked, torch.bool)):
             if tensor.dtype != dtype or tuple(tensor.shape) != shape:
@@ -78,11 +81,14 @@ class Teacher(nn.Module, ABC):
                     f"{name} must be {dtype} of shape (B, {len(self.fields)}), one column per field; "
                     f"got {tensor.dtype} {tuple(tensor.shape)}"
                 )
-        if states.numel() and not bool(((states >= NULL) & (states < len(STATES))).all()):
+        if states.device.type == "cpu" and states.numel() and not NULL <= states.min() <= states.max() < len(STATES):
             raise VividError(f"states must be within {NULL}…{len(STATES) - 1}; got {states.min()}…{states.max()}")
 
-    def check_inputs(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> None:
-        """Raise VividError unless the arguments are as `forward` describes them."""
+    def questions(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """States and asked on the CPU, checked as `forward` describes its arguments.
+
+        This is the one place of a forward that waits for the GPU.
+        """
         self.check_questions(states, asked)
         shape = tuple(embeddings.shape)
         if len(shape) != 3 or not embeddings.is_floating_point() or shape[1] < 1 or shape[2] != self.embed_dim:
@@ -92,24 +98,32 @@ class Teacher(nn.Module, ABC):
             )
         if shape[0] != len(states) or shape[0] < 1:
             raise VividError(f"{shape[0]} images but states for {len(states)}; both must be the same, at least 1")
+        states, wanted = torch.stack([states, asked.to(states.dtype)]).cpu().unbind()
+        self.check_questions(states, wanted.bool())
+        return states, wanted.bool()
+
+
+def is_answered(states: Tensor, asked: Tensor) -> Tensor:
+    """Which fields carry loss, bool (B, F): asked, and with a known state."""
+    return asked & (states != NULL)
 
 
 def nll_per_cell(
-    logits: Tensor, targets: Sequence[int], cells: Sequence[tuple[int, int]], shape: tuple[int, int]
+    logits: Tensor, targets: Tensor | Sequence[int], cells: Tensor | Sequence[tuple[int, int]], shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """Sum the NLL of N tokens into a table.
 
     Args:
         logits: float32 (N, vocabulary).
-        targets: N token ids; −100 is not scored.
-        cells: for each token its row and column in the table.
+        targets: int64 (N,) token ids; −100 is not scored.
+        cells: int64 (N, 2), for each token its row and column in the table.
         shape: of the table.
 
     Returns:
         nll float32 and count int64, both of `shape`.
     """
-    target = torch.tensor(targets, dtype=torch.int64, device=logits.device)
-    place = torch.tensor(cells, dtype=torch.int64, device=logits.device).reshape(-1, 2).unbind(1)
+    target = torch.as_tensor(targets, dtype=torch.int64).to(logits.device)
+    place = torch.as_tensor(cells, dtype=torch.int64).to(logits.device).reshape(-1, 2).unbind(1)
     token_nll = nn.functional.cross_entropy(logits, target, reduction="none", ignore_index=-100)
     nll = logits.new_zeros(shape).index_put(place, token_nll, accumulate=True)
     count = target.new_zeros(shape).index_put(place, (target != -100).long(), accumulate=True)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vivid_monai.networks.language import FrozenLM
+from vivid_monai.networks.language import LanguageModel
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput, nll_per_cell
-from vivid_monai.networks.teacher.slots import Query, branch_logits, check_padding_side
+from vivid_monai.networks.teacher.slots import Query, branch_logits
 from vivid_monai.networks.teacher.text import PROMPT, Piece, Token, published_pieces, read_answers, tokenize
 from vivid_monai.ums.states import STATES, decode
 
@@ -45,13 +45,11 @@ class PublishedTeacher(Teacher):
     Args:
         lm: the language model.
         fields: names of the fields, in label-space order.
-        padding_side: where shorter rows are filled, "left" or "right"; no effect on any result.
     """
 
-    def __init__(self, lm: FrozenLM, fields: Sequence[str], *, padding_side: str = "right") -> None:
+    def __init__(self, lm: LanguageModel, fields: Sequence[str]) -> None:
         super().__init__(fields, lm.embed_dim, embed_scale=lm.embed_scale)
         self.lm = lm
-        self.padding_side = check_padding_side(padding_side)
         self._eos, self._bos = lm.eos, lm.bos
         alone = [
             read_answers(lm.tokenizer, {state: text_pieces({field: state}) for state in STATES})
@@ -65,12 +63,12 @@ class PublishedTeacher(Teacher):
         self._row = lru_cache(maxsize=4096)(self._read_row)  # asked for by `count` and by `forward`
 
     def forward(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> TeacherOutput:
-        self.check_inputs(embeddings, states, asked)
-        nll, count = self._teacher_forced(embeddings, self._rows(states, asked))
+        known, wanted = self.questions(embeddings, states, asked)
+        nll, count = self._teacher_forced(embeddings, self._rows(known, wanted))
         log_probs = nll.new_full((*states.shape, len(STATES)), torch.nan)
         if not self.training:
             with torch.no_grad():
-                self._ask_alone(embeddings, asked.tolist(), log_probs)
+                self._ask_alone(embeddings, wanted.tolist(), log_probs)
         return TeacherOutput(nll, count, log_probs)
 
     def count(self, states: Tensor, asked: Tensor) -> Tensor:
@@ -78,7 +76,7 @@ class PublishedTeacher(Teacher):
         return torch.tensor([len(row.supervised) for row in self._rows(states, asked)], device=states.device)
 
     def _rows(self, states: Tensor, asked: Tensor) -> list[Row]:
-        pairs = zip(states.tolist(), asked.tolist(), strict=True)
+        pairs = zip(*torch.stack([states, asked.to(states.dtype)]).tolist(), strict=True)
         return [self._row(tuple(zip(codes, wanted, strict=True))) for codes, wanted in pairs]
 
     def _read_row(self, answers: tuple[tuple[int, bool], ...]) -> Row:
@@ -108,25 +106,24 @@ class PublishedTeacher(Teacher):
         lengths = [before + len(row.ids) for row in rows]
         length = max(lengths)
         self.lm.check_length(length)
-        starts = [length - own if self.padding_side == "left" else 0 for own in lengths]
 
         device = embeddings.device
         ids = torch.zeros(batch, length, dtype=torch.int64)
-        for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        for number, row in enumerate(rows):
             own = [*self._bos, *[0] * images, *row.ids]
-            ids[number, start : start + len(own)] = torch.tensor(own)
-        position = torch.arange(length, device=device) - torch.tensor(starts, device=device)[:, None]
+            ids[number, : len(own)] = torch.tensor(own)
+        position = torch.arange(length, device=device).expand(batch, -1)
         image_from = len(self._bos)
-        is_image = (position >= image_from) & (position < image_from + images)
         inputs = self.lm.embed(ids.to(device))
-        inputs = inputs.masked_scatter(is_image[..., None], embeddings.to(inputs.dtype))
-        mask = (position >= 0) & (position < torch.tensor(lengths, device=device)[:, None])
+        before_, after = inputs[:, :image_from], inputs[:, image_from + images :]
+        inputs = torch.cat([before_, embeddings.to(inputs.dtype), after], 1)
+        mask = position < torch.tensor(lengths, device=device)[:, None]
 
-        at = [(b, starts[b] + before + index - 1) for b, row in enumerate(rows) for index in row.supervised]
+        at = [(b, before + index - 1) for b, row in enumerate(rows) for index in row.supervised]
         targets = [row.ids[index] for row in rows for index in row.supervised]
         cells = [(b, column) for b, row in enumerate(rows) for column in row.columns]
         places = torch.tensor(at, dtype=torch.int64, device=device).reshape(-1, 2)
-        logits = self.lm.logits(inputs, mask.long(), position.clamp(min=0), (places[:, 0], places[:, 1]))
+        logits = self.lm.logits(inputs, mask.long(), position, (places[:, 0], places[:, 1]))
         return nll_per_cell(logits, targets, cells, (batch, len(self.fields) + 1))
 
     def _ask_alone(self, embeddings: Tensor, asked: list[list[bool]], log_probs: Tensor) -> None:
@@ -143,7 +140,7 @@ class PublishedTeacher(Teacher):
         ends = (self.lm.embed(ids).expand(len(embeddings), -1, -1) for ids in (self._bos, self._lead))
         context = torch.cat([next(ends), embeddings.to(self.lm.dtype), next(ends)], 1)
         branches = [[self._branches[field] for field in fields] for fields in wanted]
-        logits = branch_logits(self.lm, context, branches, queries, padding_side=self.padding_side)
-        rows, fields = torch.tensor(cells, device=logits.device).unbind(1)
-        first = torch.tensor(self._first, device=logits.device)[fields]
-        log_probs[rows, fields] = logits.gather(1, first).log_softmax(1)
+        logits = branch_logits(self.lm, context, branches, queries)
+        places = torch.tensor(cells)
+        first = torch.tensor(self._first)[places[:, 1]].to(logits.device)
+        log_probs[places.to(logits.device).unbind(1)] = logits.gather(1, first).log_softmax(1)

@@ -1,15 +1,15 @@
-"""The layout of slots: schema, image, then one answer slot per asked field."""
+"""Slot layouts: after schema and image, each asked field is asked for itself, in a branch or in one position."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.language import FrozenLM, KeysValues, additive
-from vivid_monai.networks.teacher.base import Teacher, TeacherOutput, nll_per_cell
+from vivid_monai.networks.language import KeysValues, LanguageModel, additive
+from vivid_monai.networks.teacher.base import Teacher, TeacherOutput, is_answered, nll_per_cell
 from vivid_monai.networks.teacher.text import Answers, read_answers, schema_text, slot_pieces
 from vivid_monai.ums.states import NULL, STATES
 
@@ -24,21 +24,13 @@ class Query(NamedTuple):
     offset: int
 
 
-def check_padding_side(padding_side: str) -> str:
-    """Return "left" or "right"; anything else is a VividError."""
-    if padding_side not in ("left", "right"):
-        raise VividError(f"padding_side must be left or right, got {padding_side!r}")
-    return padding_side
-
-
 def branch_logits(
-    lm: FrozenLM,
+    lm: LanguageModel,
     context: Tensor,
     branches: Sequence[Sequence[Ids]],
     queries: Sequence[Query],
     *,
     past: KeysValues | None = None,
-    padding_side: str = "right",
     words: Tensor | None = None,
 ) -> Tensor:
     """Logits float32 (len(queries), vocabulary) of branches after a context.
@@ -49,7 +41,6 @@ def branch_logits(
         branches: per row its branches' token ids; rows may differ in number and length.
         queries: where logits are wanted.
         past: keys and values of a text before the context, shared by all rows.
-        padding_side: where shorter rows are filled; no effect on any result.
         words: int64 (W,): only these tokens' logits, (len(queries), W).
 
     Raises:
@@ -66,11 +57,10 @@ def branch_logits(
     filled = torch.tensor([0, -1, 0]).repeat(batch, width, 1)
     starts: list[list[int]] = []
     for row, (texts, used) in enumerate(zip(branches, widths, strict=True)):
-        column = width - used if padding_side == "left" else 0
         cells = [(token, number, at) for number, ids in enumerate(texts, 1) for at, token in enumerate(ids)]
         if cells:
-            filled[row, column : column + used] = torch.tensor(cells)
-        starts.append(list(accumulate(map(len, texts), initial=column)))
+            filled[row, :used] = torch.tensor(cells)
+        starts.append(list(accumulate(map(len, texts), initial=0)))
     ids, number, offset = filled.to(context.device).unbind(-1)
 
     segment = torch.cat([number.new_zeros(batch, length), number], 1)
@@ -80,16 +70,42 @@ def branch_logits(
     allowed = earlier & ((segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None]))
     allowed = torch.cat([allowed.new_ones(batch, length + width, before), allowed], 2)
 
-    rows = torch.tensor([query.row for query in queries], dtype=torch.int64, device=context.device)
-    columns = [length + starts[query.row][query.branch] + query.offset for query in queries]
+    places = [(query.row, length + starts[query.row][query.branch] + query.offset) for query in queries]
+    rows, columns = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).to(context.device).unbind(1)
     return lm.logits(
         torch.cat([context, lm.embed(ids)], 1),
         additive(allowed[:, None], lm.dtype),
         position,
-        (rows, torch.tensor(columns, dtype=torch.int64, device=context.device)),
+        (rows, columns),
         past,
         words=words,
     )
+
+
+class SharedText:
+    """Keys and values of a text that precedes every sequence, computed once for as long as they stay right.
+
+    They are computed anew where the LM has moved or changed its type, under another autocast dtype, and, as long as
+    adapters are trained, at every call.
+    """
+
+    def __init__(self, lm: LanguageModel, ids: Sequence[int], **places: Tensor) -> None:
+        """Arguments as of `LanguageModel.keys_values`, on the CPU."""
+        self.lm, self.ids, self._places = lm, list(ids), places
+        self._known: dict[tuple[int, torch.dtype | None], KeysValues] = {}
+
+    def __call__(self) -> KeysValues:
+        """The keys and values, on the LM's device."""
+        device = self.lm.device
+        kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        key = (self.lm.moves, kind)
+        if key in self._known and not self.lm.trainable:
+            return self._known[key]
+        computed = self.lm.keys_values(self.ids, **{name: place.to(device) for name, place in self._places.items()})
+        if not self.lm.trainable:
+            self._known = {old: value for old, value in self._known.items() if old[0] == self.lm.moves}
+            self._known[key] = computed
+        return computed
 
 
 class SlotTeacher(Teacher):
@@ -102,29 +118,16 @@ class SlotTeacher(Teacher):
     Args:
         lm: the language model.
         fields: names of the fields, in label-space order.
-        cache_schema: compute the schema's keys and values once and share them; without it they are computed anew with
-            every batch, to the same result.
-        padding_side: where shorter rows of slots are filled ("left" or "right"); no effect on any result.
         choose_from: "vocabulary": the loss is that of the LM, over every token of the state word; or "states": that of
             the choice among the states' first tokens, all others set aside, so that the LM's head has three rows.
     """
 
-    def __init__(
-        self,
-        lm: FrozenLM,
-        fields: Sequence[str],
-        *,
-        cache_schema: bool = True,
-        padding_side: str = "right",
-        choose_from: str = "vocabulary",
-    ) -> None:
+    def __init__(self, lm: LanguageModel, fields: Sequence[str], *, choose_from: str = "vocabulary") -> None:
         super().__init__(fields, lm.embed_dim, embed_scale=lm.embed_scale)
         if choose_from not in ("vocabulary", "states"):
             raise VividError(f"choose_from must be vocabulary or states, got {choose_from!r}")
         self.lm = lm
         self.choose_from = choose_from
-        self.cache_schema = cache_schema
-        self.padding_side = check_padding_side(padding_side)
         self.answers = [
             read_answers(lm.tokenizer, {state: slot_pieces(field, state) for state in STATES}) for field in self.fields
         ]
@@ -133,23 +136,19 @@ class SlotTeacher(Teacher):
         self._firsts = [[word[0] for word in words] for _, words in self.answers]
         self._words = sorted({token for row in self._firsts for token in row})
         self._columns = [[self._words.index(token) for token in row] for row in self._firsts]
-        self.schema_ids = lm.bos + lm.tokenizer(schema_text(self.fields), add_special_tokens=False)["input_ids"]
-        self._schema: dict[torch.dtype | None, KeysValues] = {}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._schema.clear()  # weights that move or change type leave the keys and values behind
-        return super()._apply(fn, recurse)
+        self.schema_ids = schema_ids(lm, self.fields)
+        self._schema = SharedText(lm, self.schema_ids)
 
     def forward(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> TeacherOutput:
-        self.check_inputs(embeddings, states, asked)
+        known, wanted = self.questions(embeddings, states, asked)
         branches: list[list[Sequence[int]]] = []
         queries: list[Query] = []
         targets: list[int] = []
         cells: list[tuple[int, int]] = []
         first: list[int] = []
-        for row, (codes, wanted) in enumerate(zip(states.tolist(), asked.tolist(), strict=True)):
+        for row, (codes, fields) in enumerate(zip(known.tolist(), wanted.tolist(), strict=True)):
             texts: list[Sequence[int]] = []
-            for field, (code, is_asked) in enumerate(zip(codes, wanted, strict=True)):
+            for field, (code, is_asked) in enumerate(zip(codes, fields, strict=True)):
                 if not is_asked:
                     continue
                 prefix, answers = self.answers[field]
@@ -164,36 +163,116 @@ class SlotTeacher(Teacher):
         context, past = self._context(embeddings)
         shape = (len(states), len(self.fields))
         few = self.choose_from == "states"
-        words = torch.tensor(self._words, device=self.lm.device) if few else None
-        options: dict[str, Any] = {"past": past, "padding_side": self.padding_side, "words": words}
-        logits = branch_logits(self.lm, context, branches, queries, **options)
+        device = embeddings.device
+        words = torch.tensor(self._words, device=device) if few else None
+        logits = branch_logits(self.lm, context, branches, queries, past=past, words=words)
         log_probs = logits.new_full((*shape, len(STATES)), torch.nan)
         if not first:
             return TeacherOutput(*nll_per_cell(logits, targets, cells, shape), log_probs)
-        rows, columns = torch.tensor([cells[at] for at in first], device=logits.device).unbind(1)
-        starts = torch.tensor(self._columns if few else self._firsts, device=logits.device)[columns]
-        chosen = logits[first].gather(1, starts)
-        log_probs[rows, columns] = chosen.detach().log_softmax(1)
+        places = torch.tensor([cells[at] for at in first])
+        starts = torch.tensor(self._columns if few else self._firsts)[places[:, 1]].to(device)
+        chosen = logits[torch.tensor(first, device=device)].gather(1, starts)
+        log_probs[places.to(device).unbind(1)] = chosen.detach().log_softmax(1)
         if few:
-            codes = states[rows, columns]
-            logits, targets = chosen, codes.masked_fill(codes == NULL, -100).tolist()
+            codes = known[places.unbind(1)]
+            return TeacherOutput(*nll_per_cell(chosen, _targets(codes), places, shape), log_probs)
         return TeacherOutput(*nll_per_cell(logits, targets, cells, shape), log_probs)
 
     def count(self, states: Tensor, asked: Tensor) -> Tensor:
         self.check_questions(states, asked)
         lengths = torch.tensor([[len(word) for word in answer.words] for answer in self.answers], device=states.device)
         tokens = lengths.expand(len(states), -1, -1).gather(2, states.clamp(min=0)[..., None])[..., 0]
-        return (tokens * (asked & (states != NULL))).sum(1)
+        return (tokens * is_answered(states, asked)).sum(1)
 
-    def _context(self, embeddings: Tensor) -> tuple[Tensor, KeysValues | None]:
+    def _context(self, embeddings: Tensor) -> tuple[Tensor, KeysValues]:
         """What precedes the slots: embeddings to compute, and what is already computed."""
-        image = embeddings.to(self.lm.dtype)
-        if not self.cache_schema:
-            schema = self.lm.embed(self.schema_ids).expand(len(image), -1, -1)
-            return torch.cat([schema, image], 1), None
-        # Under autocast the same weights give keys and values of another type.
-        device = self.lm.device.type
-        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        if kind not in self._schema:
-            self._schema[kind] = self.lm.keys_values(self.schema_ids)
-        return image, self._schema[kind]
+        return embeddings.to(self.lm.dtype), self._schema()
+
+
+def schema_ids(lm: LanguageModel, fields: Sequence[str]) -> list[int]:
+    """Token ids of the schema's text, BOS first where the model expects it."""
+    return lm.bos + lm.tokenizer(schema_text(fields), add_special_tokens=False)["input_ids"]
+
+
+def _targets(codes: Tensor) -> Tensor:
+    return codes.masked_fill(codes == NULL, -100)
+
+
+class ShortSlotTeacher(Teacher):
+    """Asks a frozen LM for the state of each asked field, with one position for each.
+
+    The texts are those of `SlotTeacher` in another order. For each field the
+    LM reads [BOS] schema text, `\\nEdema`, image embeddings, `:`, and chooses among the first tokens of the states.
+    What precedes the image is the same for all images: its keys and values are computed once. An image costs its
+    embeddings, which see the schema alone and are shared by its fields, and one position for each field, which sees
+    the schema, its own name, the image and itself. F' = F.
+
+    Args:
+        lm: the language model.
+        fields: names of the fields, in label-space order.
+    """
+
+    def __init__(self, lm: LanguageModel, fields: Sequence[str]) -> None:
+        super().__init__(fields, lm.embed_dim, embed_scale=lm.embed_scale)
+        self.lm = lm
+        answers = [
+            read_answers(lm.tokenizer, {state: slot_pieces(field, state) for state in STATES}) for field in self.fields
+        ]
+        schema = schema_ids(lm, self.fields)
+        names = [answer.prefix[:-1] for answer in answers]
+        # Every name ends right before the image, so that all fields see it at the same positions.
+        self._start = len(schema) + max(map(len, names))
+        owners = [-1] * len(schema) + [field for field, name in enumerate(names) for _ in name]
+        positions = [*range(len(schema)), *(self._start - len(n) + i for n in names for i in range(len(n)))]
+        self._owners = torch.tensor(owners)
+        # Each name sees the schema and itself.
+        allowed = (self._owners == -1) | (self._owners == self._owners[:, None])
+        self._before = SharedText(
+            lm,
+            schema + [token for name in names for token in name],
+            positions=torch.tensor(positions),
+            allowed=allowed.tril(),
+        )
+        self._last = torch.tensor([answer.prefix[-1] for answer in answers])
+        firsts = [[word[0] for word in answer.words] for answer in answers]
+        words = sorted({token for row in firsts for token in row})
+        self._words = torch.tensor(words)
+        self._columns = torch.tensor([[words.index(token) for token in row] for row in firsts])
+
+    def forward(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> TeacherOutput:
+        # Where to look is worked out on the CPU; nothing below waits for the GPU.
+        known, wanted = self.questions(embeddings, states, asked)
+        device, (batch, images) = embeddings.device, embeddings.shape[:2]
+        rows, fields = wanted.nonzero(as_tuple=True)
+        slots = (wanted.cumsum(1) - 1)[rows, fields]
+        width = int(wanted.sum(1).max())
+        self.lm.check_length(self._start + images + 1, masked=len(self._owners) + images + width)
+
+        slot_field = torch.full((batch, width), -2)  # −2: filled up, sees the schema alone
+        slot_field[rows, slots] = fields
+        last = self.lm.embed(self._last[slot_field.clamp(min=0)].to(device))
+        context = torch.cat([embeddings.to(self.lm.dtype), last], 1)
+        position = torch.cat([torch.arange(images), torch.full((width,), images)]) + self._start
+        mask = additive(self._allowed(slot_field, images)[:, None].to(device), self.lm.dtype)
+        at = rows.to(device), (images + slots).to(device)
+        logits = self.lm.logits(
+            context, mask, position.to(device).expand(batch, -1), at, self._before(), words=self._words.to(device)
+        )
+        chosen = logits.gather(1, self._columns[fields].to(device))
+        log_probs = logits.new_full((*asked.shape, len(STATES)), torch.nan)
+        cells = torch.stack([rows, fields], 1)
+        log_probs[cells.to(device).unbind(1)] = chosen.detach().log_softmax(1)
+        nll, count = nll_per_cell(chosen, _targets(known[rows, fields]), cells, tuple(asked.shape))
+        return TeacherOutput(nll, count, log_probs)
+
+    def count(self, states: Tensor, asked: Tensor) -> Tensor:
+        self.check_questions(states, asked)
+        return is_answered(states, asked).sum(1)
+
+    def _allowed(self, slot_field: Tensor, images: int) -> Tensor:
+        """Who sees whom: bool (B, images + slots, known + images + slots)."""
+        seen_by = torch.cat([slot_field.new_full((len(slot_field), images), -1), slot_field], 1)
+        known = (self._owners == -1) | (self._owners == seen_by[..., None])
+        now = torch.ones(seen_by.shape[1], seen_by.shape[1], dtype=torch.bool).tril()
+        now[images:, images:] = torch.eye(slot_field.shape[1], dtype=torch.bool)
+        return torch.cat([known, now.expand(len(slot_field), -1, -1)], 2)

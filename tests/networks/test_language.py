@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from transformers import (
 )
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.teacher import FrozenLM, PublishedTeacher, SlotTeacher
+from vivid_monai.networks.language import LanguageModel, add_adapters, load_language_model
+from vivid_monai.networks.teacher import PublishedTeacher, ShortSlotTeacher, SlotTeacher
 from vivid_monai.networks.teacher.text import PROMPT
 
 FIELDS = ("Edema", "Pleural Effusion")
@@ -92,7 +94,7 @@ def test_what_a_model_does_to_its_logits_still_happens(config, attention, layout
     torch.manual_seed(0)
     assert len(tokenizer) <= config.vocab_size
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    lm = FrozenLM(model, tokenizer, name="capped")
+    lm = LanguageModel(model, tokenizer, name="capped")
     teacher = layout(lm, FIELDS[:1])
     states = torch.ones(1, 1, dtype=torch.int64)
     nll = teacher(embeddings[:1], states, states > 0).nll.sum()
@@ -144,7 +146,7 @@ def test_only_supervised_positions_reach_the_head(teacher, embeddings):
 )
 def test_a_model_that_cannot_be_a_teacher_is_refused(model, complaint, tokenizer):
     with pytest.raises(VividError, match=complaint):
-        FrozenLM(model, tokenizer, name="teacher x")
+        LanguageModel(model, tokenizer, name="teacher x")
 
 
 def test_a_model_that_ignores_the_mask_is_refused(make_lm, tokenizer):
@@ -152,7 +154,7 @@ def test_a_model_that_ignores_the_mask_is_refused(make_lm, tokenizer):
     forward = model.model.forward
     model.model.forward = lambda *args, attention_mask, **kwargs: forward(*args, **kwargs)
     with pytest.raises(VividError, match="4-D attention mask"):
-        FrozenLM(model, tokenizer, name="teacher x")
+        LanguageModel(model, tokenizer, name="teacher x")
 
 
 def test_a_model_that_does_not_run_names_the_other_attention(make_lm, tokenizer):
@@ -163,18 +165,82 @@ def test_a_model_that_does_not_run_names_the_other_attention(make_lm, tokenizer)
 
     model.model.forward = forward
     with pytest.raises(VividError, match=r"attn_implementation='sdpa' .*: no softcap here"):
-        FrozenLM(model, tokenizer, name="teacher x")
+        LanguageModel(model, tokenizer, name="teacher x")
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_can_be_built_where_gradients_are_off(make_lm, mode):
     lm = make_lm()
     with mode():
-        assert FrozenLM(lm.model, lm.tokenizer, name="teacher x").embed_dim == 32
+        assert LanguageModel(lm.model, lm.tokenizer, name="teacher x").embed_dim == 32
 
 
 def test_a_tokenizer_of_another_model_is_refused(make_lm, tokenizer):
     lm = make_lm()
     lm.model.resize_token_embeddings(300)
     with pytest.raises(VividError, match=f"{len(tokenizer)} tokens but the model only 300"):
-        FrozenLM(lm.model, tokenizer, name="teacher x")
+        LanguageModel(lm.model, tokenizer, name="teacher x")
+
+
+LORA = {"r": 2, "lora_alpha": 8, "lora_dropout": 0.5, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.mark.parametrize("layout", [ShortSlotTeacher, SlotTeacher, PublishedTeacher])
+def test_adapters_are_what_is_trained_saved_and_nothing_else(layout, make_lm, embeddings):
+    pytest.importorskip("peft")
+    frozen, lm = make_lm(), make_lm()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    add_adapters(lm.model, LORA, name="LM x", seed=3)
+    assert torch.rand(3).equal(expected)
+    student = Student(layout(LanguageModel(lm.model, lm.tokenizer, name="LM x"), FIELDS))
+    teacher = student.teacher
+    adapters = {name: p for name, p in student.named_parameters() if not name.startswith("projector")}
+    assert len(adapters) == 2 * 2 * 2  # layers, targets, A and B
+    assert all("lora_" in name and parameter.requires_grad for name, parameter in adapters.items())
+    assert set(adapters) < set(student.state_dict())
+    assert sum(p.requires_grad for p in teacher.lm.model.parameters()) == len(adapters)
+
+    states = torch.tensor([[0, 1], [2, -1], [1, 1]])
+    arguments = (embeddings, states, torch.ones_like(states, dtype=torch.bool))
+    before = layout(frozen, FIELDS)(*arguments).nll
+    teacher.eval()
+    torch.testing.assert_close(teacher(*arguments).nll, before, rtol=1e-5, atol=1e-5)  # B starts at 0
+    student.train()
+    assert {m.training for name, m in teacher.lm.model.named_modules() if name.endswith("lora_dropout")} == {True}
+    assert not teacher.lm.model.training
+    student.eval()
+
+    optimizer = torch.optim.SGD(adapters.values(), lr=0.01)
+    losses = []
+    for _ in range(3):  # texts before the image are read with the adapters of their step
+        loss = teacher(*arguments).nll.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > losses[1] > losses[2]
+    assert all(p.grad is None for name, p in teacher.lm.model.named_parameters() if "lora_" not in name)
+
+    again = make_lm()
+    add_adapters(again.model, LORA, name="LM x", seed=4)
+    other = Student(layout(LanguageModel(again.model, again.tokenizer, name="LM x"), FIELDS)).eval()
+    assert not other.teacher(*arguments).nll.equal(teacher(*arguments).nll)
+    other.load_state_dict(student.state_dict())
+    assert other.teacher(*arguments).nll.equal(teacher(*arguments).nll)
+
+
+def test_adapters_come_with_loading_or_are_refused_in_one_line(make_lm, tokenizer, tmp_path, monkeypatch):
+    make_lm().model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(VividError, match=r"adapters need peft .*\[adapters\]"):
+        load_language_model(tmp_path, adapters=LORA)
+    monkeypatch.undo()
+    pytest.importorskip("peft")
+    assert load_language_model(tmp_path, adapters=LORA).trainable
+    assert not load_language_model(tmp_path).trainable
+    for wrong in ({"r": 2, "target_modules": ["no_such_layer"]}, {"rank": 2}):
+        with pytest.raises(VividError, match="cannot be added"):
+            load_language_model(tmp_path, adapters=wrong)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from vivid_monai.networks.teacher import FrozenLM
+from vivid_monai.networks.language import LanguageModel
 from vivid_monai.networks.teacher.text import PROMPT, schema_text
 from vivid_monai.ums.states import STATES
 
@@ -68,29 +68,29 @@ def random_lm(
     attention: str = "sdpa",
     dtype: torch.dtype = torch.float32,
     **more: object,
-) -> FrozenLM:
+) -> LanguageModel:
     torch.manual_seed(0)
     made = config(arch, len(tokenizer), **({"initializer_range": 0.2} | more))
     model = AutoModelForCausalLM.from_config(made, attn_implementation=attention)
-    return FrozenLM(model.to(dtype), tokenizer, name=arch)
+    return LanguageModel(model.to(dtype), tokenizer, name=arch)
 
 
 @pytest.fixture(scope="session")
-def build_lm() -> Callable[..., FrozenLM]:
+def build_lm() -> Callable[..., LanguageModel]:
     return random_lm
 
 
 @pytest.fixture(scope="session")
-def make_lm(tokenizer: PreTrainedTokenizerFast) -> Callable[..., FrozenLM]:
+def make_lm(tokenizer: PreTrainedTokenizerFast) -> Callable[..., LanguageModel]:
     return lambda *args, **kwargs: random_lm(tokenizer, *args, **kwargs)
 
 
 @pytest.fixture(params=["qwen2-sdpa", "qwen2-eager", "llama-sdpa", "llama-eager", "gpt2-sdpa", "gpt2-eager"])
-def lm(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -> FrozenLM:
+def lm(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
     return random_lm(tokenizer, *request.param.split("-"))
 
 
-def token_nll(lm: FrozenLM, image: torch.Tensor, ids: list[int], before: list[int] | None = None) -> torch.Tensor:
+def token_nll(lm: LanguageModel, image: torch.Tensor, ids: list[int], before: list[int] | None = None) -> torch.Tensor:
     """NLL (len(ids),) of a text after one image (K, D), by transformers alone: one row, no padding, no mask.
 
     The first id is predicted from the last image embedding; `before` is a text that precedes the image.
@@ -108,7 +108,7 @@ def token_nll_fixture() -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def bos_lm() -> FrozenLM:
+def bos_lm() -> LanguageModel:
     """An LM whose tokenizer begins every text with BOS, as Llama's does."""
     tokenizer = train_tokenizer(split=True, eos_token="<|end|>", bos_token="<|start|>")
     special = [("<|start|>", tokenizer.bos_token_id)]
