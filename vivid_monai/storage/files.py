@@ -83,7 +83,7 @@ def made_by_one(entry: Path, waiting: str, *, option: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.info(waiting)
+            logger.warning(waiting)
             lock.acquire()
     try:
         yield
