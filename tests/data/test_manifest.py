@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vivid_monai.data.columns import conform, manifest_schema
+from vivid_monai.data.columns import conform, manifest_schema, open_label_space, row_of, stored_label_space
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import SplitError, SplitRule
 from vivid_monai.errors import VividError
@@ -39,9 +39,11 @@ PLAIN = replace(PLAIN, findings={"Pneumonia": Finding("present")}, image=ImageIn
 
 
 def make(records=(FULL, PLAIN), splits=("train", "test"), **options) -> Manifest:
-    return Manifest.from_records(
-        list(records), label_space="chexpert-12", splits=splits, **{"image_root": "/images", **options}
-    )
+    """A manifest of these records, each with its split."""
+    options = {"label_space": "chexpert-12", "image_root": "/images", **options}
+    space = open_label_space(stored_label_space(options["label_space"]))
+    rows = [{**row_of(record, space), "split": split} for record, split in zip(records, splits, strict=True)]
+    return Manifest(pa.Table.from_pylist(rows, schema=manifest_schema(space.fields)), **options)
 
 
 def nulls_left_out(record: Record) -> Record:
@@ -51,11 +53,8 @@ def nulls_left_out(record: Record) -> Record:
 def test_records_go_in_and_come_out(tmp_path):
     manifest = Manifest.load(make().save(tmp_path / "m.parquet"))
     assert len(manifest) == 2
-    assert [nulls_left_out(manifest.record(i)) for i in (0, 1)] == [FULL, PLAIN]
-    assert list(manifest.record(0).findings) == list(manifest.fields)
+    assert list(next(manifest.records()).findings) == list(manifest.fields)
     assert [nulls_left_out(r) for r in manifest.records()] == [FULL, PLAIN]
-    with pytest.raises(VividError, match="rows 0 to 1, not 2"):
-        manifest.record(2)
 
 
 def test_jsonl_is_one_record_a_line(tmp_path):
@@ -118,8 +117,8 @@ def test_a_patient_in_two_splits_does_not_get_in_nor_out(tmp_path):
 
 
 def test_splits_by_rule_are_stored_with_the_manifest(tmp_path):
-    manifest = make(splits=SplitRule(salt="x", val=0.0, test=0.5))
-    assert manifest.table["split"].to_pylist() == [SplitRule(salt="x", val=0.0, test=0.5).of(p) for p in ("p1", "p2")]
+    manifest = make()
+    manifest.splits = SplitRule(salt="x", val=0.0, test=0.5).to_dict()
     assert Manifest.load(manifest.save(tmp_path / "m.parquet")).splits == {"salt": "x", "val": 0.0, "test": 0.5}
 
 
@@ -138,14 +137,12 @@ def test_a_label_space_of_ones_own_is_stored_whole(tmp_path):
     space = {"label_space_version": "1.0", "name": "mine", "description": "d", "source": "s", "fields": fields}
     (tmp_path / "space.json").write_text(json.dumps(space))
     record = replace(PLAIN, findings={"view": Finding("present")}, label_space="mine")
-    manifest = Manifest.from_records(
-        [record], label_space=tmp_path / "space.json", image_root=tmp_path, splits=["train"]
-    )
+    manifest = make([record], ["train"], label_space=tmp_path / "space.json", image_root=tmp_path)
     path = manifest.save(tmp_path / "m.parquet")
     (tmp_path / "space.json").unlink()
     loaded = Manifest.load(path)
     assert (loaded.fields, loaded.label_space.parents) == (("Split", "view"), {"view": "Split"})
-    assert nulls_left_out(loaded.record(0)) == record
+    assert [nulls_left_out(one) for one in loaded.records()] == [record]
 
 
 def test_columns_are_compact_and_typed():
@@ -210,3 +207,28 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         make().save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.parquet"]
+
+
+def test_a_manifest_from_before_boxes_in_volumes_loads(tmp_path):
+    table = make().table
+    old = pa.list_(
+        pa.struct([field for field in table.schema.field("boxes").type.value_type if field.name not in ("z", "depth")])
+    )
+    boxes = [[{"field": "Pneumonia", "x": 1.0, "y": 2.0, "width": 3.0, "height": 4.0, "slice": None}], None]
+    table = table.drop(["boxes", "mask"]).append_column("boxes", pa.array(boxes, old))
+    manifest = Manifest(table, label_space="chexpert-12", image_root="/images")
+    assert [nulls_left_out(r) for r in manifest.records()] == [FULL, PLAIN]
+    box = manifest.items(columns=["boxes"])[0]["boxes"][0]
+    assert (box["width"], box["z"]) == (3.0, None)
+
+
+def test_items_hold_the_columns_that_targets_ask_for():
+    table = make().table
+    table = table.set_column(table.column_names.index("mask"), "mask", pa.array(["masks/a.png", None]))
+    manifest = Manifest(table, label_space="chexpert-12", image_root="/images")
+    one, other = manifest.items(["Edema"], columns=["mask", "report", "boxes"])
+    assert (one["mask"], one["report"]) == ("/images/masks/a.png", FULL.report)
+    assert one["boxes"][0]["field"] == "Pneumonia"
+    assert other.keys() == {"image", "slice", "id", "patient_id", "states"}, "what is null is absent"
+    with pytest.raises(VividError, match="the manifest has no column 'masks'; it has id, image"):
+        manifest.items(columns=["masks"])

@@ -65,7 +65,6 @@ def test_it_is_the_manifest_in_memory(path):
         assert manifest.table.equals(held.table)
         assert manifest.table.schema.equals(held.table.schema, check_metadata=False)
         assert list(manifest.records()) == list(held.records())
-        assert manifest.record(21) == held.record(21)
         assert (manifest.states() == held.states()).all()
         assert manifest.patients().tolist() == held.patients().tolist()
         assert manifest.fields_with(5, "train") == held.fields_with(5, "train")

@@ -57,7 +57,8 @@ def test_axes_point_where_the_orientation_says(tmp_path: Path) -> None:
     affine = AFFINES["other axes"]
     path = save(body(), tmp_path / "a.nii", affine)
     preprocess = SETTINGS["smaller"]
-    grid_to_world = affine @ np.linalg.inv(preprocess.row_matrix({"image": path}))
+    grid_to_world = volume_geometry(str(path))[1] @ np.linalg.inv(preprocess.row_matrix({"image": path}))
+    assert np.allclose(grid_to_world, affine @ np.linalg.inv(preprocess.matrix(SHAPE, affine)))
     assert np.sign(grid_to_world[[2, 1, 0], [0, 1, 2]]).tolist() == [1, -1, -1]  # S, P and L, in RAS
     assert np.allclose(np.linalg.norm(grid_to_world[:3, :3], axis=0), preprocess.spacing, rtol=0.05)
 

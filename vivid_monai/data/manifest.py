@@ -22,12 +22,11 @@ from vivid_monai.data.columns import (
     manifest_schema,
     open_label_space,
     record_of,
-    row_of,
     state_columns,
     stored_label_space,
 )
 from vivid_monai.data.items import Items
-from vivid_monai.data.splits import SPLITS, SplitRule, assert_disjoint
+from vivid_monai.data.splits import SPLITS, assert_disjoint
 from vivid_monai.errors import VividError
 from vivid_monai.storage.arrow import ArrowFile
 from vivid_monai.storage.files import whole_file
@@ -267,12 +266,6 @@ class Manifest:
             for row in batch.to_pylist():
                 yield record_of(row, self.label_space)
 
-    def record(self, index: int) -> Record:
-        """Row ``index`` as a UMS record; fields without an answer have the state ``None``."""
-        if not 0 <= index < len(self):
-            raise VividError(f"the manifest has rows 0 to {len(self) - 1}, not {index}")
-        return record_of(self.table.slice(index, 1).to_pylist()[0], self.label_space)
-
     def select(self, split: str) -> Self:
         """The rows of one split ("train", "val", "test"). Where it has none, a VividError tells which there are."""
         counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(self.table["split"]).to_pylist()}
@@ -334,32 +327,6 @@ class Manifest:
 
     def _canonical(self, fields: Sequence[str]) -> list[str]:
         return [self.label_space.resolve(name) for name in fields]
-
-    @classmethod
-    def from_records(
-        cls,
-        records: Sequence[Record],
-        *,
-        label_space: LabelSpaceSource,
-        image_root: Path | str,
-        splits: SplitRule | Sequence[str],
-        sources: Sequence[dict[str, Any]] = (),
-        card: dict[str, Any] | None = None,
-    ) -> Self:
-        """A manifest of records whose image paths start from ``image_root``.
-
-        Args:
-            splits: the rule that draws them by patient, or the split of each record.
-        """
-        space = open_label_space(stored_label_space(label_space))
-        rows = [row_of(record, space) for record in records]
-        if not rows:
-            raise VividError("the manifest has no rows")
-        drawn = splits.assign([r.patient_id for r in records]).to_pylist() if isinstance(splits, SplitRule) else splits
-        schema = manifest_schema(space.fields)
-        table = pa.Table.from_pylist([{**row, "split": s} for row, s in zip(rows, drawn, strict=True)], schema=schema)
-        how = splits.to_dict() if isinstance(splits, SplitRule) else {"given": True}
-        return cls(table, label_space=label_space, image_root=image_root, splits=how, sources=sources, card=card)
 
 
 def _portable(root: Path, folder: Path) -> str:

@@ -189,7 +189,7 @@ def _on_slice(box: dict[str, Any], row: Row) -> bool:
 
 
 def _corners(box: dict[str, Any], axes: int, row: Row) -> list[float]:
-    """Low and high corner along the axes of the image as it is stored: rows before columns in 2-D, x, y, z in 3-D."""
+    """Low and high corner along the axes of the image as it is read: rows before columns in 2-D, x, y, z in 3-D."""
     sides = [(box["y"], box["height"]), (box["x"], box["width"])]
     if axes == 3:
         # A box on a slice of a volume is as deep as the slice.

@@ -1,7 +1,9 @@
 """CT volumes: DICOM series and NIfTI files as Hounsfield units, with the place of their voxels in the patient.
 
-Voxels are indexed as they are stored: the axes of a NIfTI file; column, row and slice (from inferior to superior) of a
-DICOM series. An affine matrix takes an index to millimetres towards the patient's right, front and head (RAS).
+Voxels are indexed as boxes in manifests are: x to the right, y down and z up in slices as radiologists look at them.
+These are column, row and slice (from inferior to superior) of a DICOM series; a NIfTI file is turned so that its axes
+grow towards the patient's left, back and head, as its slices are. An affine matrix takes an index to millimetres towards
+the patient's right, front and head (RAS).
 """
 
 from collections import Counter
@@ -15,7 +17,7 @@ import nibabel
 import numpy as np
 import pydicom
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from vivid_monai.images.dicom import read_values
 from vivid_monai.images.read import ImageError, one_line
@@ -243,7 +245,9 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             values, affine = np.stack(stack, axis=2), series.affine
         else:
             image = _nifti(path)
-            values, affine = np.asanyarray(image.dataobj, np.float32).reshape(image.shape[:3]), image.affine
+            place = turned(image.shape[:3], image.affine, "LPS")
+            stored = np.asanyarray(image.dataobj, np.float32).reshape(image.shape[:3])
+            values, affine = apply_orientation(stored, place.turn), image.affine @ np.linalg.inv(place.matrix)
     except Exception as error:  # readers raise whatever they like on damaged files; the cause stays chained
         raise ImageError(f"{path}: unreadable volume: {one_line(error)}") from error
     if reason := implausible(values):
@@ -264,7 +268,8 @@ def volume_geometry(path: str) -> tuple[tuple[int, ...], np.ndarray]:
             rows, columns = series.shape
             return (columns, rows, len(series.slices)), series.affine
         image = _nifti(Path(path))
-        return image.shape[:3], image.affine
+        place = turned(image.shape[:3], image.affine, "LPS")
+        return place.shape, image.affine @ np.linalg.inv(place.matrix)
     except Exception as error:
         raise ImageError(f"{path}: unreadable volume: {one_line(error)}") from error
 

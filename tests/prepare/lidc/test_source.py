@@ -48,7 +48,7 @@ def test_every_nodule_is_a_row_with_its_crop_patient_and_state(lidc, tmp_path):
     )
     assert (first["height"], first["width"], first["modality"], first["anatomy"]) == (100, 100, "CT", "lung")
     assert all(row["split"] == SplitRule(salt="s3", val=0.3, test=0.3).of(row["patient_id"]) for row in rows)
-    finding = prepared.manifest.record([row["id"] for row in rows].index("1.2.1_01")).findings["Malignancy"]
+    finding = next(one for one in prepared.manifest.records() if one.id == "1.2.1_01").findings["Malignancy"]
     assert {m.name: m.value for m in finding.measurements}["rating"] == 1
 
 
