@@ -57,7 +57,7 @@ def plane_rows(folder: Path) -> list[dict]:
 
 
 def volume_rows(folder: Path, affine: np.ndarray) -> list[dict]:
-    """Volumes whose boxes are bright; x, y and z grow to the patient's left, back and head, whatever the file's axes."""
+    """Volumes with bright boxes; x, y and z grow to the patient's left, back and head, whatever the file's axes."""
     rows = []
     for number, boxes in enumerate(CORNERS_3D):
         values, mask = body(), np.zeros(SHAPE, np.uint8)

@@ -2,8 +2,8 @@
 
 Voxels are indexed as boxes in manifests are: x to the right, y down and z up in slices as radiologists look at them.
 These are column, row and slice (from inferior to superior) of a DICOM series; a NIfTI file is turned so that its axes
-grow towards the patient's left, back and head, as its slices are. An affine matrix takes an index to millimetres towards
-the patient's right, front and head (RAS).
+grow towards the patient's left, back and head, as its slices are. An affine matrix takes an index to millimetres
+towards the patient's right, front and head (RAS).
 """
 
 from collections import Counter
