@@ -168,6 +168,7 @@ def test_the_host_reads_from_the_device_once_in_a_step(monkeypatch, size):
     network, batch = make_pretrainer(), make_batch()
     for part in network.objectives["states"].teacher, network.objectives["states"].teacher.__class__:
         monkeypatch.setattr(part, "check_questions", lambda *_: None)  # what a teacher reads is its own
+        monkeypatch.setattr(part, "questions", lambda *given: given[-2:])
     engine, seen = make_engine(network), []
     for name in READS:
         real = getattr(torch.Tensor, name)
@@ -189,6 +190,7 @@ def test_the_host_waits_for_the_gpu_once_in_a_step():
     step = PretrainStep()
     step(engine, batch)
     network.objectives["states"].teacher.check_questions = lambda *_: None
+    network.objectives["states"].teacher.questions = lambda *given: given[-2:]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
