@@ -89,10 +89,11 @@ def make_files(preset: str, args: argparse.Namespace, folder: Path) -> tuple[tup
     import torch
 
     from vivid_monai.data.manifest import Manifest
-    from vivid_monai.deploy.formats.onnx import export_onnx
-    from vivid_monai.deploy.formats.quantize import auroc_differences, quantize_onnx
-    from vivid_monai.deploy.formats.torchscript import export_torchscript
+    from vivid_monai.deploy.export import export_onnx, export_torchscript
+    from vivid_monai.deploy.onnx import OnnxClassifier
+    from vivid_monai.deploy.quantize import quantize_onnx
     from vivid_monai.images.preprocess import Preprocess
+    from vivid_monai.metrics.masked import masked_auroc
     from vivid_monai.networks.modules import load_module
     from vivid_monai.networks.vit import ViT
     from vivid_monai.prepare.phantoms import prepare
@@ -121,7 +122,9 @@ def make_files(preset: str, args: argparse.Namespace, folder: Path) -> tuple[tup
     started = time.perf_counter()
     quantize_onnx(whole, small, images["train"][:128])
     seconds = time.perf_counter() - started
-    differences = auroc_differences(whole, small, images["test"], test.states())
+    pair = [OnnxClassifier(path) for path in (whole, small)]
+    scores = np.array([[one(image[None])[0][0] for image in images["test"]] for one in pair], np.float64)
+    differences = masked_auroc(scores[1], test.states()) - masked_auroc(scores[0], test.states())
     fields = {
         field: None if np.isnan(one) else float(one) for field, one in zip(manifest.fields, differences, strict=True)
     }
@@ -216,7 +219,7 @@ def work(way: str, path: str, threads: str, shape: str) -> None:
 def runner(way: str, path: str, threads: int) -> Any:
     """A function that answers a batch."""
     if way.startswith("ONNX Runtime"):
-        from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
+        from vivid_monai.deploy.onnx import OnnxClassifier
 
         return OnnxClassifier(path, threads=threads)
     if way.startswith("OpenVINO"):

@@ -7,10 +7,11 @@
 Making the environment takes about five minutes and 4 GB. Where the system allows it (unshare of util-linux), the tests
 run in a network namespace of their own: nothing can be reached from it, nor reach into it. Without --orthanc, the tests
 of the PACS are skipped where there is no Orthanc; with it, a skipped test is a failure, and a full pass is noted in
-tests/monailabel/passed.sha256, the state of the files that it rests on.
+tests/monailabel/passed.sha256: a hash of the app, its tests and every file of this repository that they import.
 """
 
 import argparse
+import ast
 import hashlib
 import os
 import shutil
@@ -22,25 +23,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.monailabel.orthanc import missing
-from vivid_monai.deploy.bundle.module import FILES
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = Path("bundle/monailabel/requirements.txt")
 ALONE = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 PASSED = ROOT / "tests" / "monailabel" / "passed.sha256"
-RESTS_ON = (
-    "bundle/monailabel",
-    "tests/monailabel",
-    "tests/conftest.py",
-    "tests/deploy/bundle/alone.py",
-    "tests/deploy/conftest.py",
-    "tests/deploy/made_dicom.py",
-    "tests/deploy/mutate.py",
-    "tests/evaluation/small.py",
-    "scripts/check_monailabel.py",
-    "vivid_monai/deploy/bundle",
-    *(f"vivid_monai/{file}" for file in FILES.values()),
-)
+APP, TESTS = "bundle/monailabel", "tests/monailabel"
+RESTS_ON = (APP, TESTS, "scripts/check_monailabel.py", "vivid_monai/*.json", "vivid_monai/*.j2")
+"""What the tests use beside the Python files that they import: :func:`imported`."""
 STUB = '''"""In place of a torchvision that does not go with the PyTorch here: names that are only imported."""
 
 
@@ -91,7 +81,8 @@ def main() -> int:
 
 def fingerprint(root: Path) -> str:
     """SHA-256 over names and contents of the files that the tests rest on, those that git tracks or would track."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *RESTS_ON]
+    rests_on = [*RESTS_ON, *imported(root)]
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *rests_on]
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
     digest = hashlib.sha256()
     for name in sorted(set(filter(None, listed))):
@@ -99,6 +90,26 @@ def fingerprint(root: Path) -> str:
         if path.is_file() and path.name != PASSED.name:
             digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def imported(root: Path) -> set[str]:
+    """The files of this repository that the tests import, directly or through others: what makes a bundle included."""
+    found: set[str] = set()
+    waiting = [*(root / TESTS).glob("*.py"), root / "tests" / "conftest.py"]
+    while waiting:
+        path = waiting.pop()
+        name = str(path.relative_to(root))
+        if name in found or not path.is_file():
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                modules = [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+            for module in modules:
+                place = root / module.replace(".", "/")
+                waiting += [place.with_name(f"{place.name}.py"), place / "__init__.py"]
+    return found
 
 
 def make_environment(folder: Path) -> None:

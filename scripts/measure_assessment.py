@@ -4,7 +4,7 @@
         --other "laterals=laterals.txt" --other "phantoms, lateral=data/phantom/manifest.parquet@lateral" \
         --cut "photographs=photographs" --volume "abdomen=abdomen.nii.gz" --json assessment.json
 
-The limit of every criterion is found as Assessment.fit does. There are always: the test images turned, mirrored and
+The limit of every criterion is found as OODDetector.fit does. There are always: the test images turned, mirrored and
 inverted, constant images, noise and text. A cell is the share refused with its 95 % Wilson interval, as if images were
 independent, and the AUROC of the distance against the test images.
 """
@@ -27,8 +27,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.deploy.appearance import appearance
-from vivid_monai.deploy.assessment import Assessment, conformal_limit, mahalanobis, unfitted
+from vivid_monai.deploy.ood import OODDetector, conformal_limit, mahalanobis, unfitted
+from vivid_monai.deploy.ood_score import thumbnail_features
 from vivid_monai.evaluation.encoders import Encoder, load_encoder
 from vivid_monai.images.preprocess import Preprocess, transform_of
 from vivid_monai.images.read import ImageError, read_image
@@ -90,7 +90,7 @@ class Describer:
             unit = [torch.from_numpy(one.copy())[None] for one in squares[start : start + 64]]
             images = torch.stack([torch.as_tensor(self.normal({"image": one})["image"]) for one in unit])
             batches["features"].append(self.encoder(images))
-            batches["appearance"].append(appearance(images))
+            batches["appearance"].append(thumbnail_features(images))
             batches["thumbnail"].append(adaptive_avg_pool2d(torch.stack(unit), 16).flatten(1))
         return {name: torch.cat(parts).numpy() for name, parts in batches.items()}
 
@@ -236,8 +236,8 @@ def fit(name: str, rows: dict[str, Rows], patients: tuple[np.ndarray, np.ndarray
 
 
 def promise(rows: dict[str, Rows], patients: tuple[np.ndarray, np.ndarray], accepted: float) -> str:
-    """What Assessment says of its own rate."""
-    one = Assessment.fit(rows["train"][DEFAULT], rows["val"][DEFAULT], patients=patients, accepted=accepted)
+    """What OODDetector says of its own rate."""
+    one = OODDetector.fit(rows["train"][DEFAULT], rows["val"][DEFAULT], patients=patients, accepted=accepted)
     share, low, high = one.refused()
     return f"to be refused of such images: {share:.1%} ({low:.1%} to {high:.1%}; {one.n_images} images)"
 

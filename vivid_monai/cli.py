@@ -1,7 +1,7 @@
 """The console command ``vivid``: everything that is not a bundle workflow.
 
 Training, evaluation and inference run through ``python -m monai.bundle run``. What comes before and after them, such as
-preparing a data set or checking records, is a subcommand here, one module of :mod:`vivid_monai.commands` each.
+preparing a data set or checking records, is a subcommand here (:mod:`vivid_monai.commands`).
 """
 
 import argparse
@@ -15,16 +15,16 @@ from vivid_monai.errors import VividError
 from vivid_monai.logs import show_messages
 
 COMMANDS = {
-    "prepare": "make a manifest from a data set",
-    "phantom": "write chest phantoms, with manifest and reports",
-    "verify": "check UMS records",
-    "labels": "list or show label spaces",
-    "report": "write the page of an evaluation, or compare several",
-    "bundle": "make a Model Zoo bundle from a finished training run",
-    "export": "write the classifier of a bundle as Hugging Face folder, TorchScript or ONNX",
-    "predict": "findings of image files, by a bundle",
+    "prepare": ("prepare", "make a manifest from a data set"),
+    "phantom": ("records", "write chest phantoms, with manifest and reports"),
+    "verify": ("records", "check UMS records"),
+    "labels": ("records", "list or show label spaces"),
+    "report": ("records", "write the page of an evaluation, or compare several"),
+    "bundle": ("bundle", "make a Model Zoo bundle from a finished training run"),
+    "export": ("bundle", "write the classifier of a bundle as Hugging Face folder, TorchScript or ONNX"),
+    "predict": ("bundle", "findings of image files, by a bundle"),
 }
-"""Each command, a module of :mod:`vivid_monai.commands`, in a few words."""
+"""Each command: its module in :mod:`vivid_monai.commands`, and what it does in a few words."""
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -36,11 +36,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vivid-monai {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, summary in COMMANDS.items():
+    for name, (module, summary) in COMMANDS.items():
+        one = subparsers.add_parser(name, help=summary)
         if name == command:
-            import_module(f"vivid_monai.commands.{name}").register(subparsers, summary=summary)
-        else:
-            subparsers.add_parser(name, help=summary)
+            getattr(import_module(f"vivid_monai.commands.{module}"), f"add_{name}")(one)
     return parser
 
 

@@ -10,7 +10,7 @@ from lib.infer import FindingsInfer
 from lib.pacs import PacsStore
 from lib.requested import check
 from lib.rules import Rules
-from lib.scripts import load_answers
+from lib.scripts import load_rules
 from lib.store import FolderStore
 from lib.training import Training
 from lib.uncertainty import LeastSure, Uncertainty
@@ -37,9 +37,9 @@ class ChestXrayApp(MONAILabelApp):
             raise ValueError("which bundle? start the server with --conf bundle FOLDER")
         self.bundle = Path(conf["bundle"]).resolve()
         self.work = Path(conf.get("work") or Path(app_dir) / "model" / self.bundle.name).resolve()
-        self.answers = load_answers(self.bundle)
+        self.rules = load_rules(self.bundle)
         self.weights = Weights(self.bundle, self.work / "trained")
-        self.infer_task = FindingsInfer(self.bundle, conf, self.answers, self.weights)
+        self.infer_task = FindingsInfer(self.bundle, conf, self.rules, self.weights)
         self.uncertainty = Uncertainty(self.infer_task)
         metadata = json.loads((self.bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
         super().__init__(
@@ -49,13 +49,13 @@ class ChestXrayApp(MONAILabelApp):
             name=metadata["name"],
             description=metadata["description"],
             version=metadata["version"],
-            labels=self.answers.fields,
+            labels=self.rules.fields,
         )
         # MONAI Label would start a process for every scoring method at every request for an image; on demand instead.
         self._auto_update_scoring = False
 
     def init_datastore(self) -> Datastore:
-        rules = Rules(self.answers.spec)
+        rules = Rules(self.rules.spec)
         if not self.studies.startswith(("http://", "https://")):
             return FolderStore(
                 self.studies,
@@ -76,14 +76,14 @@ class ChestXrayApp(MONAILabelApp):
         return {self.bundle.name: self.infer_task}
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        return {self.bundle.name: Training(self.bundle, self.answers.fields, self.infer_task, self.weights)}
+        return {self.bundle.name: Training(self.bundle, self.rules.fields, self.infer_task, self.weights)}
 
     def init_strategies(self) -> dict[str, Strategy]:
         return {"least_sure": LeastSure(self.uncertainty)}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         return {
-            "agreement": Agreement(self.infer_task, self.answers.fields, self.weights),
+            "agreement": Agreement(self.infer_task, self.rules.fields, self.weights),
             "uncertainty": UncertaintyOfImages(self.uncertainty),
         }
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.small import FIELDS, PREPROCESS, make_classifier
 from tests.evaluation.small import data_set, encoder
-from vivid_monai.deploy.bundle.build import build_bundle
-from vivid_monai.deploy.finished import Finished, load_finished
+from vivid_monai.data.manifest import Manifest
+from vivid_monai.deploy.bundle import build_bundle
+from vivid_monai.deploy.calibrated import CalibratedModel, load_calibrated
+from vivid_monai.deploy.export import export_onnx
 from vivid_monai.evaluation.evaluate import evaluate
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.task import Task
@@ -17,9 +20,12 @@ from vivid_monai.networks.modules import save_module
 NAME = "made_xray_vit_classification"
 
 
-def make_run(folder: Path, *, n: int = 600, space: str = "chexpert-12", fields=None) -> Path:
-    """The folder of a finished run, with its data beside it."""
+def make_run(folder: Path, *, n: int = 600, space: str = "chexpert-12", fields=None, change=None) -> Path:
+    """The folder of a finished run, with its data beside it; ``change``: from its manifest to another one."""
     manifest = data_set(folder / "data", n=n, space=space, splits=("train", "train", "val", "test"))
+    if change:
+        change(manifest).save(folder / "data" / "manifest.parquet")
+        manifest = Manifest.load(folder / "data" / "manifest.parquet")
     run, encoders = folder / "run", {"pretrained": [encoder(1)], "untrained": [encoder(2)]}
     task = Task(name="made", manifest=manifest, fields=fields or manifest.fields)
     evaluated = evaluate(encoders, task, FeatureStore(None), n_resamples=50)
@@ -39,12 +45,19 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(run) -> Finished:
+def finished(run) -> CalibratedModel:
     """What is known of it."""
-    return load_finished(run, FeatureStore(None))
+    return load_calibrated(run, FeatureStore(None))
 
 
 @pytest.fixture(scope="session")
 def bundle_folder(finished, tmp_path_factory) -> Path:
     """The bundle of it."""
     return build_bundle(finished, tmp_path_factory.mktemp("bundles") / NAME, onnx="float32")
+
+
+@pytest.fixture(scope="session")
+def onnx_file(tmp_path_factory) -> Path:
+    """The file of ``make_classifier()``."""
+    path = tmp_path_factory.mktemp("onnx") / "classifier.onnx"
+    return export_onnx(make_classifier(), path, preprocess=PREPROCESS, fields=FIELDS)

@@ -87,7 +87,7 @@ def test_what_cannot_be_told_is_not_answered():
     logits, states, patients = made(200)
     noise = np.random.default_rng(5).normal(size=(200, 1))
     cases = {
-        "not told from chance": fit(noise, states, patients),
+        "does not differ from chance": fit(noise, states, patients),
         "AUROC 0.": fit(-logits, states, patients),
         "3 present and": fit(logits[:], np.where(np.cumsum(states, 0) > 3, 0, states), patients),
         "one state only": fit(logits, states, patients, untrained=[0]),
@@ -102,7 +102,7 @@ def test_patients_with_many_images_do_not_make_chance_look_sure():
     rng = np.random.default_rng(1)
     states = np.repeat(np.arange(24) % 2, 50)[:, None]
     logits = np.repeat(rng.normal(size=24) + 0.5 * (np.arange(24) % 2), 50)[:, None]
-    assert "not told from chance" in fit(logits, states, np.repeat(np.arange(24), 50)).unanswered
+    assert "does not differ from chance" in fit(logits, states, np.repeat(np.arange(24), 50)).unanswered
     assert not fit(logits, states).unanswered
 
 

@@ -11,9 +11,8 @@ from PIL import Image
 
 from tests.deploy.made_dicom import dicom
 from tests.deploy.mutate import mutations
-from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.predict import predict
+from vivid_monai.deploy.predict import find_inputs, predict
 from vivid_monai.errors import VividError
 
 N = 40  # of each kind; scripts/fuzz_predict.py makes thousands
@@ -48,7 +47,7 @@ def test_every_damaged_image_is_answered_or_listed_in_one_line(model, tmp_path, 
     assert counts["unreadable"] > N
     for entry in done.entries:
         if entry.status == "answered":
-            assert len(entry.probabilities) == len(model.answers.fields)
+            assert len(entry.probabilities) == len(model.rules.fields)
             assert all(0 <= value <= 1 for value in entry.probabilities)
         else:
             assert entry.reason
@@ -76,7 +75,7 @@ def test_every_damaged_image_is_answered_or_listed_in_one_line(model, tmp_path, 
 )
 def test_a_damaged_bundle_is_refused_or_is_the_same(bundle_folder, finished, tmp_path, name, runtime):
     folder = shutil.copytree(bundle_folder, tmp_path / bundle_folder.name)
-    place = int(np.flatnonzero(finished.assessment.accepts(finished.appearance(finished.test)))[0])
+    place = int(np.flatnonzero(finished.ood.accepts(finished.thumbnails["test"]))[0])
     image = find_inputs([Path(finished.manifest.select("test").items()[place]["image"])])
     expected = predict(BundleModel.load(bundle_folder, runtime=runtime), image, tmp_path / "out").entries[0]
     assert expected.status == "answered"

@@ -15,16 +15,16 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from tests.deploy.bundle.alone import run_bundle
+from tests.deploy.alone import run_bundle
 from tests.deploy.conftest import NAME
-from tests.deploy.formats.recipes import recipes
 from tests.deploy.made_dicom import dicom
+from tests.deploy.recipes import recipes
 from vivid_monai.cli import main
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import collate
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.deploy.bundle.build import build_bundle
-from vivid_monai.deploy.formats.onnx_classifier import OnnxClassifier
+from vivid_monai.deploy.bundle import build_bundle
+from vivid_monai.deploy.onnx import OnnxClassifier
 from vivid_monai.engines.step import PrepareBatch
 from vivid_monai.evaluation.encoders import load_encoder
 from vivid_monai.evaluation.features import FeatureStore
@@ -55,7 +55,7 @@ def images(finished, tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def bundle(finished, tmp_path_factory) -> Path:
     """The bundle, built to answer anything."""
-    anything = replace(finished, assessment=replace(finished.assessment, limit=1e9))
+    anything = replace(finished, ood=replace(finished.ood, limit=1e9))
     return build_bundle(anything, tmp_path_factory.mktemp("bundle") / NAME, onnx="float32")
 
 
@@ -77,7 +77,7 @@ def expected(finished, run, images, tmp_path_factory) -> np.ndarray:
 
 def by_training(finished, images: list[Path], folder: Path) -> Tensor:
     still = Augment(rotate=0, translate=0, scale=0, brightness=0, contrast=0)
-    rows = [{"image": path, "states": [1], "id": path.name, "patient_id": ""} for path in images]
+    rows = [{"image": path, "id": path.name} for path in images]
     augmentation = RandomAugmentation(finished.preprocess, still)
     data = ImageDataset(rows, finished.preprocess, augmentation=augmentation, cache=True)
     image = PrepareBatch(augmentation)(collate([data[i] for i in range(len(data))]))["image"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,8 @@ from PIL import Image
 from tests.bundle.conftest import quiet
 from tests.deploy.made_dicom import dicom
 from vivid_monai.cli import main
-from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.predict import predict
+from vivid_monai.deploy.predict import find_inputs, objection, predict
 from vivid_monai.errors import VividError
 from vivid_monai.ums.record import Record
 from vivid_monai.ums.verify import verify
@@ -35,7 +35,7 @@ def model(bundle_folder, request):
 @pytest.fixture(scope="session")
 def chosen(finished) -> list[int]:
     """Positions of six test images that are not among the one in a hundred that is refused."""
-    return np.flatnonzero(finished.assessment.accepts(finished.appearance(finished.test)))[:6].tolist()
+    return np.flatnonzero(finished.ood.accepts(finished.thumbnails["test"]))[:6].tolist()
 
 
 @pytest.fixture(scope="session")
@@ -274,3 +274,89 @@ def _without(folder: Path, key: str) -> None:
     del metadata["vivid"][key]
     metadata["vivid"]["metadata_sha256"] = None
     path.write_text(json.dumps(metadata))
+
+
+def test_finds_every_file_once_in_order(tmp_path):
+    for name in ("b/2.png", "b/1.dcm", "a.txt", ".hidden", "b/.git/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = find_inputs([tmp_path / "b" / "2.png", tmp_path])
+    assert [os.path.relpath(one.path, tmp_path) for one in found] == ["b/2.png", "a.txt", "b/1.dcm"]
+    assert [one.size for one in found] == [7, 5, 7]
+    assert find_inputs([tmp_path / ".hidden"])[0].size == 7
+
+
+def test_a_changed_file_is_another_input(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_text("a")
+    before = find_inputs([file])
+    os.utime(file, ns=(1, 1))
+    assert find_inputs([file]) != before
+
+
+def test_nothing_to_answer_is_an_error(tmp_path):
+    with pytest.raises(VividError, match="no file"):
+        find_inputs([tmp_path])
+    with pytest.raises(VividError, match="nowhere: there is no such file or folder"):
+        find_inputs([tmp_path / "nowhere"])
+
+
+CHEST = {"modality": ["DX"], "anatomy": ["chest"], "view": ["AP", "PA"]}
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ({}, None),
+        ({"ViewPosition": "PA"}, None),
+        ({"ViewPosition": "AP", "BodyPartExamined": "Chest"}, None),
+        ({"ViewPosition": "LLD"}, None),
+        ({"ViewPosition": "", "PatientOrientation": ["L", "F"]}, None),
+        ({"ViewPosition": "PA", "PatientOrientation": ["A", "F"]}, None),
+        ({"ViewPosition": "LL"}, "lateral"),
+        ({"ViewPosition": "LATERAL"}, "lateral"),
+        ({"PatientOrientation": ["A", "F"]}, "lateral"),
+        ({"PatientOrientation": ["PH", "F"]}, "lateral"),
+        ({"ViewPosition": "RLO"}, "oblique"),
+        ({"Modality": "CT"}, "modality is CT"),
+        ({"Modality": "CR", "BodyPartExamined": "ABDOMEN"}, "not of the chest"),
+        ({"Modality": "US"}, "modality is US"),
+        ({"NumberOfFrames": 4}, "4 frames"),
+    ],
+)
+def test_tags_speak_against_what_was_not_trained_on(tmp_path, tags, told):
+    path = dicom(tmp_path / "a.dcm", **tags)
+    said = objection(path, CHEST)
+    assert said is None if told is None else told in said
+
+
+def test_laterals_are_answered_by_a_model_that_knows_them(tmp_path):
+    path = dicom(tmp_path / "a.dcm", ViewPosition="LL")
+    assert objection(path, CHEST | {"view": ["PA", "lateral"]}) is None
+    assert "lateral" in objection(path, CHEST | {"view": []})
+
+
+def test_other_anatomies_and_modalities_have_their_own_tags(tmp_path):
+    hands = {"modality": ["CR"], "anatomy": ["hand"], "view": []}
+    hand = dicom(tmp_path / "hand.dcm", BodyPartExamined="HAND", ViewPosition="RLO")
+    chest = dicom(tmp_path / "chest.dcm", BodyPartExamined="CHEST")
+    slice_ = dicom(tmp_path / "ct.dcm", Modality="CT", BodyPartExamined="CHEST")
+    assert objection(hand, hands) is None
+    assert "not of the hand" in objection(chest, hands)
+    assert "not of the chest" in objection(hand, CHEST)
+    assert objection(slice_, {"modality": ["CT"], "anatomy": ["lung"], "view": []}) is None
+    assert "not CT: its modality is DX" in objection(chest, {"modality": ["CT"], "anatomy": ["lung"], "view": []})
+    assert objection(hand, {"modality": ["DX"], "anatomy": ["other"], "view": []}) is None
+    assert objection(chest, {"modality": ["DX"], "anatomy": ["chest", "hand"], "view": ["oblique"]}) is None
+
+
+def test_no_free_text_of_a_tag_is_repeated(tmp_path):
+    path = dicom(tmp_path / "a.dcm", Modality="DOE JANE")
+    assert "DOE" not in objection(path, CHEST)
+    path = dicom(tmp_path / "b.dcm", BodyPartExamined="DOE JANE 1970")
+    assert "DOE" not in objection(path, CHEST)
+
+
+def test_what_is_no_dicom_has_no_tags(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG and so on")
+    assert objection(str(tmp_path / "a.png"), CHEST) is None

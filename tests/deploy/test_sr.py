@@ -19,8 +19,12 @@ from pydicom.uid import (  # noqa: E402
 )
 
 from tests.deploy.sr_case import ALGORITHM, Observation, observations, record, source, statements  # noqa: E402
-from vivid_monai.deploy.codes import finding_code  # noqa: E402
-from vivid_monai.deploy.sr import NOTICE, Algorithm, write_sr  # noqa: E402
+from vivid_monai.deploy.sr import (  # noqa: E402
+    NOTICE,
+    Algorithm,
+    finding_code,
+    write_sr,
+)
 from vivid_monai.errors import VividError  # noqa: E402
 from vivid_monai.ums.label_space import load_label_space  # noqa: E402
 from vivid_monai.ums.record import Finding  # noqa: E402

@@ -10,11 +10,10 @@ from PIL import Image
 
 from tests.deploy.conftest import NAME, make_run
 from tests.deploy.made_dicom import dicom
-from vivid_monai.deploy.bundle.build import build_bundle
-from vivid_monai.deploy.finished import Finished, load_finished
-from vivid_monai.deploy.inputs import find_inputs
+from vivid_monai.deploy.bundle import build_bundle
+from vivid_monai.deploy.calibrated import CalibratedModel, load_calibrated
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.predict import predict
+from vivid_monai.deploy.predict import find_inputs, predict
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.ums.label_space import load_label_space
 
@@ -32,9 +31,9 @@ def label_python() -> str:
 
 
 @pytest.fixture(scope="session")
-def finished(label_python, tmp_path_factory) -> Finished:
+def finished(label_python, tmp_path_factory) -> CalibratedModel:
     """A finished run."""
-    return load_finished(make_run(tmp_path_factory.mktemp("finished")), FeatureStore(None))
+    return load_calibrated(make_run(tmp_path_factory.mktemp("finished")), FeatureStore(None))
 
 
 @pytest.fixture(scope="session")
@@ -49,14 +48,14 @@ def own_bundle(bundle, tmp_path_factory) -> Path:
     return shutil.copytree(bundle, tmp_path_factory.mktemp("served") / bundle.name)
 
 
-def make_images(finished: Finished, folder: Path, n: int) -> tuple[list[Path], np.ndarray]:
+def make_images(finished: CalibratedModel, folder: Path, n: int) -> tuple[list[Path], np.ndarray]:
     """n test images that are assessed, as PNG, JPEG, DICOM MONOCHROME2 and 1 in turn, and their states (n, F).
 
     Every three DICOM images are of one patient.
     """
     folder.mkdir(parents=True, exist_ok=True)
     test, paths = finished.manifest.select("test"), []
-    rows = np.flatnonzero(finished.assessment.accepts(finished.appearance(finished.test)))[:n]
+    rows = np.flatnonzero(finished.ood.accepts(finished.thumbnails["test"]))[:n]
     for i, row in enumerate(rows):
         with Image.open(finished.manifest.image_root / test.table["image"][int(row)].as_py()) as image:
             pixels = np.asarray(image)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.deploy.bundle.alone import run_bundle
+from tests.deploy.alone import run_bundle
 from tests.deploy.made_dicom import dicom
 from tests.monailabel.conftest import make_images, probabilities, said
 from tests.monailabel.server import Refused, serve
-from vivid_monai.deploy.answers import Answers
+from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.ums.verify import verify
 
 pytestmark = pytest.mark.monailabel
@@ -48,7 +48,7 @@ def test_tells_what_it_is(server, own_bundle):
 
 
 def test_answers_as_vivid_predict(server, own_bundle, images, tmp_path):
-    answers = Answers.of_bundle(own_bundle / "configs" / "metadata.json")
+    answers = DecisionRules.of_bundle(own_bundle / "configs" / "metadata.json")
     for name, expected in probabilities(own_bundle, images, tmp_path / "out").items():
         answer = server.infer(name.split(".")[0])
         assert list(answer["findings"]) == answers.fields

@@ -9,11 +9,11 @@ import pydicom
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from vivid_monai.deploy.network import from_network
 
 from tests.monailabel.conftest import make_images, said, words
 from tests.monailabel.server import Refused, serve
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.network import from_network
 
 pytestmark = pytest.mark.monailabel
 

@@ -1,1 +1,1 @@
-"""The subcommands of ``vivid``: each module registers its arguments and the function that runs."""
+"""The subcommands of ``vivid``: each has a function `add_NAME`, which adds its options to its parser."""

@@ -1,73 +1,76 @@
-"""``vivid bundle``: make a bundle of the MONAI Model Zoo from a finished training run."""
+"""``vivid bundle``, ``vivid export``, ``vivid predict``: make a bundle of a run, export its classifier, use it."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from vivid_monai.deploy.bundle.build import Wording, build_bundle
-from vivid_monai.deploy.finished import load_finished
+from vivid_monai.deploy.bundle import Wording, build_bundle
+from vivid_monai.deploy.calibrated import load_calibrated
+from vivid_monai.deploy.export import export_onnx, export_torchscript
+from vivid_monai.deploy.huggingface import export_huggingface
+from vivid_monai.deploy.model import RUNTIMES, BundleModel
+from vivid_monai.deploy.postprocessing import ANSWERED, NOT_ASSESSED, UNREADABLE
+from vivid_monai.deploy.predict import find_inputs, predict
+from vivid_monai.deploy.predictions import FILES
 from vivid_monai.evaluation.features import FeatureStore
 
+FORMATS: dict[str, tuple[Any, str]] = {
+    "huggingface": (export_huggingface, "a folder that transformers' Auto classes load"),
+    "torchscript": (export_torchscript, "a file that PyTorch loads in Python and C++"),
+    "onnx": (export_onnx, "a file for any runtime"),
+}
+"""Each format: what writes it, and what it is."""
 
-def register(subparsers: Any, *, summary: str = "") -> None:
-    """Add the subcommand to the parser of ``vivid``."""
-    parser = subparsers.add_parser(
-        "bundle",
-        help=summary,
-        description="Calibrate the classifier of a finished run on its validation images, choose the thresholds of its "
-        "answers, and write a self-contained MONAI bundle that needs no package but MONAI.",
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Options of ``vivid bundle``."""
+    parser.description = (
+        "Calibrate the classifier of a finished run on its validation images, choose its decision thresholds, and "
+        "write a self-contained MONAI bundle that needs no package but MONAI."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the training run")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the bundle; its name ends in _classification"
-    )
-    parser.add_argument("--manifest", type=Path, metavar="FILE", help="the run's data set (default: as the run has it)")
-    parser.add_argument(
+    default = "(default: %(default)s)"
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="folder of the training run")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the bundle; it ends in _classification")
+    add("--manifest", type=Path, metavar="FILE", help="the run's data set (default: as the run has it)")
+    add(
         "--sensitivity",
         type=float,
         default=0.9,
-        help="share of present validation images that 'absent' may not be said of (default: %(default)s)",
+        help=f"share of present validation images that 'absent' may not be said of {default}",
     )
-    parser.add_argument(
+    add(
         "--specificity",
         type=float,
         default=0.9,
-        help="share of absent validation images that 'present' may not be said of (default: %(default)s)",
+        help=f"share of absent validation images that 'present' may not be said of {default}",
     )
-    parser.add_argument(
+    add(
         "--accepted",
         type=float,
         default=0.99,
         help="share of images like the training ones that is to be answered; with less, more of the others are refused "
-        "(default: %(default)s)",
+        + default,
     )
-    parser.add_argument(
+    add(
         "--onnx",
         choices=("float32", "int8", "none"),
         default="float32",
         help="what `vivid predict` runs, by ONNX Runtime: float32, the answers of PyTorch, faster; int8, a third of "
         "the time and a quarter of the size, refused where it changes an AUROC by over .002; none: PyTorch itself "
-        "(default: %(default)s)",
+        + default,
     )
-    parser.add_argument("--title", default=Wording.title, help="name for people (default: %(default)s)")
-    parser.add_argument("--version", default=Wording.version, help="version of the bundle (default: %(default)s)")
-    parser.add_argument("--authors", default=Wording.authors, help="default: %(default)s")
-    parser.add_argument("--copyright", default=Wording.copyright, help="default: %(default)s")
-    parser.add_argument(
-        "--data-license", type=Path, metavar="FILE", help="conditions of the data, for data_license.txt"
-    )
-    parser.add_argument(
-        "--weights-url",
-        default="",
-        metavar="URL",
-        help="folder where files of over 25 MB will lie, for large_files.yml",
-    )
-    parser.set_defaults(func=run)
+    add("--title", default="", help="name for people (default: the kind of image, findings by a VIVID-Med ViT)")
+    add("--version", default=Wording.version, help=f"version of the bundle {default}")
+    add("--authors", default=Wording.authors, help="default: %(default)s")
+    add("--copyright", default=Wording.copyright, help="default: %(default)s")
+    add("--data-license", type=Path, metavar="FILE", help="conditions of the data, for data_license.txt")
+    add("--weights-url", default="", metavar="URL", help="folder of files of over 25 MB, for large_files.yml")
+    parser.set_defaults(func=_bundle)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Build, print what was made and what to do next, and return the exit status."""
-    finished = load_finished(
+def _bundle(args: argparse.Namespace) -> int:
+    model = load_calibrated(
         args.run,
         FeatureStore(None),
         manifest=args.manifest,
@@ -83,11 +86,9 @@ def run(args: argparse.Namespace) -> int:
         data_license=args.data_license.read_text(encoding="utf-8") if args.data_license else "",
         weights_url=args.weights_url,
     )
-    onnx = None if args.onnx == "none" else args.onnx
-    folder = build_bundle(finished, args.out, onnx=onnx, wording=wording)
-    unanswered = [one.field for one in finished.calibrations if one.unanswered]
-    print(f"\n{folder}: {len(finished.fields) - len(unanswered)} of {len(finished.fields)} findings are answered")
-    for one in finished.calibrations:
+    folder = build_bundle(model, args.out, onnx=None if args.onnx == "none" else args.onnx, wording=wording)
+    print(f"\n{folder}: {len(model.answered)} of {len(model.fields)} findings are answered")
+    for one in model.calibrations:
         if one.unanswered:
             print(f"  not answered: {one.field}: {one.unanswered}")
     print(
@@ -95,3 +96,83 @@ def run(args: argparse.Namespace) -> int:
         "--config_file configs/inference.json --dataset_dir IMAGES"
     )
     return 0
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Options of ``vivid export``."""
+    parser.description = (
+        "Write the classifier of a bundle in another format. It gives calibrated logits (their sigmoids are the "
+        "probabilities), holds preprocessing and names of the findings, and is compared with PyTorch before it takes "
+        "its place. Decision thresholds stay with the bundle, and so does out-of-distribution detection."
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle of `vivid bundle`")
+    words = "; ".join(f"{name}: {words}" for name, (_, words) in FORMATS.items())
+    parser.add_argument("--to", choices=tuple(FORMATS), required=True, help=words)
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="file or folder to write")
+    parser.set_defaults(func=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    model = BundleModel.load(args.bundle, runtime="torch")
+    write, words = FORMATS[args.to]
+    path = write(model.classifier, args.out, preprocess=model.preprocess, fields=model.fields)
+    files = [path] if path.is_file() else path.iterdir()
+    size = sum(file.stat().st_size for file in files) / 1e6
+    print(f"{path}: {words}, {size:.1f} MB; its logits are PyTorch's to 1e-4")
+    return 0
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """Options of ``vivid predict``."""
+    parser.description = (
+        "Predict the findings of DICOM, PNG and JPEG files, NIfTI of one slice, and all files in folders, by a bundle. "
+        "An image unlike those that the model was trained on is not assessed; a file that cannot be read is listed. "
+        "Interrupted, the same command predicts what is missing."
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", type=Path, metavar="PATH", help="an image or a folder of images")
+    add("--bundle", type=Path, required=True, metavar="DIR", help="bundle of `vivid bundle`")
+    add(
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="where the answers go (default: %(default)s)",
+    )
+    add(
+        "--runtime",
+        choices=tuple(RUNTIMES),
+        help="onnx: ONNX Runtime, torch: PyTorch (default: ONNX Runtime, where the bundle was built for it)",
+    )
+    add("--overlays", action="store_true", help="draw where the ViT looked")
+    add("--reports", action="store_true", help="write a DICOM SR for each DICOM image (needs vivid-monai[dicom-sr])")
+    add("--batch-size", type=int, default=8, help="images to a forward pass (default: %(default)s)")
+    add("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
+    parser.set_defaults(func=_predict)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """The exit status is 1 where nothing could be answered."""
+    model = BundleModel.load(args.bundle, runtime=args.runtime)
+    inputs = find_inputs(args.paths)
+    done = predict(
+        model,
+        inputs,
+        args.out,
+        overlays=args.overlays,
+        reports=args.reports,
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+    )
+    counts = done.counts()
+    summary = ", ".join(f"{counts[status]:,} {status}" for status in (ANSWERED, NOT_ASSESSED, UNREADABLE))
+    print(f"\n{len(inputs):,} files: {summary}" + (f"; {done.resumed:,} of them before" if done.resumed else ""))
+    print(f"\nIn {args.out}:")
+    for name, words in FILES.items():
+        if (args.out / name).exists():
+            print(f"  {name:18s} {words}")
+    print(
+        f"\nBy {model.name} {model.version}, {RUNTIMES[model.runtime]}: for research, no medical device. "
+        f"Its limits: {args.bundle}/docs/README.md"
+    )
+    return 0 if counts[ANSWERED] else 1

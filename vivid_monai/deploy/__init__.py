@@ -1,1 +1,1 @@
-"""A finished ViT leaves home: calibration, what is not assessed, formats, bundle, predictions."""
+"""Calibration, out-of-distribution detection, bundles, export formats, predictions, DICOM reports."""

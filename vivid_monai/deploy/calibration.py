@@ -1,4 +1,4 @@
-"""From logits to probabilities that mean what they say, and to states: fitted on validation images, once."""
+"""Calibration of probabilities and decision thresholds on validation images; operating points on test images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
+from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.errors import VividError
 from vivid_monai.metrics.intervals import Patients, auroc_resamples
+from vivid_monai.metrics.statistics import brier, ece
 from vivid_monai.ums.states import ABSENT, PRESENT
 
 ENOUGH = 10
@@ -21,11 +23,11 @@ class Calibration:
     """How one field's logit becomes a probability and a state.
 
     Attributes:
-        slope, intercept: the probability of presence is σ(slope · logit + intercept) (Platt 1999); 1 and 0: as it is.
-        absent_below: a probability under it is called absent.
-        present_from: a probability from it on is called present; what lies between is uncertain. Both None where the
-            field is not answered.
-        n_present, n_absent: validation images that all of this rests on.
+        slope, intercept: the probability of presence is σ(slope · logit + intercept) (Platt 1999).
+        absent_below: decision threshold: a lower probability is called absent.
+        present_from: decision threshold: this and a higher probability is called present, one between the two
+            thresholds uncertain. Both are None where the field is not answered.
+        n_present, n_absent: validation images behind these numbers.
         unanswered: why the field is not answered; "" where it is.
     """
 
@@ -57,10 +59,9 @@ def calibrate(
     """Fit every field by itself on the validation images whose state is present or absent.
 
     The probability is Platt's: logistic regression on the logit with his smoothed targets, which keep small samples
-    from certainty. "Absent" is said under the highest threshold that keeps `sensitivity` of the present images above
-    it, "present" from the lowest threshold on that keeps `specificity` of the absent ones under it: rule out, rule in.
-    Both rates are properties of the finding, not of its prevalence, which at another hospital is another. Where one
-    threshold does both, there is nothing uncertain between them.
+    from certainty. "Absent" is said under the highest threshold with this `sensitivity` (rule out), "present" from the
+    lowest threshold with this `specificity` on (rule in). Both rates do not depend on prevalence, which differs between
+    hospitals. Where one threshold does both, there is nothing uncertain between them.
 
     A field is answered only where its AUROC on these images is above one half with its whole 95 % interval: a state
     made of noise looks like any other.
@@ -99,7 +100,7 @@ def calibrate(
                 f"{enough} are needed"
             )
         elif chance[column]:
-            reason = f"on the validation images it is not told from chance ({chance[column]})"
+            reason = f"on the validation images it does not differ from chance ({chance[column]})"
         else:
             slope, intercept = _platt(logit, truth)
         low = high = None
@@ -112,13 +113,13 @@ def calibrate(
 def _chance(logits: NDArray, states: NDArray, patients: NDArray) -> list[str]:
     """The AUROC of each field, in words, where its interval does not lie above one half; "" where it does."""
     measured = auroc_resamples(Patients(patients), logits, states)
-    told = []
+    words = []
     for value, (low, high) in zip(measured.value, measured.interval(), strict=True):
         if np.isnan(low):  # perfect separation has no interval
-            told.append("" if value == 1 else f"AUROC {value:.2f}")
+            words.append("" if value == 1 else f"AUROC {value:.2f}")
         else:
-            told.append("" if low > 0.5 else f"AUROC {value:.2f}, {low:.2f} to {high:.2f}")
-    return told
+            words.append("" if low > 0.5 else f"AUROC {value:.2f}, {low:.2f} to {high:.2f}")
+    return words
 
 
 def _platt(logit: NDArray, truth: NDArray[np.bool_]) -> tuple[float, float]:
@@ -148,3 +149,73 @@ def _between(probability: NDArray, value: float) -> float:
     lower = probability[probability < value]
     middle = (lower.max() + value) / 2 if len(lower) else value / 2
     return float(middle if middle < value and not (len(lower) and middle <= lower.max()) else value)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """How one field does on the test images whose state is present or absent.
+
+    Attributes:
+        n_present, n_absent: images.
+        sensitivity: share of the present images that are called present; missed: called absent; the rest: uncertain.
+        specificity: share of the absent images that are called absent; false_alarms: called present.
+        brier, ece: of the calibrated probabilities; brier_before, ece_before: before calibration.
+            None where there is nothing to count, or the field is not answered.
+    """
+
+    field: str
+    n_present: int
+    n_absent: int
+    sensitivity: float | None
+    missed: float | None
+    specificity: float | None
+    false_alarms: float | None
+    brier: float | None
+    ece: float | None
+    brier_before: float | None
+    ece_before: float | None
+
+
+def operating_points(
+    rules: DecisionRules, probabilities: NDArray, before: NDArray, states: NDArray
+) -> list[OperatingPoint]:
+    """Sensitivity, specificity and calibration of every field.
+
+    Args:
+        probabilities: calibrated, (N, F), columns as ``rules.fields``.
+        before: the same, before calibration.
+        states: (N, F), codes of :mod:`vivid_monai.ums.states`.
+    """
+    called = [rules.states(row) for row in probabilities]
+    points = []
+    for column, field in enumerate(rules.fields):
+        state = np.array([one[field] or "" for one in called])
+        present, absent = states[:, column] == PRESENT, states[:, column] == ABSENT
+
+        def share(of: NDArray, word: str, state: NDArray = state) -> float | None:
+            return float((state[of] == word).mean()) if of.any() and (state != "").all() else None
+
+        error, error_before = (_errors(scores[:, column], states[:, column]) for scores in (probabilities, before))
+        points.append(
+            OperatingPoint(
+                field,
+                n_present=int(present.sum()),
+                n_absent=int(absent.sum()),
+                sensitivity=share(present, "present"),
+                missed=share(present, "absent"),
+                specificity=share(absent, "absent"),
+                false_alarms=share(absent, "present"),
+                brier=error[0],
+                ece=error[1],
+                brier_before=error_before[0],
+                ece_before=error_before[1],
+            )
+        )
+    return points
+
+
+def _errors(probabilities: NDArray, states: NDArray) -> tuple[float | None, float | None]:
+    images = np.arange(len(states))
+    once = np.ones((1, len(states)), int)
+    values = [float(metric(probabilities, states, images)(once)[0]) for metric in (brier, ece)]
+    return (None, None) if np.isnan(values[0]) else (values[0], values[1])

@@ -1,32 +1,134 @@
-"""Many images in, one folder of answers out: nothing is answered twice, and nothing stops the run but its end."""
+"""``vivid predict``: findings of many image files, resumable; what is not assessed or cannot be read is listed."""
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vivid_monai.data.dataset import ImageDataset
-from vivid_monai.deploy.inputs import Input, is_dicom, objection
-from vivid_monai.deploy.journal import ANSWERED, NOT_ASSESSED, UNREADABLE, Entry, Journal
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.outputs import record_of, write_outputs
-from vivid_monai.deploy.overlay import attention_maps, save_overlay
+from vivid_monai.deploy.postprocessing import ANSWERED, NOT_ASSESSED, UNREADABLE
+from vivid_monai.deploy.predictions import Entry, Input, Journal, attention_maps, save_overlay, write_predictions
 from vivid_monai.deploy.sr import Algorithm, write_sr
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import library
+from vivid_monai.networks.vit import ViT
 from vivid_monai.storage.skipped import Skipped
+from vivid_monai.ums.record import Record
+from vivid_monai.ums.verify import verify
 
 UNLIKE = "unlike the images that the model was trained on"
+RADIOGRAPHS = ("CR", "DX", "RG", "OT")
+"""Modalities that a model of radiographs takes: radiographs, and what does not say what it is."""
+BODY_PARTS = {
+    "chest": ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "TSPINE"),
+    "lung": ("LUNG", "CHEST", "THORAX"),
+    "heart": ("HEART", "CHEST", "THORAX"),
+    "hand": ("HAND", "FINGER", "THUMB"),
+    "foot": ("FOOT", "TOE", "CALCANEUS"),
+    "head": ("HEAD", "SKULL", "BRAIN", "FACE"),
+}
+"""Anatomy of a manifest → what BodyPartExamined may contain; others are asked for by their own name."""
+_ANYWHERE = {"other", "whole-body"}
+_TAGS = ("Modality", "BodyPartExamined", "ViewPosition", "PatientOrientation", "NumberOfFrames")
+
+
+def find_inputs(paths: Iterable[Path]) -> list[Input]:
+    """Files as they are given, and every file under the folders that are given, in order, each once.
+
+    Hidden files and folders under a folder are left out. What a file is, is decided later by its content.
+
+    Raises:
+        VividError: a path that does not exist, or no file at all.
+    """
+    found: dict[str, Input] = {}
+    for path in paths:
+        if not path.exists():
+            raise VividError(f"{path}: there is no such file or folder")
+        for file in _files(path):
+            status = os.stat(file)
+            found.setdefault(os.path.abspath(file), Input(str(file), status.st_size, status.st_mtime_ns))
+    if not found:
+        raise VividError("there is no file in what was given")
+    return list(found.values())
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+
+
+def is_dicom(path: str) -> bool:
+    """Whether a file is DICOM, by its content."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def objection(path: str, trained_on: Mapping[str, Sequence[str]]) -> str | None:
+    """Why a DICOM file is not assessed, by its tags; None where they do not forbid it. Pixels are not read.
+
+    Refused are several frames, a modality or a part of the body that was not trained on and, where the views of the
+    training images are known or they are chests, oblique and lateral views if none were trained on. A view is lateral
+    by ViewPosition or, where that is empty, by PatientOrientation (PS3.3 C.7.6.1.1.1: in a frontal view rows run from
+    side to side, in a lateral one between front and back).
+
+    Args:
+        path: a file; one that is not DICOM has no tags.
+        trained_on: :attr:`~vivid_monai.deploy.model.BundleModel.trained_on`.
+    """
+    try:
+        tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        modality, part, view = (str(tags.get(name) or "").strip().upper() for name in _TAGS[:3])
+        rows = [str(one).upper() for one in tags.get("PatientOrientation") or []]
+        frames = int(tags.get("NumberOfFrames") or 1)
+    except Exception:  # no DICOM, or damaged: reading its pixels says so
+        return None
+    modalities, anatomies, views = (set(trained_on[name]) for name in ("modality", "anatomy", "view"))
+    radiographs = modalities & set(RADIOGRAPHS)
+    if modality and modality not in modalities | (set(RADIOGRAPHS) if radiographs else {"OT"}):
+        return f"not {'a radiograph' if radiographs else _either(modalities)}: its modality is {_word(modality)}"
+    if frames > 1:
+        return f"{frames} frames, not one image"
+    parts = {word for one in anatomies for word in BODY_PARTS.get(one, (one.upper(),))}
+    if part and not anatomies & _ANYWHERE and not any(one in part for one in parts):
+        return f"not of the {_either(anatomies)}: its tag BodyPartExamined names another part"
+    if views or anatomies & {"chest", "lung", "heart"}:
+        if view in ("LLO", "RLO") and "oblique" not in views:
+            return "an oblique view, which the model was not trained on"
+        if _is_lateral(view, rows) and not views & {"lateral", "LL", "RL"}:
+            return "a lateral view, which the model was not trained on"
+    return None
+
+
+def _is_lateral(view: str, rows: list[str]) -> bool:
+    if view:  # LLD and RLD are frontal views of a patient who lies on the side
+        return view in ("LL", "RL") or ("LAT" in view and "DEC" not in view)
+    return bool(rows) and rows[0][:1] in ("A", "P")
+
+
+def _either(words: Iterable[str]) -> str:
+    return " or ".join(sorted(words))
+
+
+def _word(value: str) -> str:
+    """A code of the standard, and never free text, which might name a patient."""
+    return value if len(value) == 2 and value.isalpha() else "another"
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What came of a run: entries in the order of the inputs; how many of them were there before."""
+    """The result of a run: entries in the order of the inputs, and how many of them an earlier run had made."""
 
     entries: list[Entry]
     resumed: int
@@ -46,18 +148,21 @@ def predict(
     batch_size: int = 8,
     num_workers: int = 0,
 ) -> Predictions:
-    """Answer every image, or say why not, and write the files of :mod:`~vivid_monai.deploy.outputs` into the folder.
+    """Predict the findings of every image, or say why not, and write the files of
+    :data:`~vivid_monai.deploy.predictions.FILES` into the folder.
 
-    Run again with the same folder, it goes on with what is not done yet. Interrupted, it writes what it has.
+    Run again with the same folder, it predicts what is missing. Interrupted, it writes what it has.
 
     Args:
-        overlays: draw where the ViT looked at each answered image.
+        overlays: draw where a ViT looked at each answered image.
         reports: write a DICOM SR for each DICOM image that could be read.
 
     Raises:
-        VividError: the folder holds answers of another model or other settings, or cannot be written; reports are asked
-            for and highdicom is not installed.
+        VividError: the folder holds predictions of another model or other settings, or cannot be written; overlays of
+            a network without attention, or reports without highdicom are asked for; a record that contradicts itself.
     """
+    if overlays and not isinstance(model.classifier.encoder, ViT):
+        raise VividError(f"{model.name}: has no attention to draw; leave --overlays out")
     if reports:
         library("highdicom", '"vivid-monai[dicom-sr]"')  # now, and not once for every image
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,13 +172,13 @@ def predict(
     run = _Run(model, folder, overlays, reports, batch_size, num_workers)
     try:
         with tqdm(total=len(inputs), initial=len(inputs) - len(waiting), desc="images", unit="image") as bar:
-            for entry in run.answer(waiting, first=len(journal.entries)):
+            for entry in run.predict(waiting, first=len(journal.entries)):
                 journal.add(entry)
                 bar.update()
     finally:
         journal.close()
         entries = [journal.entries[one] for one in inputs if one in journal.entries]
-        write_outputs(model.answers, entries, folder)
+        write_predictions(model.rules, entries, folder)
     return Predictions(entries, len(inputs) - len(waiting))
 
 
@@ -86,19 +191,17 @@ class _Run:
     batch_size: int
     num_workers: int
 
-    def answer(self, inputs: Sequence[Input], *, first: int) -> Iterator[Entry]:
+    def predict(self, inputs: Sequence[Input], *, first: int) -> Iterator[Entry]:
         """Entries in the order of the inputs; files of theirs are numbered from `first` on."""
         if not inputs:
             return
-        rows = [{"image": one.path, "id": str(i)} for i, one in enumerate(inputs)]
-        loader: Any = DataLoader(
-            _Checked(rows, self.model), batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=list
-        )
+        dataset = _Images([one.path for one in inputs], self.model)
+        loader: Any = DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=list)
         waiting = iter(inputs)
         number = first
         for batch in loader:
-            images = {number + i: one["image"] for i, one in enumerate(batch) if isinstance(one, dict)}
-            answered = self._judged(images)
+            images = {number + i: one for i, one in enumerate(batch) if isinstance(one, torch.Tensor)}
+            assessed = self._assessed(images)
             for one in batch:
                 entry = Entry(next(waiting), ANSWERED)
                 if isinstance(one, Skipped):
@@ -106,16 +209,16 @@ class _Run:
                 elif isinstance(one, str):
                     entry = replace(entry, status=NOT_ASSESSED, reason=one)
                 else:
-                    entry = replace(entry, **next(answered))
-                yield self._reported(entry, number)
+                    entry = replace(entry, **next(assessed))
+                yield self._recorded(entry, number)
                 number += 1
 
-    def _judged(self, images: dict[int, torch.Tensor]) -> Iterator[dict[str, Any]]:
+    def _assessed(self, images: dict[int, torch.Tensor]) -> Iterator[dict[str, Any]]:
         if not images:
             return
         batch = torch.stack(list(images.values()))
         probabilities, distances = self.model(batch)
-        limit = self.model.assessment.limit
+        limit = self.model.ood.limit
         maps = attention_maps(self.model.classifier, batch) if self.overlays else None
         for i, (number, row) in enumerate(zip(images, probabilities, strict=True)):
             if distances[i] > limit:
@@ -127,30 +230,37 @@ class _Run:
                 save_overlay(batch[i], maps[i], self.model.preprocess, self.folder / overlay)
             yield {"probabilities": [round(float(value), 6) for value in row], "overlay": overlay}
 
-    def _reported(self, entry: Entry, number: int) -> Entry:
-        if not self.reports or entry.status == UNREADABLE or not is_dicom(entry.image.path):
+    def _recorded(self, entry: Entry, number: int) -> Entry:
+        """The entry once its record was verified and, if asked for, reported."""
+        if entry.status == UNREADABLE:
+            return entry
+        rules = self.model.rules
+        record = rules.record(entry.image.path, entry.probabilities or [0.0] * len(rules.fields))
+        if entry.status == ANSWERED and (wrong := verify(record, self.model.label_space)):
+            raise VividError(f"{entry.image.path}: the findings contradict each other: {wrong[0].message}")
+        if not self.reports or not is_dicom(entry.image.path):
             return entry
         report = f"reports/{number:06d}.dcm"
         algorithm = Algorithm(self.model.name, self.model.version, self.model.fingerprint)
         reason = entry.reason if entry.status == NOT_ASSESSED else None
+        source, path = Path(entry.image.path), self.folder / report
         try:
-            record = record_of(self.model.answers, entry)
-            write_sr(record, Path(entry.image.path), self.folder / report, algorithm=algorithm, not_assessed=reason)
+            write_sr(Record.from_dict(record), source, path, algorithm=algorithm, not_assessed=reason)
         except VividError as error:
             return replace(entry, reason=f"{entry.reason}; no report: {error}".removeprefix("; "))
         return replace(entry, report=report)
 
 
-class _Checked(ImageDataset):
-    """Images as tensors, :class:`Skipped`, or the objection to answering them as words."""
+class _Images(ImageDataset):
+    """Preprocessed images (C, H, W), :class:`Skipped`, or the objection to assessing them in words."""
 
-    def __init__(self, rows: Sequence[dict[str, Any]], model: BundleModel) -> None:
-        super().__init__(rows, model.preprocess)
-        self.views = model.views
+    def __init__(self, paths: Sequence[str], model: BundleModel) -> None:
+        super().__init__([{"image": path, "id": str(i)} for i, path in enumerate(paths)], model.preprocess)
+        self.trained_on = model.trained_on
 
     def __getitem__(self, index: Any) -> Any:
-        path = self.data[index]["image"]
+        """By the tags first: a cine or an ultrasound image is not assessed, whatever its pixels are."""
+        if reason := objection(self.data[index]["image"], self.trained_on):
+            return reason
         item = super().__getitem__(index)
-        if isinstance(item, Skipped):
-            return item
-        return objection(path, self.views) or item
+        return item if isinstance(item, Skipped) else item["image"]

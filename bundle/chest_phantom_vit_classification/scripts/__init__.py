@@ -1,1 +1,1 @@
-"""Reading of images and writing of answers, as in training."""
+"""Files of vivid-monai: network, reading of images, findings."""

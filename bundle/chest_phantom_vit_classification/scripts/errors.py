@@ -6,3 +6,8 @@ class VividError(ValueError):
 
     The message names the file, row or key and says the way out. Commands print it as one line without a traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,6 +1,7 @@
 """Axial slices of NIfTI volumes, turned the way radiologists look at them."""
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -31,6 +32,26 @@ def read_nifti(
         ValueError: not two- or three-dimensional grey values, no or a wrong slice index, constant without a window,
             neighbours wanted of the only slice there is.
     """
+    slab, volume = _axial_slab(path, slice, slices)
+    if window is not None:
+        centre, width = window
+        low, high = centre - width / 2, centre + width / 2
+    else:
+        values = np.asanyarray(volume.dataobj)
+        low, high = float(values.min()), float(values.max())
+        if low == high:
+            raise ValueError(f"every voxel is {low:g}, and no window says how bright that is")
+    pixels = np.clip((slab.astype(np.float64) - low) / (high - low), 0, 1)
+    return pixels[0] if slices == 1 else pixels
+
+
+def read_nifti_labels(path: Path, *, slice: int | None = None) -> np.ndarray:
+    """The stored values (H, W) of one axial slice of a mask, turned as :func:`read_nifti` turns images."""
+    return _axial_slab(path, slice, 1)[0][0]
+
+
+def _axial_slab(path: Path, index: int | None, slices: int) -> tuple[np.ndarray, nibabel.Nifti1Image]:
+    """Neighbouring axial slices (slices, H, W) in the file's own values; the rest of the volume is not read."""
     volume = nibabel.load(path)
     if not isinstance(volume, nibabel.Nifti1Image):
         raise ValueError(f"is {type(volume).__name__}, not NIfTI")
@@ -48,27 +69,26 @@ def read_nifti(
         raise ValueError(f"has shape {volume.shape} with one voxel across the axial plane; it holds no axial slices")
     if rows_columns[0] * rows_columns[1] > MAX_PIXELS:
         raise ValueError(f"slices of {rows_columns} voxels are more than the {MAX_PIXELS:,} pixels allowed")
-    if slice is None and depth > 1:
+    if index is None and depth > 1:
         raise ValueError(f"is a volume of {depth} axial slices; say which one is meant (slice=0 … {depth - 1})")
-    index = slice or 0
+    index = index or 0
     if not 0 <= index < depth:
         raise ValueError(f"has no slice {index}; its {depth} axial slices count from 0 to {depth - 1}")
     if slices not in (1, 3) or (slices == 3 and depth == 1):
         raise ValueError(f"has {depth} axial slices; {slices} neighbouring ones cannot be had (1 or 3)")
 
-    values = np.asanyarray(volume.dataobj).reshape(shape[:3])
-    if window is not None:
-        centre, width = window
-        low, high = centre - width / 2, centre + width / 2
-    else:
-        low, high = float(values.min()), float(values.max())
-        if low == high:
-            raise ValueError(f"every voxel is {low:g}, and no window says how bright that is")
     reach = slices // 2
     wanted = np.clip(np.arange(index - reach, index + reach + 1), 0, depth - 1)
     stored = depth - 1 - wanted if turn[axial, 1] < 0 else wanted
     # Turning the axes reverses the order of the taken slices where the volume is stored from top to bottom.
     taken = np.sort(stored)
-    slab = apply_orientation(np.take(values, taken, axis=axial), turn)
-    pixels = np.clip((slab.transpose(2, 1, 0).astype(np.float64) - low) / (high - low), 0, 1)
-    return pixels[0] if slices == 1 else pixels
+    first = int(taken[0])
+    if len(volume.shape) < 3:
+        some = np.asanyarray(volume.dataobj).reshape(shape)
+    else:
+        part: list[Any] = [np.s_[:]] * len(volume.shape)
+        part[axial] = np.s_[first : int(taken[-1]) + 1]
+        some = np.asanyarray(volume.dataobj[tuple(part)])
+    some = some.reshape(some.shape[:3])
+    slab = apply_orientation(np.take(some, taken - first, axis=axial), turn)
+    return slab.transpose(2, 1, 0), volume

@@ -45,6 +45,17 @@ def read_jpeg(path: Path) -> np.ndarray:
         return _grey(image)
 
 
+def read_png_labels(path: Path) -> np.ndarray:
+    """The stored values of a grey or palette PNG of at most 8 bits, uint8 (H, W): of a mask, whose values are names."""
+    _refuse_lenient_pillow()
+    with _open(path, "PNG") as image:
+        _check_size(image)
+        image.load()
+        if image.mode not in ("1", "L", "P"):
+            raise ValueError(f"colour mode {image.mode} is not that of a mask; save it as 8-bit grey")
+        return np.asarray(image).astype(np.uint8)
+
+
 def _open(source: io.BytesIO | Path, form: str) -> Image.Image:
     try:
         return Image.open(source, formats=[form])

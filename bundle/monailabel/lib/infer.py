@@ -14,6 +14,7 @@ from lib.weights import BUNDLE, Served, Weights
 
 CALIBRATION = "thresholds and calibration are those of the bundle's own weights"
 UNLIKE = "unlike the images that the model was trained on"
+_WRITERS = ("SavePredictionsd", "SaveAnswersd")  # the latter in bundles of vivid-monai 0.1
 
 
 class FindingsInfer(BundleInferTask):
@@ -22,12 +23,12 @@ class FindingsInfer(BundleInferTask):
     Args:
         bundle: folder of a bundle of `vivid bundle`.
         conf: of the app.
-        answers: the bundle's ``scripts.answers.Answers``.
+        rules: the bundle's ``scripts.postprocessing.DecisionRules``.
         weights: which weights answer; asked anew at every image.
     """
 
-    def __init__(self, bundle: Path, conf: dict[str, str], answers: Any, weights: Weights) -> None:
-        self.bundle, self.answers, self.weights = bundle, answers, weights
+    def __init__(self, bundle: Path, conf: dict[str, str], rules: Any, weights: Weights) -> None:
+        self.bundle, self.rules, self.weights = bundle, rules, weights
         self._loaded: tuple[Served, str, nn.Module] | None = None
         super().__init__(str(bundle), conf, type=InferType.CLASSIFICATION, add_post_restore=False)
         self._config.pop("model_filename")  # offers a choice of files that this app does not give
@@ -40,7 +41,7 @@ class FindingsInfer(BundleInferTask):
 
     def post_transforms(self, data: Any = None) -> list[Any]:
         """Those of the bundle, but the one that writes files."""
-        return [one for one in super().post_transforms(data) if type(one).__name__ != "SaveAnswersd"]
+        return [one for one in super().post_transforms(data) if type(one).__name__ not in _WRITERS]
 
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[None, dict[str, Any]]:
         """Answer one image.
@@ -68,18 +69,18 @@ class FindingsInfer(BundleInferTask):
         return answer["findings"]
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[None, dict[str, Any]]:
-        n_fields, name = len(self.answers.fields), self._loaded[0].name
+        n_fields, name = len(self.rules.fields), self._loaded[0].name
         values = data[self.output_label_key].tolist()
         probabilities, unlikeness = values[:n_fields], values[n_fields:]
         common = {"weights": name, "calibration": CALIBRATION}
-        if any(one > 0.5 for one in unlikeness):  # the bundle's own rule (scripts/assessed.py)
+        if any(one > 0.5 for one in unlikeness):  # the bundle's own rule (scripts/ood_score.py)
             return None, {"status": "not assessed", "reason": UNLIKE, "findings": {}, "record": None, **common}
-        record = self.answers.record(Path(data["image_path"]).name, probabilities)
+        record = self.rules.record(Path(data["image_path"]).name, probabilities)
         if name != BUNDLE:
             record["provenance"]["labeller_version"] += f"+{name}"
         findings = {
             field: {"probability": round(probability, 6), "state": record["findings"][field]["state"]}
-            for field, probability in zip(self.answers.fields, probabilities, strict=True)
+            for field, probability in zip(self.rules.fields, probabilities, strict=True)
         }
         return None, {"status": "answered", "findings": findings, "record": record, **common}
 

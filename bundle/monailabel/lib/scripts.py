@@ -1,4 +1,4 @@
-"""The bundle's own modules, and its own word on how it answers."""
+"""The modules and the decision rules that a bundle ships."""
 
 import sys
 from collections.abc import Iterator
@@ -21,14 +21,18 @@ def scripts_of(bundle: Path) -> Iterator[None]:
         sys.path.remove(str(bundle))
 
 
-def load_answers(bundle: Path) -> Any:
-    """The ``scripts.answers.Answers`` of a bundle: from probabilities to states and records.
+def load_rules(bundle: Path) -> Any:
+    """The ``scripts.postprocessing.DecisionRules`` of a bundle: from probabilities to states and records.
 
     Raises:
         ValueError: not the folder of a bundle of `vivid bundle`.
     """
     try:
         with scripts_of(bundle):
-            return import_module("scripts.answers").Answers.of_bundle(bundle / "configs" / "metadata.json")
+            try:
+                rules = import_module("scripts.postprocessing").DecisionRules
+            except ModuleNotFoundError:  # a bundle of vivid-monai 0.1
+                rules = import_module("scripts.answers").Answers
+            return rules.of_bundle(bundle / "configs" / "metadata.json")
     except (OSError, ImportError, KeyError, ValueError) as error:
         raise ValueError(f"{bundle}: is not a bundle of `vivid bundle`: {error!r}") from error

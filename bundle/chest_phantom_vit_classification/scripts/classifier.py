@@ -1,0 +1,53 @@
+"""A backbone and a linear head on its pooled tokens: the `network_def` of the bundle."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .errors import VividError
+from .pooling import choose_pool, pool_tokens
+from .resnet import ResNet
+from .vit import ViT
+
+BACKBONES: dict[str, type] = {"vit": ViT, "resnet": ResNet}
+"""Kind, as `save_module` stores it → class. Each turns images (B, C, *spatial) into tokens (B, prefix + prod(grid), D)
+and has `embed_dim` (D), `grid` (tokens along each axis), `prefix` (tokens before the grid's), `image_shape`
+(C, *spatial), `architecture` (its name) and `config` (keyword arguments that build it again, JSON)."""
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear head.
+
+    Attributes:
+        encoder: the backbone.
+        pool: "cls", "mean" or "cls+mean".
+        head: nn.Linear from the pooled features to the logits.
+    """
+
+    def __init__(self, encoder: Any, num_classes: int, *, pool: str | None = "cls") -> None:
+        """
+        Args:
+            encoder: one of `BACKBONES`.
+            num_classes: number of logits.
+            pool: "cls" (the CLS token), "mean" (mean of the grid's tokens) or "cls+mean" (both, side by side); None is
+                "cls" where the backbone has a CLS token, else "mean".
+
+        Raises:
+            VividError: an argument is out of its range, or the backbone has no CLS token to pool by.
+        """
+        super().__init__()
+        if num_classes < 1:
+            raise VividError(f"num_classes={num_classes} must be positive")
+        self.encoder = encoder
+        self.pool = choose_pool(pool, cls=encoder.prefix > 0, patches=True, pooled=False)
+        self.head = nn.Linear(encoder.embed_dim * (2 if self.pool == "cls+mean" else 1), num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pooled features (B, D), or (B, 2 D) for "cls+mean", of images (B, C, *spatial)."""
+        return pool_tokens(self.encoder(x), self.pool, prefix=self.encoder.prefix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, C, *spatial)."""
+        return self.head(self.features(x))

@@ -1,0 +1,149 @@
+"""One reader for every image file: PNG, JPEG, DICOM and NIfTI slices, told apart by their content, not their name.
+
+Whatever the format, the result is float32 (1, H, W), rows first, in [0, 1], bright = dense (as MONOCHROME2). A file
+that cannot be read in full is an :class:`ImageError` that names it: there is no stand-in image.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import VividError
+from .dicom import read_dicom
+from .nifti import read_nifti, read_nifti_labels
+from .raster import read_jpeg, read_png, read_png_labels
+
+PACKAGES = (
+    *("vivid-monai", "numpy", "torch", "monai", "pillow", "pydicom", "nibabel"),
+    *("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"),
+)
+"""What stands between an image file and its pixels; another version of one may give others."""
+
+_HEAD = 352  # bytes: up to the end of a NIfTI-1 header and its magic number
+
+
+class ImageError(VividError):
+    """One image file cannot be used; the message names the file, the cause and, where there is one, the way out."""
+
+
+class _Format(NamedTuple):
+    name: str
+    read: Callable[..., np.ndarray]
+    options: frozenset[str] = frozenset()  # which of slice, slices and window the format knows
+
+
+_PNG = _Format("PNG", read_png)
+_JPEG = _Format("JPEG", read_jpeg)
+_DICOM = _Format("DICOM", read_dicom, frozenset({"window"}))
+_NIFTI = _Format("NIfTI", read_nifti, frozenset({"slice", "slices", "window"}))
+
+
+def _format_of(head: bytes) -> _Format | None:
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _PNG
+    if head.startswith(b"\xff\xd8\xff"):
+        return _JPEG
+    if head[128:132] == b"DICM":
+        return _DICOM
+    if head.startswith(b"\x1f\x8b") or head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
+        return _NIFTI
+    return None
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    *,
+    slice: int | None = None,
+    slices: int = 1,
+    window: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Read one two-dimensional grey image, or a slice of a volume with its neighbours.
+
+    Args:
+        path: a PNG, JPEG, DICOM (Part 10) or NIfTI (.nii, .nii.gz) file; the content decides, not the extension
+            (only NIfTI needs its own).
+        slice: NIfTI only: index along the inferior→superior axis, 0 = most inferior.
+        slices: 1; or, NIfTI only, 3 for the slice below, the slice itself and the one above.
+        window: DICOM and NIfTI only: (centre, width) in the file's real-world unit, HU for CT; replaces the DICOM
+            file's own window. Values outside become 0 or 1.
+
+    Returns:
+        float32 array (slices, H, W) in [0, 1], bright = dense, C-contiguous. How each format's values are scaled is
+        told by :func:`~scripts.raster.read_png`, :func:`~scripts.dicom.read_dicom` and
+        :func:`~scripts.nifti.read_nifti`.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, damaged, of another kind, or not one grey image.
+        VividError: ``window`` is not a pair of a number and a positive number.
+    """
+    if window is not None and not (len(window) == 2 and np.isfinite(window).all() and window[1] > 0):
+        raise VividError(f"window must be (centre, width) with width > 0, not {window!r}")
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be opened ({error.strerror or error})") from error
+    if not head:
+        raise ImageError(f"{path}: the file is empty (0 bytes)")
+    form = _format_of(head)
+    if form is None:
+        raise ImageError(f"{path}: neither PNG, JPEG, DICOM (Part 10) nor NIfTI by its first bytes")
+
+    asked = {"slice": slice, "slices": None if slices == 1 else slices, "window": window}
+    options = {name: value for name, value in asked.items() if value is not None}
+    if unknown := options.keys() - form.options:
+        raise ImageError(f"{path}: {' and '.join(sorted(unknown))} cannot be applied to a {form.name} file")
+    try:
+        pixels = form.read(path, **options)
+    except Exception as error:  # decoders raise whatever they like on damaged files; the cause stays chained
+        raise ImageError(f"{path}: unreadable {form.name}: {one_line(error)}") from error
+    if pixels.ndim != (2 if slices == 1 else 3) or pixels.size == 0:
+        raise ImageError(f"{path}: not a two-dimensional image with pixels (shape {pixels.shape})")
+    if not np.isfinite(pixels).all():
+        raise ImageError(f"{path}: holds values that are not finite (NaN or infinity)")
+    return np.ascontiguousarray(pixels if slices > 1 else pixels[None], dtype=np.float32)
+
+
+def read_mask(path: str | os.PathLike[str], *, slice: int | None = None) -> np.ndarray:
+    """Read the mask of a two-dimensional image: the values as they are stored.
+
+    Args:
+        path: a PNG of at most 8 bits, or a NIfTI file, whose slices are turned as :func:`read_image` turns them.
+        slice: NIfTI only: as of :func:`read_image`.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        ImageError: the file cannot be read, or holds values other than whole numbers from 0 to 255.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            form = _format_of(file.read(_HEAD))
+        if form is not _PNG and form is not _NIFTI:
+            raise ValueError("neither PNG nor NIfTI by its first bytes")
+        values = read_png_labels(path) if form is _PNG else read_nifti_labels(path, slice=slice)
+        labels = values.astype(np.uint8)
+        if not np.array_equal(labels, values):
+            raise ValueError("holds values other than whole numbers from 0 to 255")
+    except Exception as error:
+        raise ImageError(f"{path}: unreadable mask: {one_line(error)}") from error
+    return labels
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; some say it in several, some nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def image_error_behind(error: BaseException) -> ImageError | None:
+    """The ImageError that `error` is or was raised from, as MONAI's ``Compose`` wraps what its transforms raise."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ImageError):
+        cause = cause.__cause__
+    return cause

@@ -1,0 +1,150 @@
+"""Our transforms of items, beside MONAI's: reading, antialiased resizing, and what a cache holds."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from nibabel.orientations import apply_orientation
+from torch.nn.functional import interpolate
+
+from .read import read_image
+from .volume import AIR, Turned, read_volume, turned
+
+
+class ReadImaged(MapTransform):
+    """Path → float32 tensor (slices, H, W) in [0, 1], by :func:`scripts.read.read_image`.
+
+    An item's ``"slice"`` (int), where it has one, is the slice of the NIfTI volume to read.
+
+    Args:
+        keys: keys that hold paths.
+        window: (centre, width) for all DICOM and NIfTI files, or None for what each file says.
+        slices: 1, or 3 for a NIfTI slice between its neighbours.
+
+    Raises:
+        ImageError: the file cannot be used (inside a ``Compose`` as the cause of MONAI's RuntimeError).
+    """
+
+    def __init__(self, keys: KeysCollection, *, window: tuple[float, float] | None = None, slices: int = 1) -> None:
+        super().__init__(keys)
+        self.window, self.slices = window, slices
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.keys:
+            d[key] = torch.from_numpy(self._read(d[key], d.get("slice")))
+        return d
+
+    def _read(self, path: Any, index: int | None) -> np.ndarray:
+        return read_image(path, slice=index, slices=self.slices, window=self.window)
+
+
+class ResizeAntialiasedd(MapTransform):
+    """Scale (C, H, W) images with a filter as wide as the reduction needs.
+
+    This is PyTorch's antialiased interpolation, which equals Pillow's to 2e-5. MONAI's ``Resized`` offers plain
+    interpolation, which aliases ribs and catheters when 1024 px become 224, or a Gaussian that takes 50 times as long.
+
+    Args:
+        keys: keys that hold float tensors.
+        size: pixels that the longest or shortest side gets, or both.
+        side: ``"longest"`` (the image fits into a square of `size`) or ``"shortest"`` (it covers that square), with
+            the aspect ratio kept; ``"both"`` makes it that square.
+        interpolation: ``"bilinear"`` or ``"bicubic"`` (may overshoot the range of the input a little).
+    """
+
+    def __init__(
+        self, keys: KeysCollection, size: int, *, side: Literal["longest", "shortest", "both"], interpolation: str
+    ) -> None:
+        super().__init__(keys)
+        self.size, self.side, self.interpolation = size, side, interpolation
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.keys:
+            height, width = d[key].shape[-2:]
+            target = target_size((height, width), self.size, self.side)
+            if target != (height, width):
+                d[key] = interpolate(d[key][None], target, mode=self.interpolation, antialias=True)[0]
+        return d
+
+
+def target_size(spatial: Sequence[int], size: int, side: str) -> tuple[int, int]:
+    """Height and width of an image after :class:`ResizeAntialiasedd`."""
+    height, width = spatial
+    if side == "longest":
+        scale = size / max(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+    if side == "shortest":  # rounded down, as torchvision, timm and transformers have it
+        short = min(height, width)
+        return size * height // short, size * width // short
+    return size, size
+
+
+class ToBytesd(MapTransform):
+    """Float tensor in [0, 1] → uint8 in [0, 255], rounded; values outside are clipped.
+
+    What a display would show, at a quarter of the memory. Because every path through the package takes this step, an
+    image from the cache and the same image from its file are equal bit for bit.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.keys:
+            image = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
+            d[key] = image.clamp(0, 1).mul(255).round().to(torch.uint8)
+        return d
+
+
+class ReadVolumed(MapTransform):
+    """Path of a CT volume → float32 tensor (1, D, H, W) in HU, turned and resampled.
+
+    Args:
+        keys: keys that hold paths, as :func:`scripts.volume.read_volume` takes them.
+        spacing, orientation: as of :class:`VolumePreprocess`.
+
+    Raises:
+        ImageError: the volume cannot be used (inside a ``Compose`` as the cause of MONAI's RuntimeError).
+    """
+
+    def __init__(self, keys: KeysCollection, *, spacing: Sequence[float], orientation: str) -> None:
+        super().__init__(keys)
+        self.spacing, self.orientation = spacing, orientation
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.keys:
+            values, affine = read_volume(d[key])
+            place = turned(values.shape, affine, self.orientation)
+            volume = torch.from_numpy(np.ascontiguousarray(apply_orientation(values, place.turn), np.float32))
+            d[key] = _resized(volume, spaced_size(place, self.spacing))[None]
+        return d
+
+
+def spaced_size(place: Turned, spacing: Sequence[float]) -> tuple[int, ...]:
+    """Voxels of a turned volume at another spacing."""
+    return tuple(max(1, round(n * old / new)) for n, old, new in zip(place.shape, place.spacing, spacing, strict=True))
+
+
+def _resized(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(D, H, W) → size, axis by axis, antialiased (PyTorch antialiases images only)."""
+    depth, height, width = size
+    volume = interpolate(volume[:, None], (height, width), mode="bilinear", antialias=True)
+    columns = volume.reshape(1, 1, len(volume), height * width)
+    columns = interpolate(columns, (depth, height * width), mode="bilinear", antialias=True)
+    return columns.reshape(depth, height, width)
+
+
+class ToHounsfieldd(MapTransform):
+    """Float tensor in HU → int16, rounded: what a cache holds. The window is applied after it."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.keys:
+            volume = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
+            d[key] = volume.clamp(AIR, 32767).round().to(torch.int16)
+        return d

@@ -1,0 +1,38 @@
+"""A bundle run where this package cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from vivid_monai.deploy.calibrated import CalibratedModel
+
+BLOCK = "import sys\nsys.modules['vivid_monai'] = None\n"
+
+
+def alone(code: str, *, cwd: Path) -> str:
+    """Run Python code in a process that has no vivid_monai; returns what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK + code], cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def run_bundle(folder: Path, *configs: str, **knobs) -> str:
+    """``monai.bundle run`` of a bundle from its own folder, without this package."""
+    files = [f"configs/{name}" for name in configs]
+    knobs = {key: str(value) if isinstance(value, Path) else value for key, value in knobs.items()}
+    return alone(f"import monai.bundle\nmonai.bundle.run(config_file={files!r}, **{knobs!r})\n", cwd=folder)
+
+
+def datalist(finished: CalibratedModel, path: Path) -> None:
+    """Training and validation images of a run as the datalist of a bundle."""
+    lists = {}
+    for name, split in (("training", "train"), ("validation", "test")):
+        items = finished.manifest.select(split).items(finished.fields)
+        lists[name] = [{"image": one["image"], "label": one["states"].tolist()} for one in items]
+    lists["training"][0]["label"][0] = -1
+    path.write_text(json.dumps(lists))

@@ -1,0 +1,93 @@
+"""The workflows of a bundle, run from its folder without this package."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.bundle.conftest import quiet
+from tests.deploy.alone import datalist, run_bundle
+from vivid_monai.deploy.postprocessing import DecisionRules
+from vivid_monai.metrics.masked import masked_auroc
+from vivid_monai.ums.record import Record
+from vivid_monai.ums.verify import verify
+
+
+@pytest.fixture
+def folder(bundle_folder, tmp_path):
+    """A copy of the bundle to run in."""
+    return shutil.copytree(bundle_folder, tmp_path / bundle_folder.name)
+
+
+def test_inference_answers_as_the_training_repository_does(folder, finished, tmp_path):
+    test = finished.manifest.select("test")
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in test.table["image"].to_pylist():
+        shutil.copy(finished.manifest.image_root / name, images)
+    photo = np.random.default_rng(0).integers(0, 255, (30, 40), dtype=np.uint8)
+    Image.fromarray(photo).save(images / "zz-noise.png")
+    run_bundle(folder, "inference.json", dataset_dir=images, output_dir=tmp_path / "out")
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    accepted = finished.ood.accepts(finished.thumbnails["test"])
+    assert accepted.mean() > 0.9
+    said = {True: "answered", False: "not assessed"}
+    assert [row["status"] for row in rows] == [*(said[bool(one)] for one in accepted), "not assessed"]
+    assert len(records) == accepted.sum()
+    answers = DecisionRules.of_bundle(folder / "configs" / "metadata.json")
+    expected = finished.probabilities(finished.test)[accepted]
+    rows = [row for row in rows if row["status"] == "answered"]
+    answered = [one.field for one in finished.calibrations if not one.unanswered]
+    assert answered
+    for record, row, probabilities in zip(records, rows, expected, strict=True):
+        assert verify(record) == []
+        findings = Record.from_dict(record).findings
+        assert {field: finding.state for field, finding in findings.items()} == answers.states(probabilities)
+        for field, probability in zip(finished.fields, probabilities, strict=True):
+            score = findings[field].score
+            assert (score is None) == (field not in answered)
+            if score is not None:
+                assert score == pytest.approx(probability, abs=2e-6)
+                assert float(row[field]) == score
+            assert row[f"{field}: state"] == (findings[field].state or "")
+
+
+def test_trains_further_and_evaluates(folder, finished, tmp_path):
+    datalist(finished, tmp_path / "datalist.json")
+    knobs = {"dataset_dir": tmp_path, "output_dir": tmp_path / "out", "batch_size": 64}
+    told = run_bundle(folder, "train.json", "evaluate.json", **knobs)
+    value = float(re.search(r"macro_auroc: ([\d.]+)", told)[1])
+    assert value == pytest.approx(
+        masked_auroc(finished.probabilities(finished.test), finished.test.states).mean(), abs=1e-4
+    )
+    told = run_bundle(folder, "train.json", epochs=2, learning_rate=0.001, **knobs)
+    losses = [float(one) for one in re.findall(r"Loss: ([\d.]+)", told, flags=re.IGNORECASE)]
+    assert losses
+    before = torch.load(folder / "models" / "model.pt", weights_only=True)
+    after = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+    run_bundle(folder, "train.json", "evaluate.json", **knobs, ckpt_path=str(tmp_path / "out" / "model.pt"))
+
+
+def test_trains_on_two_processes(folder, finished, tmp_path):
+    datalist(finished, tmp_path / "datalist.json")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
+    command += [
+        "--config_file",
+        "['configs/train.json','configs/multi_gpu_train.json']",
+        "--dataset_dir",
+        str(tmp_path),
+    ]
+    command += ["--output_dir", str(tmp_path / "out"), "--epochs", "1", "--batch_size", "64"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=quiet(), timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr  # the launcher's own words would hide a process's
+    assert np.isfinite(torch.load(tmp_path / "out" / "model.pt", weights_only=True)["head.weight"]).all()

@@ -1,0 +1,357 @@
+"""Write a MONAI bundle: configs, metadata, the modules it ships, weights, docs."""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from importlib.metadata import distributions, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vivid_monai.deploy.bundle_onnx import write_onnx
+from vivid_monai.deploy.calibrated import ENCODER, CalibratedModel
+from vivid_monai.deploy.calibration import operating_points
+from vivid_monai.deploy.model import ONNX, OOD, WEIGHTS, metadata_sha256
+from vivid_monai.deploy.postprocessing import DecisionRules
+from vivid_monai.deploy.predict import RADIOGRAPHS
+from vivid_monai.deploy.readme import write_docs
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.results import MACRO
+from vivid_monai.images.augment import Augment
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.classifier import BACKBONES, Classifier
+from vivid_monai.storage.files import whole_file
+
+Config = dict[str, Any]
+
+SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+NEEDED = (
+    "einops",
+    "fire",
+    "nibabel",
+    "pillow",
+    "pydicom",
+    "pylibjpeg",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "pytorch-ignite",
+    "safetensors",
+)
+LARGE = 25 * 2**20
+"""Bytes from which on the zoo wants a file to be listed in large_files.yml instead of in git."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of bundle: what :func:`write_bundle` needs to know of a model.
+
+    Attributes:
+        suffix: of the bundle's name, by which MONAI Label tells its kind.
+        network: `network_def` in MONAI's config language, of the modules in `scripts/`.
+        weights: the state dict of that network.
+        preprocess: what an image goes through before it.
+        modules: files of this package that the configs name; what they import is shipped with them.
+        rules: how the outputs become findings: the part "answers" of metadata.json.
+        outputs: "pred" and "features", in the words of the zoo's metadata schema.
+    """
+
+    suffix: str
+    network: Config
+    weights: Mapping[str, torch.Tensor]
+    preprocess: Preprocess
+    modules: Sequence[str]
+    rules: Config
+    outputs: Mapping[str, Config]
+
+
+def classification(model: CalibratedModel) -> Family:
+    """A classifier of findings; its thresholds, label space, modality and anatomy become decision rules."""
+    if model.preprocess.kind != "image":
+        raise VividError("a bundle reads images; there is no family of bundles for volumes yet")
+    space, seen = model.manifest.label_space, trained_on(model)
+    outputs = {
+        "pred": _output("probabilities", "logits", len(model.fields))
+        | {"channel_def": {str(i): field for i, field in enumerate(model.fields)}},
+        "features": _output("features", "embedding", model.classifier.head.in_features),
+    }
+    fields = [
+        {"field": one.field, "ancestors": list(space.ancestors(one.field))}
+        | {name: value for name, value in asdict(one).items() if name != "field"}
+        for one in model.calibrations
+    ]
+    return Family(
+        suffix="_classification",
+        network=network_config(model.classifier),
+        weights=model.classifier.state_dict(),
+        preprocess=model.preprocess,
+        modules=MODULES,
+        rules={
+            "label_space": space.name,
+            "modality": _one(seen["modality"], "DX" if _radiographs(seen) else "OT"),
+            "anatomy": _one(seen["anatomy"], "other"),
+            "no_finding": space.no_finding,
+            "no_finding_compatible": list(space.no_finding_compatible),
+            "fields": fields,
+        },
+        outputs=outputs,
+    )
+
+
+MODULES = (
+    "networks/classifier.py",
+    "images/preprocess.py",
+    "deploy/ood_score.py",
+    "deploy/postprocessing.py",
+)
+"""The files of this package that the configs of a classification bundle name."""
+
+
+def network_config(classifier: Classifier) -> Config:
+    """A classifier in MONAI's config language, of the modules in a bundle's `scripts/`."""
+    backbone = type(classifier.encoder)
+    module = backbone.__module__.rpartition(".")[2]
+    encoder = {"_target_": f"scripts.{module}.{backbone.__name__}", **classifier.encoder.config}
+    return {
+        "_target_": "scripts.classifier.Classifier",
+        "encoder": encoder,
+        "num_classes": classifier.head.out_features,
+        "pool": classifier.pool,
+    }
+
+
+def _backbone(classifier: Classifier) -> str:
+    return next(kind for kind, one in BACKBONES.items() if type(classifier.encoder) is one)
+
+
+def trained_on(model: CalibratedModel) -> dict[str, list[str]]:
+    """The words in the columns "modality", "anatomy" and "view" of the training images."""
+    table = model.manifest.select("train").table
+    return {name: sorted(set(table[name].to_pylist()) - {None, ""}) for name in ("modality", "anatomy", "view")}
+
+
+def kind_of_image(model: CalibratedModel) -> str:
+    """What a model is about, in words: "chest X-ray", "lung CT image"."""
+    seen = trained_on(model)
+    where = " or ".join(one for one in seen["anatomy"] if one != "other")
+    return f"{where} {'X-ray' if _radiographs(seen) else ' or '.join(seen['modality']) + ' image'}".strip()
+
+
+def _radiographs(seen: Mapping[str, Sequence[str]]) -> bool:
+    return set(seen["modality"]) <= set(RADIOGRAPHS)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What people say of a bundle, not numbers. An empty title names the kind of image."""
+
+    title: str = ""
+    version: str = "0.1.0"
+    changelog: Mapping[str, str] = field(default_factory=dict)
+    authors: str = "VIVID-Med developers"
+    copyright: str = "Copyright 2026 VIVID-Med developers, Apache-2.0"
+    data_license: str = ""
+    weights_url: str = ""
+    """Folder of the files that are too large for the zoo."""
+
+
+def build_bundle(
+    model: CalibratedModel, folder: Path, *, onnx: str | None = None, wording: Wording | None = None
+) -> Path:
+    """Write the bundle of a classifier into a folder, which gives it its name; files that are there are replaced.
+
+    Args:
+        onnx: "float32" or "int8": with models/model.onnx, which ONNX Runtime runs; None: without.
+
+    Raises:
+        VividError: a name without the suffix of its family, a folder that cannot be written; as
+            :func:`~vivid_monai.deploy.bundle_onnx.write_onnx`.
+    """
+    wording, family = wording or Wording(), classification(model)
+    if not folder.name.endswith(family.suffix):
+        raise VividError(
+            f"{folder}: the name of the bundle must end in {family.suffix}, for MONAI Label to know its kind"
+        )
+    about = kind_of_image(model)
+    metadata = _metadata(model, family, wording, name=folder.name, about=about)
+    rules = DecisionRules(metadata["answers"])
+    (folder / ONNX).unlink(missing_ok=True)
+    change = write_onnx(model, folder / ONNX, kind=onnx, rules=rules) if onnx else None
+    model.ood.save(folder / OOD)
+    weights = io.BytesIO()  # into a file, PyTorch would write the file's name too, and a temporary one has any
+    torch.save(dict(family.weights), weights)
+    with whole_file(folder / WEIGHTS) as part:
+        part.write_bytes(weights.getbuffer())
+    written = (file for file in (WEIGHTS, ONNX, OOD) if (folder / file).exists())
+    digests = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in written}
+    metadata["vivid"] |= {"sha256": digests, "onnx": onnx}
+    metadata["vivid"]["metadata_sha256"] = metadata_sha256(metadata)
+    if (folder / "configs" / "metadata.json").exists():  # of an earlier build, maybe of another version
+        shutil.rmtree(folder / "scripts", ignore_errors=True)
+    for file, text in module_files(family.modules).items():
+        _write(folder / "scripts" / file, text)
+    for file, config in {**bundle_configs(family.network, family.preprocess), "metadata.json": metadata}.items():
+        _write(folder / "configs" / file, json.dumps(config, indent=4, ensure_ascii=False) + "\n")
+    _write(folder / "LICENSE", _license())
+    tested = operating_points(
+        rules,
+        model.probabilities(model.test),
+        model.probabilities(model.test, calibrated=False),
+        model.test.states,
+    )
+    write_docs(folder, model, metadata, tested, about=about, change=change, data_license=wording.data_license)
+    _list_large_files(folder, digests, wording.weights_url)
+    return folder
+
+
+def bundle_configs(network: Config, preprocess: Preprocess) -> dict[str, Config]:
+    """File name → content of every config but metadata.json: the templates, filled with what belongs to the weights."""
+    templates = resources.files("vivid_monai.deploy") / "configs"
+    configs = {one.name: json.loads(one.read_text(encoding="utf-8")) for one in templates.iterdir()}
+    inference, train = configs["inference.json"], configs["train.json"]
+    inference["network_def"] = train["network_def"] = network
+    module = "scripts.preprocess"
+    inference["preprocessing"]["transforms"] = preprocess.config(module=module)
+    train["to_unit"] = preprocess.config(module=module, stages=("stored", "unit"))
+    train["to_normal"] = preprocess.config(module=module, stages=("normal",))
+    shift = round(Augment().translate * preprocess.size, 3)
+    train["train"]["random_transforms"][0]["translate_range"] = [shift, shift]
+    return configs
+
+
+def module_files(modules: Iterable[str] = MODULES) -> dict[str, str]:
+    """File name in the bundle's `scripts/` → its text: files of this package, with all that they import of it.
+
+    Imports of the package are made relative. A bundle so reads images and writes findings as this package does; it
+    needs none of MONAI's readers, which show DICOM otherwise, alias ribs when they shrink an image, and take truncated
+    files for images.
+    """
+    root = resources.files("vivid_monai")
+    texts: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        if (name := waiting.pop()) not in texts:
+            texts[name] = (root / name).read_text(encoding="utf-8")
+            waiting += [f"{one.replace('.', '/')}.py" for one in re.findall(_IMPORT, texts[name], flags=re.MULTILINE)]
+    places = {name: name.rpartition("/")[2] for name in sorted(texts)}
+    if len(set(places.values())) < len(places):
+        raise AssertionError(f"two files of a bundle's scripts/ have one name: {sorted(places)}")
+    shipped = {places[name]: _relative(text, places) for name, text in texts.items()}
+    return {"__init__.py": '"""Files of vivid-monai: network, reading of images, findings."""\n', **shipped}
+
+
+_IMPORT = r"^from vivid_monai\.([\w.]+) import"
+
+
+def _relative(text: str, places: Mapping[str, str]) -> str:
+    for name, place in places.items():
+        full, short = (re.escape(one.removesuffix(".py").replace("/", ".")) for one in (name, place))
+        text = re.sub(rf"^from vivid_monai\.{full} import", f"from .{short} import", text, flags=re.MULTILINE)
+        text = re.sub(rf"\bvivid_monai\.{full}\b", f"scripts.{short}", text)
+    return re.sub(r":\w+:`~?vivid_monai\.(?:[\w.]+\.)?(\w+)`", r"`\1` of vivid-monai", text)
+
+
+def _metadata(model: CalibratedModel, family: Family, wording: Wording, *, name: str, about: str) -> Config:
+    """The content of metadata.json: the zoo's schema, the decision rules, and what this package reads."""
+    preprocess, seen = model.preprocess, trained_on(model)
+    dataset = ", ".join(sorted(set(model.manifest.table["dataset"].to_pylist())))
+    channels, *shape = preprocess.shape
+    mean, std = (np.atleast_1d(one) for one in (preprocess.mean, preprocess.std))
+    image = {
+        "type": "image",
+        "format": "magnitude",
+        "modality": "CR" if _radiographs(seen) else family.rules["modality"],
+        "num_channels": channels,
+        "spatial_shape": shape,
+        "dtype": "float32",
+        "value_range": [round(float(((0 - mean) / std).min()), 4), round(float(((1 - mean) / std).max()), 4)],
+        "is_patch_data": False,
+        "channel_def": {str(i): "image" if channels == 1 else f"image {i}" for i in range(channels)},
+    }
+    backbone = _backbone(model.classifier)
+    network = {"vit": "Vision Transformer", "resnet": "ResNet"}[backbone]
+    macro = model.results.get("auroc", MACRO, ENCODER).value
+    return {
+        "schema": SCHEMA,
+        "version": wording.version,
+        "changelog": {wording.version: "first release", **wording.changelog},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").split("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": {package: version(package) for package in NEEDED},
+        "name": wording.title or f"{about[0].upper()}{about[1:]} findings by a VIVID-Med {network}",
+        "task": f"Findings of a {about}: present, absent or uncertain, with calibrated probabilities",
+        "description": f"A plain {network} with a linear head, pretrained by VIVID-Med on {dataset}. Reads "
+        "DICOM, PNG and JPEG; says what it does not answer.",
+        "authors": wording.authors,
+        "copyright": wording.copyright,
+        "data_source": dataset,
+        "data_type": "dicom, png, jpeg",
+        "image_classes": f"one {about}, preprocessed as docs/README.md says",
+        "pred_classes": "one calibrated logit per finding; its sigmoid is the probability that the finding is present",
+        "eval_metrics": {"test_macro_auroc": round(float("nan") if macro is None else macro, 4)},
+        "intended_use": "Research. Not a medical device, and not for clinical decisions.",
+        "references": ["VIVID-Med, arXiv:2603.09109"],
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": family.outputs["pred"]}},
+        "encoder_data_format": {"inputs": {"image": image}, "outputs": {"features": family.outputs["features"]}},
+        "answers": {**family.rules, "labeller": name, "labeller_version": wording.version},
+        "vivid": {
+            "vivid_monai_version": version("vivid-monai"),
+            "encoder": model.fingerprint,
+            "backbone": backbone,
+            "config": model.classifier.encoder.config,
+            "pool": model.classifier.pool,
+            "modalities": seen["modality"],
+            "anatomies": seen["anatomy"],
+            "views": seen["view"],
+            "preprocess": preprocess.to_dict(),
+        },
+    }
+
+
+def _output(kind: str, form: str, channels: int) -> Config:
+    return {
+        "type": kind,
+        "format": form,
+        "num_channels": channels,
+        "spatial_shape": [],
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": False,
+    }
+
+
+def _one(words: Sequence[str], several: str) -> str:
+    return words[0] if len(words) == 1 else several
+
+
+def _license() -> str:
+    """The licence of this package, which comes with its installation."""
+    for one in distributions(name="vivid-monai"):  # a source tree that is not installed may stand before the other
+        if text := one.read_text("licenses/LICENSE"):
+            return text
+    raise VividError("the licence of vivid-monai is not installed with it; install the package again with pip")
+
+
+def _list_large_files(folder: Path, digests: Mapping[str, str], url: str) -> None:
+    """The zoo keeps files of over 25 MB elsewhere: where, and with which hash."""
+    listed = folder / "large_files.yml"
+    listed.unlink(missing_ok=True)
+    entries = [
+        {"path": file, "url": url and f"{url.rstrip('/')}/{Path(file).name}", "hash_val": digest, "hash_type": "sha256"}
+        for file, digest in digests.items()
+        if (folder / file).stat().st_size > LARGE
+    ]
+    if entries:
+        _write(listed, json.dumps({"large_files": entries}, indent=2) + "\n")  # JSON is YAML
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")

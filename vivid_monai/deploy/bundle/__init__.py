@@ -1,1 +1,0 @@
-"""From a finished run to a bundle of the MONAI Model Zoo."""

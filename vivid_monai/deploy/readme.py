@@ -1,0 +1,128 @@
+"""Docs of a bundle: README.md with the zoo's headings, the data licence, reliability curves."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vivid_monai.deploy.bundle_onnx import Change
+from vivid_monai.deploy.calibrated import ENCODER, CalibratedModel
+from vivid_monai.deploy.calibration import OperatingPoint
+from vivid_monai.evaluation.figures import Bins
+from vivid_monai.evaluation.format import estimate
+from vivid_monai.evaluation.results import MACRO
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.storage.files import whole_file
+
+
+def write_docs(
+    folder: Path,
+    model: CalibratedModel,
+    metadata: dict[str, Any],
+    tested: Sequence[OperatingPoint],
+    *,
+    about: str,
+    change: Change | None = None,
+    data_license: str = "",
+) -> None:
+    """Write docs/README.md, docs/data_license.txt and docs/reliability.png into the bundle.
+
+    Args:
+        about: the kind of image, as "chest X-ray".
+    """
+    docs = folder / "docs"
+    environment = Environment(
+        loader=PackageLoader("vivid_monai.deploy"), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.globals |= {"interval": estimate, "pair": _pair, "step": _step}
+    text = environment.get_template("README.md.j2").render(
+        m=metadata,
+        r=model.results,
+        name=folder.name,
+        about=about,
+        architecture=model.classifier.encoder.architecture,
+        parameters=f"{sum(one.numel() for one in model.classifier.parameters()):,}",
+        dim=model.classifier.head.in_features,
+        size=model.preprocess.size,
+        fields=model.fields,
+        preprocessing=describe_preprocess(model.preprocess),
+        n={
+            "train": f"{len(model.train.ids):,}",
+            "validation": f"{len(model.validation.ids):,}",
+            "test": f"{len(model.test.ids):,}",
+            "patients": f"{len(set(model.test.patients)):,}",
+        },
+        tested=tested,
+        change=change,
+        auroc={field: model.results.get("auroc", field, ENCODER) for field in model.results.fields},
+        macro=model.results.get("auroc", MACRO, ENCODER),
+        answered=[one for one in model.calibrations if not one.unanswered],
+        ood=model.ood,
+        refused=model.ood.refused(),
+        refused_test=int((~model.ood.accepts(model.thumbnails["test"])).sum()),
+        unanswered=[asdict(one) for one in model.calibrations if one.unanswered],
+    )
+    with whole_file(docs / "README.md") as part:
+        part.write_text(text, encoding="utf-8")
+    with whole_file(docs / "data_license.txt") as part:
+        part.write_text(data_license or _default_license(metadata["data_source"]), encoding="utf-8")
+    with whole_file(docs / "reliability.png") as part:
+        _reliability(model, part)
+
+
+def describe_preprocess(preprocess: Preprocess) -> str:
+    """The preprocessing in one sentence."""
+    size, to = preprocess.size, preprocess.resize_to
+    how = {
+        "pad": f"the whole image is fitted into {size} x {size} pixels and filled up with black",
+        "crop": f"the short side becomes {to} pixels and the middle {size} x {size} are cut out",
+        "stretch": f"both sides become {to} pixels"
+        + ("" if to == size else f" and the middle {size} x {size} are cut out"),
+    }[preprocess.resize]
+    mean, std = (", ".join(f"{number:g}" for number in np.atleast_1d(one)) for one in (preprocess.mean, preprocess.std))
+    return (
+        f"{how[0].upper()}{how[1:]} ({preprocess.interpolation}, antialiased), rounded to 256 grey levels, scaled to "
+        f"[0, 1], less {mean}, divided by {std}."
+    )
+
+
+def _reliability(model: CalibratedModel, path: Path) -> None:
+    probabilities, states = model.probabilities(model.test), model.test.states
+    columns = 4
+    rows = -(-len(model.fields) // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.5 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, field in enumerate(model.fields):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        bins = Bins(probabilities[None, :, place], states[:, place])
+        filled = bins.counts > 0
+        axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
+        axes.plot(bins.probability[filled], bins.present[filled], color="C0", linewidth=1)
+        axes.scatter(bins.probability[filled], bins.present[filled], s=4 + bins.counts[filled], color="C0", alpha=0.6)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        axes.set_title(f"{field} (n = {bins.counts.sum()})", fontsize=8)
+        axes.tick_params(labelsize=7)
+    figure.supxlabel("calibrated probability; the size of a point is its number of images", fontsize=8)
+    figure.supylabel("share of test images present", fontsize=8)
+    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+
+
+def _pair(first: float | None, second: float | None) -> str:
+    return " / ".join("–" if one is None else f"{one:.0%}" for one in (first, second))
+
+
+def _step(before: float | None, after: float | None) -> str:
+    return "–" if before is None or after is None else f"{before:.3f} → {after:.3f}"
+
+
+def _default_license(source: str) -> str:
+    return (
+        f"The weights of this bundle were learned from: {source}.\n\n"
+        "No image of it is part of the bundle. The conditions under which these data may be used are those of their "
+        "providers;\nwhoever trains on or publishes results from them has to follow these conditions.\n"
+    )
