@@ -94,9 +94,10 @@ class Encoder(nn.Module):
 
     def _measure(self) -> int:
         shape = self.preprocess.shape
+        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
         try:
             with torch.no_grad():
-                features = self(torch.zeros(1, *shape))
+                features = self(torch.zeros(1, *shape, device=device))
         except Exception as error:  # the networks of other libraries raise whatever they like on a size they lack
             raise VividError(
                 f"{self.source}: the network ({self.architecture}) does not take the images that its preprocessing "

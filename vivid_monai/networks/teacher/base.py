@@ -122,8 +122,8 @@ def nll_per_cell(
     Returns:
         nll float32 and count int64, both of `shape`.
     """
-    target = torch.as_tensor(targets, dtype=torch.int64).to(logits.device)
-    place = torch.as_tensor(cells, dtype=torch.int64).to(logits.device).reshape(-1, 2).unbind(1)
+    target = torch.as_tensor(targets, dtype=torch.int64).to(logits.device, non_blocking=True)
+    place = torch.as_tensor(cells, dtype=torch.int64).to(logits.device, non_blocking=True).reshape(-1, 2).unbind(1)
     token_nll = nn.functional.cross_entropy(logits, target, reduction="none", ignore_index=-100)
     nll = logits.new_zeros(shape).index_put(place, token_nll, accumulate=True)
     count = target.new_zeros(shape).index_put(place, (target != -100).long(), accumulate=True)

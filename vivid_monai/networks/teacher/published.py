@@ -114,7 +114,7 @@ class PublishedTeacher(Teacher):
             ids[number, : len(own)] = torch.tensor(own)
         position = torch.arange(length, device=device).expand(batch, -1)
         image_from = len(self._bos)
-        inputs = self.lm.embed(ids.to(device))
+        inputs = self.lm.embed(ids.to(device, non_blocking=True))
         before_, after = inputs[:, :image_from], inputs[:, image_from + images :]
         inputs = torch.cat([before_, embeddings.to(inputs.dtype), after], 1)
         mask = position < torch.tensor(lengths, device=device)[:, None]
@@ -142,5 +142,5 @@ class PublishedTeacher(Teacher):
         branches = [[self._branches[field] for field in fields] for fields in wanted]
         logits = branch_logits(self.lm, context, branches, queries)
         places = torch.tensor(cells)
-        first = torch.tensor(self._first)[places[:, 1]].to(logits.device)
-        log_probs[places.to(logits.device).unbind(1)] = logits.gather(1, first).log_softmax(1)
+        first = torch.tensor(self._first)[places[:, 1]].to(logits.device, non_blocking=True)
+        log_probs[places.to(logits.device, non_blocking=True).unbind(1)] = logits.gather(1, first).log_softmax(1)

@@ -61,7 +61,7 @@ def branch_logits(
         if cells:
             filled[row, :used] = torch.tensor(cells)
         starts.append(list(accumulate(map(len, texts), initial=0)))
-    ids, number, offset = filled.to(context.device).unbind(-1)
+    ids, number, offset = filled.to(context.device, non_blocking=True).unbind(-1)
 
     segment = torch.cat([number.new_zeros(batch, length), number], 1)
     position = torch.cat([torch.arange(length, device=context.device).expand(batch, -1), length + offset], 1) + before
@@ -71,7 +71,9 @@ def branch_logits(
     allowed = torch.cat([allowed.new_ones(batch, length + width, before), allowed], 2)
 
     places = [(query.row, length + starts[query.row][query.branch] + query.offset) for query in queries]
-    rows, columns = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).to(context.device).unbind(1)
+    rows, columns = (
+        torch.tensor(places, dtype=torch.int64).reshape(-1, 2).to(context.device, non_blocking=True).unbind(1)
+    )
     return lm.logits(
         torch.cat([context, lm.embed(ids)], 1),
         additive(allowed[:, None], lm.dtype),
@@ -101,7 +103,9 @@ class SharedText:
         key = (self.lm.moves, kind)
         if key in self._known and not self.lm.trainable:
             return self._known[key]
-        computed = self.lm.keys_values(self.ids, **{name: place.to(device) for name, place in self._places.items()})
+        computed = self.lm.keys_values(
+            self.ids, **{name: place.to(device, non_blocking=True) for name, place in self._places.items()}
+        )
         if not self.lm.trainable:
             self._known = {old: value for old, value in self._known.items() if old[0] == self.lm.moves}
             self._known[key] = computed
@@ -170,9 +174,9 @@ class SlotTeacher(Teacher):
         if not first:
             return TeacherOutput(*nll_per_cell(logits, targets, cells, shape), log_probs)
         places = torch.tensor([cells[at] for at in first])
-        starts = torch.tensor(self._columns if few else self._firsts)[places[:, 1]].to(device)
+        starts = torch.tensor(self._columns if few else self._firsts)[places[:, 1]].to(device, non_blocking=True)
         chosen = logits[torch.tensor(first, device=device)].gather(1, starts)
-        log_probs[places.to(device).unbind(1)] = chosen.detach().log_softmax(1)
+        log_probs[places.to(device, non_blocking=True).unbind(1)] = chosen.detach().log_softmax(1)
         if few:
             codes = known[places.unbind(1)]
             return TeacherOutput(*nll_per_cell(chosen, _targets(codes), places, shape), log_probs)
@@ -250,18 +254,23 @@ class ShortSlotTeacher(Teacher):
 
         slot_field = torch.full((batch, width), -2)  # −2: filled up, sees the schema alone
         slot_field[rows, slots] = fields
-        last = self.lm.embed(self._last[slot_field.clamp(min=0)].to(device))
+        last = self.lm.embed(self._last[slot_field.clamp(min=0)].to(device, non_blocking=True))
         context = torch.cat([embeddings.to(self.lm.dtype), last], 1)
         position = torch.cat([torch.arange(images), torch.full((width,), images)]) + self._start
-        mask = additive(self._allowed(slot_field, images)[:, None].to(device), self.lm.dtype)
-        at = rows.to(device), (images + slots).to(device)
+        mask = additive(self._allowed(slot_field, images)[:, None].to(device, non_blocking=True), self.lm.dtype)
+        at = rows.to(device, non_blocking=True), (images + slots).to(device, non_blocking=True)
         logits = self.lm.logits(
-            context, mask, position.to(device).expand(batch, -1), at, self._before(), words=self._words.to(device)
+            context,
+            mask,
+            position.to(device, non_blocking=True).expand(batch, -1),
+            at,
+            self._before(),
+            words=self._words.to(device, non_blocking=True),
         )
-        chosen = logits.gather(1, self._columns[fields].to(device))
+        chosen = logits.gather(1, self._columns[fields].to(device, non_blocking=True))
         log_probs = logits.new_full((*asked.shape, len(STATES)), torch.nan)
         cells = torch.stack([rows, fields], 1)
-        log_probs[cells.to(device).unbind(1)] = chosen.detach().log_softmax(1)
+        log_probs[cells.to(device, non_blocking=True).unbind(1)] = chosen.detach().log_softmax(1)
         nll, count = nll_per_cell(chosen, _targets(known[rows, fields]), cells, tuple(asked.shape))
         return TeacherOutput(nll, count, log_probs)
 
