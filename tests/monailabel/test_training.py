@@ -9,11 +9,12 @@ import pydicom
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from vivid_monai.deploy.network import from_network
 
 from tests.monailabel.conftest import make_images, said, words
 from tests.monailabel.server import Refused, serve
 from vivid_monai.deploy.model import BundleModel
+from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.vit import ViT
 
 pytestmark = pytest.mark.monailabel
 
@@ -57,7 +58,9 @@ def served_by(weights, own_bundle, path) -> np.ndarray:
     """Probabilities (F,) of an image by a file of weights, in this package."""
     model = BundleModel.load(own_bundle)
     config = json.loads((own_bundle / "configs" / "metadata.json").read_text())["vivid"]
-    network = from_network(torch.load(weights, weights_only=True), config=config["vit"], pool=config["pool"]).eval()
+    state = torch.load(weights, weights_only=True)
+    network = Classifier(ViT(**config["vit"]), len(state["head.bias"]), pool=config["pool"]).eval()
+    network.load_state_dict(state)
     with torch.inference_mode():
         image = model.preprocess.transform()({"image": str(path)})["image"]
         return torch.sigmoid(network(image[None]))[0].numpy()
