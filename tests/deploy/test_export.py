@@ -17,6 +17,8 @@ from vivid_monai.deploy.onnx import OnnxClassifier
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
 
+pytestmark = pytest.mark.numeric
+
 GIVEN = {"preprocess": PREPROCESS, "fields": FIELDS}
 
 

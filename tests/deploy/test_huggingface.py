@@ -14,6 +14,8 @@ from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import NAMINGS, load_vit_weights, rename_vit_weights
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(
     "options",

@@ -11,6 +11,8 @@ from tests.deploy.small import make_classifier, make_images
 from vivid_monai.deploy.onnx import OnnxClassifier
 from vivid_monai.errors import VividError
 
+pytestmark = pytest.mark.numeric
+
 
 def broken(path, kind: str) -> bytes | None:
     content = path.read_bytes()

@@ -31,6 +31,8 @@ from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.images.augment import Augment, RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
 
+pytestmark = pytest.mark.numeric
+
 TOLERANCE = 1e-4
 N = 4
 

@@ -17,6 +17,8 @@ from vivid_monai.deploy.onnx import INPUT, OnnxClassifier, need
 from vivid_monai.deploy.quantize import input_moments, quantize_onnx, round_weight
 from vivid_monai.errors import VividError
 
+pytestmark = pytest.mark.numeric
+
 TRAINING = make_images(40, seed=2)
 
 

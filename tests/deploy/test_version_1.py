@@ -14,6 +14,8 @@ from tests.tolerance import float32
 from vivid_monai.deploy.model import BundleModel, metadata_sha256
 from vivid_monai.deploy.ood_score import WIDTH
 
+pytestmark = pytest.mark.numeric
+
 STORED = Path(__file__).with_name("version_1") / "bundle.json"  # configs of a bundle that version 1 wrote
 
 

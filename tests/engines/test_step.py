@@ -23,6 +23,8 @@ from vivid_monai.networks.teacher import build_teacher
 from vivid_monai.networks.vit import ViT
 from vivid_monai.prepare.phantoms import prepare
 
+pytestmark = pytest.mark.numeric
+
 FIELDS = ["a", "b", "c"]
 
 

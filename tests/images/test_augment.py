@@ -20,6 +20,8 @@ from vivid_monai.errors import VividError
 from vivid_monai.images.augment import Augment, Drawn, RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess, VolumePreprocess
 
+pytestmark = pytest.mark.numeric
+
 PLAIN = Preprocess(size=64, mean=0, std=1)
 STILL = {"rotate": 0, "translate": 0, "scale": 0, "brightness": 0, "contrast": 0}
 NO_AFFINE = {"rotate": 0, "translate": 0, "scale": 0}

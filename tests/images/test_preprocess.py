@@ -14,6 +14,8 @@ from PIL import Image
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess, plain_tensors
 
+pytestmark = pytest.mark.numeric
+
 
 def save(pixels: np.ndarray, path: Path) -> Path:
     Image.fromarray(pixels.astype(np.uint8)).save(path)

@@ -49,7 +49,7 @@ def test_a_path_may_be_a_string(tmp_path: Path) -> None:
         (b"\xff\xd8\xff" + b"\0" * 400, "unreadable JPEG"),
         (b"\0" * 128 + b"DICM" + b"\xff" * 400, "unreadable DICOM"),
         (b"\0" * 128 + b"DICM", "unreadable DICOM"),
-        (gzip.compress(b"not a volume" * 50), "unreadable NIfTI"),
+        (gzip.compress(b"not a volume" * 50, mtime=0), "unreadable NIfTI"),
     ],
 )
 def test_what_is_no_image_is_an_error_that_names_file_and_cause(tmp_path: Path, content: bytes, says: str) -> None:

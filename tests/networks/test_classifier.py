@@ -9,6 +9,8 @@ from vivid_monai.errors import VividError
 from vivid_monai.networks.classifier import Classifier
 from vivid_monai.networks.vit import ViT
 
+pytestmark = pytest.mark.numeric
+
 
 def build(pool: str = "cls") -> Classifier:
     torch.manual_seed(0)

@@ -20,6 +20,8 @@ from vivid_monai.networks.language import LanguageModel, add_adapters, load_lang
 from vivid_monai.networks.teacher import PublishedTeacher, ShortSlotTeacher, SlotTeacher
 from vivid_monai.networks.teacher.text import PROMPT
 
+pytestmark = pytest.mark.numeric
+
 FIELDS = ("Edema", "Pleural Effusion")
 SIZES = {
     "hidden_size": 32,

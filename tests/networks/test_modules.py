@@ -18,6 +18,8 @@ from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import load_vit_weights
 
+pytestmark = pytest.mark.numeric
+
 PREPROCESS = {"size": 32, "channels": 1, "mean": [0.5], "std": [0.25]}
 ALLOWED = {**BACKBONES, "spd": SPD, "probe": nn.Linear}
 

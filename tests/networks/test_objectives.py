@@ -12,6 +12,8 @@ from vivid_monai.networks.objectives import FindingsBCE, StateMetrics
 from vivid_monai.networks.pretrainer import Pretrainer
 from vivid_monai.networks.vit import ViT
 
+pytestmark = pytest.mark.numeric
+
 
 def make_output(n: int = 60, f: int = 3, *, sees: float = 2.0, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)

@@ -6,6 +6,8 @@ import torch
 from vivid_monai.errors import VividError
 from vivid_monai.networks.pooling import choose_pool, pool_tokens
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(
     ("cls", "patches", "pooled", "default", "has"),

@@ -16,6 +16,8 @@ from vivid_monai.networks.teacher import StateClassifier
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
 from vivid_monai.networks.vit import ViT
 
+pytestmark = pytest.mark.numeric
+
 FIELDS = ("edema", "fracture")
 
 

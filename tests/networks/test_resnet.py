@@ -11,6 +11,8 @@ from vivid_monai.networks.classifier import Classifier
 from vivid_monai.networks.modules import fingerprint, load_module, save_module
 from vivid_monai.networks.resnet import ResNet
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = {2: ((40, 64), (2, 2)), 3: ((33, 16, 48), (2, 1, 2))}
 
 

@@ -9,6 +9,8 @@ from torch import nn
 from vivid_monai.errors import VividError
 from vivid_monai.networks.spd import SPD, orthogonality_penalty
 
+pytestmark = pytest.mark.numeric
+
 
 def penalty_reference(attention: torch.Tensor) -> torch.Tensor:
     """Image by image, pair by pair."""

@@ -11,6 +11,8 @@ from torch import nn
 from vivid_monai.errors import VividError
 from vivid_monai.networks.vit import PRESETS, ViT
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def vit() -> ViT:

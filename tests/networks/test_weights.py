@@ -20,6 +20,8 @@ from vivid_monai.networks.weights import (
     square_grid,
 )
 
+pytestmark = pytest.mark.numeric
+
 EPS = 1e-6
 COLOUR = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 GREY = ([0.53], [0.27])

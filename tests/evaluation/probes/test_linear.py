@@ -11,6 +11,8 @@ from tests.evaluation.made_features import classes, findings
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.probes.linear import STRENGTHS, Axes, LinearProbe, fit_linear, sigmoid_loss, softmax_loss
 
+pytestmark = pytest.mark.numeric
+
 
 def standardised(part, train):
     x = np.asarray(train.x, np.float64)

@@ -6,6 +6,8 @@ import torch
 from vivid_monai.networks.teacher import PublishedTeacher, SlotTeacher, StateClassifier
 from vivid_monai.ums.states import NULL
 
+pytestmark = pytest.mark.numeric
+
 FIELDS = ("Edema", "Pleural Effusion", "Support Devices")
 LM_TEACHERS = {"published": PublishedTeacher, "slots": SlotTeacher}
 

@@ -7,6 +7,8 @@ from vivid_monai.networks.teacher.text import PROMPT, published_pieces
 from vivid_monai.ums.states import STATES as WORDS
 from vivid_monai.ums.states import decode
 
+pytestmark = pytest.mark.numeric
+
 FIELDS = ("Edema", "Pleural Effusion", "Support Devices")
 STATES = torch.tensor([[1, 2, 0], [0, 0, 1], [2, 1, 2]])
 ASKED = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])

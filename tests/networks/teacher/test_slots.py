@@ -6,6 +6,8 @@ from vivid_monai.networks.teacher import SlotTeacher
 from vivid_monai.networks.teacher.text import schema_text
 from vivid_monai.ums.states import NULL
 
+pytestmark = pytest.mark.numeric
+
 FIELDS = ("Edema", "Pleural Effusion", "Support Devices")
 STATES = torch.tensor([[1, 2, 0], [0, NULL, 1], [2, 2, 2]])
 ASKED = torch.tensor([[True, True, True], [True, True, False], [False, True, False]])

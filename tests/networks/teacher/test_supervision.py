@@ -9,6 +9,8 @@ from vivid_monai.networks.teacher import PublishedTeacher, SlotTeacher
 from vivid_monai.networks.teacher.text import PROMPT, schema_text
 from vivid_monai.ums.states import NULL, encode
 
+pytestmark = pytest.mark.numeric
+
 FIELDS = ("Edema", "Lung Lesion", "Pneumothorax", "Fracture")
 # Per image: tokens of the text as Qwen2's BPE cuts them, led by the field whose loss they carry: E, L, P, F; S for the
 # structure of the JSON; - for none. · is a space, ¶ a line end.
