@@ -139,7 +139,7 @@ def test_several_runs_of_one_recipe_are_its_seeds(evaluating, tmp_path, weights)
     ours, single = (results.per_seed("auroc", "(macro)", name) for name in ("ours", "single"))
     assert ours[0] == single[0] == single[1]
     assert ours[1] != ours[0]
-    assert [(one.first, one.second) for one in results.differences] == [("ours", "single")] * 2
+    assert [(one.encoder, one.minus) for one in results.differences] == [("ours", "single")] * 2
 
 
 def test_seeds_change_what_they_should(evaluating, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import monai.bundle
@@ -63,9 +64,23 @@ def test_metadata_follows_the_zoos_schema(configs, real_data):
     monai.bundle.verify_metadata(meta_file=str(configs / "metadata.json"), filepath=str(schema))
 
 
+@pytest.fixture
+def own_scripts(bundle_folder, monkeypatch):
+    """``scripts`` is the bundle's package, as in a process that runs in its folder, and not this repository's."""
+
+    def forget():
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "scripts"}
+
+    kept = forget()
+    monkeypatch.syspath_prepend(bundle_folder)
+    yield
+    forget()
+    sys.modules.update(kept)
+
+
 @pytest.mark.parametrize("config", ["inference.json", "train.json"])
-def test_the_network_fits_the_metadata_and_exports(configs, bundle_folder, tmp_path, monkeypatch, config):
-    monkeypatch.syspath_prepend(bundle_folder)  # as `python -m monai.bundle` run from there has it
+@pytest.mark.usefixtures("own_scripts")
+def test_the_network_fits_the_metadata_and_exports(configs, bundle_folder, tmp_path, config):
     files = {"meta_file": str(configs / "metadata.json"), "config_file": str(configs / config)}
     monai.bundle.verify_net_in_out(net_id="network_def", **files, bundle_root=str(bundle_folder))
     weights = str(bundle_folder / "models" / "model.pt")

@@ -124,7 +124,7 @@ def test_what_the_recipe_does_not_know_it_refuses(tags, tmp_path):
     _, folder = exported(tmp_path)
     path = Path(dicom(tmp_path / "i.dcm", **tags))
     code = recipes(folder, "DICOM", dcm=path)
-    with pytest.raises(ValueError, match=r"vivid_monai\.data\.images\.read_image"):
+    with pytest.raises(ValueError, match=r"vivid_monai\.images\.read\.read_image"):
         exec(code, {"processor": None, "scale": None})
 
 
