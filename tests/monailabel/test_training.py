@@ -59,7 +59,7 @@ def served_by(weights, own_bundle, path) -> np.ndarray:
     model = BundleModel.load(own_bundle)
     config = json.loads((own_bundle / "configs" / "metadata.json").read_text())["vivid"]
     state = torch.load(weights, weights_only=True)
-    network = Classifier(ViT(**config["vit"]), len(state["head.bias"]), pool=config["pool"]).eval()
+    network = Classifier(ViT(**config["config"]), len(state["head.bias"]), pool=config["pool"]).eval()
     network.load_state_dict(state)
     with torch.inference_mode():
         image = model.preprocess.transform()({"image": str(path)})["image"]
