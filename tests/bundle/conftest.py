@@ -1,13 +1,12 @@
 """The bundle, run as a user runs it: its own command in a process of its own."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import run_module
+from tests.processes import quiet, run_module
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -47,22 +46,17 @@ def phantoms(tmp_path_factory) -> Path:
 def bundle(tmp_path, phantoms):
     """Function that runs the bundle in an empty folder and returns the finished process.
 
-    It is a fork of a process with the imports done, or with `fresh` the very command of a user.
+    It is a fork of a process with the imports done, or with `launcher` the very command of a user: () is Python alone.
     """
 
     def run(
-        *overlays: str, launcher: tuple[str, ...] = (), fresh: bool = False, **knobs
+        *overlays: str, launcher: tuple[str, ...] | None = None, ranks: int = 1, **knobs
     ) -> subprocess.CompletedProcess:
         knobs = {"dataset_dir": phantoms, "output_dir": tmp_path / "run", "bundle_root": tmp_path, **knobs}
         command = bundle_command(*overlays, **knobs)
-        if not (launcher or fresh):
-            return run_module(command[1], command[2:], cwd=tmp_path, env=quiet())
+        if launcher is None:
+            return run_module(command[1], command[2:], cwd=tmp_path, ranks=ranks)
         command = [sys.executable, *launcher, *command]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=quiet(), timeout=600)
 
     return run
-
-
-def quiet() -> dict[str, str]:
-    """The environment of a run: one thread, no warnings, no hub."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}

@@ -1,8 +1,6 @@
 """The evaluation workflow of the bundle, task by task."""
 
 import json
-import subprocess
-import sys
 
 import monai.bundle
 import nibabel
@@ -10,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.bundle.conftest import ROOT, SMALL, quiet
+from tests.bundle.conftest import ROOT, SMALL
 from tests.evaluation.small import data_set, encoder
+from tests.processes import run_module
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.examples import Examples
@@ -53,10 +52,10 @@ def test_phantoms_as_a_user_runs_it_twice(tmp_path, weights, phantoms):
     knobs = {"encoder": weights, "phantom_images": SMALL["phantom_images"], "phantom_size": SMALL["image_size"]}
     knobs |= {"dataset_dir": phantoms, "bundle_root": tmp_path, **FEW}
     options = [part for key, value in knobs.items() for part in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "monai.bundle", "run", "evaluating", "--config_file", str(config), *options]
+    command = ["run", "evaluating", "--config_file", str(config), *options]
     outputs = []
     for number in ("001", "002"):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=quiet(), timeout=600)
+        done = run_module("monai.bundle", command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         outputs.append(done)
         folder = tmp_path / "runs" / "eval" / "phantom" / number

@@ -3,9 +3,7 @@
 import csv
 import json
 import shutil
-import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,7 +11,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from tests.bundle.conftest import ROOT, SMALL, bundle_command, quiet
+from tests.bundle.conftest import ROOT, SMALL, bundle_command
+from tests.processes import start_module
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.evaluation.results import Results, read_predictions
@@ -28,7 +27,7 @@ def last_words(done: subprocess.CompletedProcess) -> str:
 
 
 def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp_path, phantoms):
-    done = bundle(fresh=True)
+    done = bundle(launcher=())
     assert done.returncode == 0, last_words(done)
     run = tmp_path / "run"
     saved = load_module(run / "pretrained_vit.safetensors", BACKBONES)
@@ -84,15 +83,15 @@ def test_killed_and_resumed_equals_uninterrupted(bundle, tmp_path, phantoms):
     assert done.returncode == 0, last_words(done)
 
     knobs = {"dataset_dir": phantoms, "output_dir": tmp_path / "cut", "bundle_root": tmp_path}
-    command = [sys.executable, *bundle_command("teacher/none.json", **knobs)]
-    process = subprocess.Popen(command, cwd=tmp_path, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = bundle_command("teacher/none.json", **knobs)
+    process = start_module(command[1], command[2:], cwd=tmp_path)
     deadline = time.monotonic() + 300
     while not any((tmp_path / "cut" / "checkpoints").glob("step_[2-7].pt")):
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.is_alive(), "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (tmp_path / "cut" / "pretrained_vit.safetensors").exists()
 
     done = bundle("teacher/none.json", output_dir=tmp_path / "cut", resume=True)
@@ -139,9 +138,8 @@ def test_the_papers_recipe_keeps_decoded_images_on_disk_for_the_next_run(bundle,
 
 
 def test_two_processes_share_one_teacher(bundle, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     small = {"max_epochs": 1, "warmup_steps": 1}
-    done = bundle("multi_gpu_train.json", launcher=launcher, shard_teacher=True, **small)
+    done = bundle("multi_gpu_train.json", ranks=2, shard_teacher=True, **small)
     assert done.returncode == 0, last_words(done)
     refused = bundle(shard_teacher=True, output_dir=tmp_path / "alone", **small)
     assert refused.returncode != 0

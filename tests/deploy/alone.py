@@ -1,22 +1,15 @@
 """A bundle run where this package cannot be imported."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.processes import run_code
 from vivid_monai.deploy.calibrated import CalibratedModel
-
-BLOCK = "import sys\nsys.modules['vivid_monai'] = None\n"
 
 
 def alone(code: str, *, cwd: Path) -> str:
-    """Run Python code in a process that has no vivid_monai; returns what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCK + code], cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
-    )
+    """Run Python code in a process that cannot import vivid_monai; returns what it printed."""
+    done = run_code(code, cwd=cwd, without="vivid_monai")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 

@@ -4,16 +4,14 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tests.bundle.conftest import quiet
 from tests.deploy.alone import datalist, run_bundle
+from tests.processes import run_module
 from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.metrics.masked import masked_auroc
 from vivid_monai.ums.record import Record
@@ -80,14 +78,8 @@ def test_trains_further_and_evaluates(folder, finished, tmp_path):
 
 def test_trains_on_two_processes(folder, finished, tmp_path):
     datalist(finished, tmp_path / "datalist.json")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
-    command += [
-        "--config_file",
-        "['configs/train.json','configs/multi_gpu_train.json']",
-        "--dataset_dir",
-        str(tmp_path),
-    ]
-    command += ["--output_dir", str(tmp_path / "out"), "--epochs", "1", "--batch_size", "64"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=quiet(), timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr  # the launcher's own words would hide a process's
+    configs = "['configs/train.json','configs/multi_gpu_train.json']"
+    command = ["run", "--config_file", configs, "--dataset_dir", tmp_path, "--output_dir", tmp_path / "out"]
+    done = run_module("monai.bundle", [*command, "--epochs", 1, "--batch_size", 64], cwd=folder, ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert np.isfinite(torch.load(tmp_path / "out" / "model.pt", weights_only=True)["head.weight"]).all()

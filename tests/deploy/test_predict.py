@@ -4,9 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,8 +13,8 @@ import pydicom
 import pytest
 from PIL import Image
 
-from tests.bundle.conftest import quiet
 from tests.deploy.made_dicom import dicom
+from tests.processes import run_module, start_module
 from vivid_monai.cli import main
 from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.predict import find_inputs, objection, predict
@@ -209,19 +206,18 @@ def test_answers_of_two_models_are_not_mixed(model, images, tmp_path):
 def test_killed_in_the_middle_nothing_is_done_twice(bundle_folder, images, pixels, tmp_path):
     for i in range(488):
         dicom(images / f"z{i:03d}.dcm", seed=i, pixels=pixels)
-    command = [sys.executable, "-m", "vivid_monai.cli", "predict", str(images), "--bundle", str(bundle_folder)]
-    command += ["--out", str(tmp_path / "out"), "--batch-size", "4"]
+    command = ["predict", images, "--bundle", bundle_folder, "--out", tmp_path / "out", "--batch-size", 4]
     journal = tmp_path / "out" / "journal.jsonl"
-    process = subprocess.Popen(command, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_module("vivid_monai.cli", command, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not (journal.exists() and journal.read_text().count("\n") > 20):
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     done = journal.read_text().count("\n") - 1
-    finished = subprocess.run(command, env=quiet(), capture_output=True, text=True, timeout=120)
+    finished = run_module("vivid_monai.cli", command, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert "500/500" in finished.stderr
     assert f"500 files: 496 answered, 2 not assessed, 2 unreadable; {done} of them before" in finished.stdout

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.engines.test_run import make_trainer
 from tests.engines.test_step import gradients, make_batch, make_engine, make_joint, make_pretrainer
+from tests.processes import run_module
 from vivid_monai.engines.run import Interrupted, run
 from vivid_monai.engines.step import PretrainStep
 
@@ -73,14 +73,7 @@ def process(folder: Path) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that two processes leave."""
     folder = tmp_path_factory.mktemp("two")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", __name__, folder],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+    done = run_module(__name__, [folder], cwd=Path(__file__).parents[2], ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
