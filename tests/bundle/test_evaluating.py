@@ -132,7 +132,8 @@ def test_several_runs_of_one_recipe_are_its_seeds(evaluating, tmp_path, weights)
     other = tmp_path / "other.safetensors"
     save_module(encoder(1).vit, other, kind="vit", preprocess=encoder().preprocess.to_dict())
     encoders = {"ours": [str(weights), str(other)], "single": str(weights)}
-    out = evaluating("table", manifest=str(data.image_root / "manifest.parquet"), encoder=encoders, baseline="none")
+    knobs = {"manifest": str(data.image_root / "manifest.parquet"), "fields": data.fields[:4]}
+    out = evaluating("table", encoder=encoders, baseline="none", **knobs)
     results = Results.load(out / "results.json")
     assert results.seeds == [0, 1]
     ours, single = (results.per_seed("auroc", "(macro)", name) for name in ("ours", "single"))
@@ -144,6 +145,7 @@ def test_several_runs_of_one_recipe_are_its_seeds(evaluating, tmp_path, weights)
 def test_seeds_change_what_they_should(evaluating, tmp_path):
     data = data_set(tmp_path / "data", n=180)
     knobs = {"manifest": str(data.image_root / "manifest.parquet"), "seeds": [0, 1], "baseline": "none"}
+    knobs["fields"] = data.fields[:4]
     linear = read_predictions(evaluating("table", **knobs) / "predictions.csv").scores["encoder"]
     np.testing.assert_array_equal(linear[0], linear[1])
     fewer = read_predictions(evaluating("table", train_fraction=0.5, **knobs) / "predictions.csv")
@@ -157,7 +159,7 @@ def test_unreadable_images_of_every_split_are_left_out_and_listed(evaluating, tm
     whole = [path.read_bytes() for path in broken]
     for path in broken:
         path.write_bytes(path.read_bytes()[:40])
-    knobs = {"manifest": str(data.image_root / "manifest.parquet")}
+    knobs = {"manifest": str(data.image_root / "manifest.parquet"), "fields": data.fields[:4]}
     out = evaluating("table", **knobs)
     results = Results.load(out / "results.json")
     assert results.test["n_images"] == len(data.select("test")) - 1
