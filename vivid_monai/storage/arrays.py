@@ -1,12 +1,10 @@
 """A cache of arrays with a row per image (decoded images, features): in memory, or in files that are mapped.
 
-An entry on disk is a folder named after its key, with the array (``array.npy``), the images that could not be read
-(``unreadable.jsonl``) and a record (``entry.json``). While it is made, the folder ends in ``.part``, and a process that
-is killed loses the rows since the last record and no more.
+An entry on disk is a folder named after its key, with the array (``array.npy``) and a record (``entry.json``) of what
+is done and which images could not be read. While it is made, the folder ends in ``.part``, and a process that is killed
+loses the rows since the last record and no more.
 """
 
-import hashlib
-import io
 import json
 import logging
 import os
@@ -16,31 +14,28 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
 from vivid_monai.errors import VividError
-from vivid_monai.storage.files import disk_errors, entry_name, flush, made_by_one, whole_file
+from vivid_monai.storage.files import disk_errors, entry_name, made_by_one, whole_file
 from vivid_monai.storage.skipped import Skipped
 
 logger = logging.getLogger(__name__)
 
-ARRAY, UNREADABLE, RECORD = "array.npy", "unreadable.jsonl", "entry.json"
+ARRAY, RECORD = "array.npy", "entry.json"
 
 Chunk = tuple[np.ndarray, Mapping[int, Skipped]]
 """The next rows (k, *shape), zeros where an image cannot be read; index → why not."""
-Key = Callable[[], Mapping[str, Any]]
-"""Gives all that the rows depend on, as JSON. Asked again when they are there: files may have changed meanwhile."""
-Fill = Callable[[int], Iterable[Chunk]]
-"""Makes the rows from an index on, in order, in chunks."""
-
-_FORMAT = 2
 
 
 class Rows:
@@ -60,6 +55,9 @@ class Rows:
 
     def __reduce__(self) -> Any:
         return (Rows, (self.array, self.unreadable)) if self.folder is None else (open_rows, (self.folder,))
+
+
+_in_memory: WeakValueDictionary[str, Rows] = WeakValueDictionary()
 
 
 class ArrayCache:
@@ -84,54 +82,81 @@ class ArrayCache:
 
     def get(
         self,
-        key: Key,
-        fill: Fill,
+        key: Callable[[], Mapping[str, Any]],
+        fill: Callable[[int], Iterable[Chunk]],
         n: int,
         *,
-        shape: Sequence[int] | None = None,
+        shape: Sequence[int],
         dtype: np.dtype | type = np.float32,
         title: str = "images",
     ) -> Rows:
         """The entry of a key, made where it is not there yet.
 
         Args:
+            key: gives all that the rows depend on, as JSON. Asked again when they are there: files may have changed.
+            fill: makes the rows from an index on, in order, in chunks.
             n: images, those that cannot be read included.
-            shape: of a row; None: that of the first chunk.
-            dtype: of the array.
+            shape, dtype: of a row.
             title: what the rows are, for messages and the progress bar.
 
         Raises:
-            VividError: no image can be read, rows differ in shape, files changed while they were read; the folder
-                cannot be written, the disk is full or too small.
+            VividError: no image can be read, files changed while they were read; the folder cannot be written, the
+                disk is full or too small.
         """
-        wanted = _complete(key, n, shape, dtype)
 
-        def sound(rows: Rows) -> Rows:
-            return _require_sound(rows, wanted, _complete(key, n, shape, dtype), title)
+        def whole_key() -> dict[str, Any]:
+            form = {"format": 2, "n": n, "shape": list(shape), "dtype": np.dtype(dtype).str}
+            return json.loads(json.dumps({**form, **key()}))
 
+        def chunks(done: int) -> Iterator[tuple[np.ndarray, Mapping[int, Skipped]]]:
+            with tqdm(desc=title, total=n, initial=done, unit="image", leave=False) as bar:
+                for rows, unreadable in fill(done) if done < n else ():
+                    yield rows, unreadable
+                    bar.update(len(rows))
+                    done += len(rows)
+            if done != n:
+                raise VividError(f"{title}: the pass ended after {done} of {n} images")
+
+        def require_sound(unreadable: Mapping[int, Skipped]) -> None:
+            if len(unreadable) == n:
+                raise VividError(f"none of {n} images can be read; the first: {unreadable[0].reason}")
+            if whole_key() != wanted:
+                raise VividError(f"{title}: image files changed while they were read; run the same command again")
+
+        wanted = whole_key()
+        name = entry_name(wanted)
         if self.root is None:
-            name = entry_name(wanted)
             if (held := _in_memory.get(name)) is None:
-                memory = _Memory(n, dtype)
-                _fill(memory, fill, n, title)
-                held = _in_memory[name] = sound(memory.rows())
+                held, done = Rows(np.zeros((n, *shape), dtype), {}), 0
+                for rows, unreadable in chunks(0):
+                    held.array[done : done + len(rows)] = rows
+                    held.unreadable |= unreadable
+                    done += len(rows)
+                require_sound(held.unreadable)
+                _in_memory[name] = held
             return held
-        entry = self.root / entry_name(wanted)
-        if (found := self._open(entry)) is not None:
-            return found
+        entry, part = self.root / name, self.root / f"{name}.part"
+        with suppress(VividError):
+            return open_rows(entry, checksum=self.checksum)
         waiting = f"{entry}: another process is making these {title}; waiting for it"
         with made_by_one(entry, waiting, option=self.option):
-            if (found := self._open(entry, logger.warning)) is not None:
-                return found
-            with disk_errors(entry, option=self.option):
+            try:
+                return open_rows(entry, checksum=self.checksum)
+            except VividError as error:
+                if entry.exists():
+                    logger.warning(f"{error}; it is made again")
+            with disk_errors(part, option=self.option):
                 shutil.rmtree(entry, ignore_errors=True)
-            part = entry.with_name(f"{entry.name}.part")
-            writer = _Writer(part, wanted, n, shape, np.dtype(dtype), self.option, self.seconds)
+                writer = _Writer(part, wanted, self.seconds)
             if writer.done:
                 logger.info(f"{part}: continued after {writer.done} of {n} {title}")
-            _fill(writer, fill, n, title)
+            for rows, unreadable in chunks(writer.done):
+                with disk_errors(part, option=self.option):
+                    writer.add(rows, unreadable)
+            with disk_errors(part, option=self.option):
+                writer.record()
             try:
-                sound(writer.rows())
+                require_sound(open_rows(part).unreadable)
             except VividError:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
@@ -139,14 +164,8 @@ class ArrayCache:
                 part.replace(entry)
             return open_rows(entry)
 
-    def _open(self, entry: Path, report: Callable[[str], Any] = lambda _: None) -> Rows | None:
-        if not entry.exists():
-            return None
-        try:
-            return open_rows(entry, checksum=self.checksum)
-        except VividError as error:
-            report(f"{error}; it is made again")
-            return None
+
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 
 def open_rows(folder: Path, *, checksum: bool = False) -> Rows:
@@ -156,196 +175,78 @@ def open_rows(folder: Path, *, checksum: bool = False) -> Rows:
         VividError: it is not what was written.
     """
     try:
-        record = json.loads((folder / RECORD).read_text())
-        array = np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False)
-        unreadable = _read_unreadable(folder / UNREADABLE, record["done"])
-        whole = [len(array), *array.shape[1:]] == [record["done"], *record["shape"]] and array.dtype == record["dtype"]
-        if not whole or len(array) != record["n"] or len(unreadable) != record["unreadable"]:
-            raise ValueError("its files do not belong together")
+        array, record = _load(folder)
+        if record["done"] != len(array):
+            raise ValueError("it is not complete")
         if checksum and zlib.crc32(array) != record["crc32"]:
             raise ValueError("its values are not those that were written")
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        # Older records have the number of images here: where it is 0, they are read as well.
+        unreadable = {index: Skipped(path, reason) for index, path, reason in record["unreadable"] or ()}
+    except _DAMAGED as error:
         raise VividError(f"{folder}: damaged entry of a cache ({error})") from error
     return Rows(array, unreadable, folder)
 
 
-_in_memory: WeakValueDictionary[str, Rows] = WeakValueDictionary()
-
-
-class _Memory:
-    """Rows that are kept in memory."""
-
-    def __init__(self, n: int, dtype: Any) -> None:
-        self.n, self.dtype, self.done = n, dtype, 0
-        self.array: np.ndarray | None = None
-        self.unreadable: dict[int, Skipped] = {}
-
-    def add(self, rows: np.ndarray, unreadable: Mapping[int, Skipped]) -> None:
-        if self.array is None:
-            self.array = np.zeros((self.n, *rows.shape[1:]), self.dtype)
-        self.array[self.done : self.done + len(rows)] = rows
-        self.unreadable |= unreadable
-        self.done += len(rows)
-
-    def rows(self) -> Rows:
-        assert self.array is not None
-        return Rows(self.array, self.unreadable)
+def _load(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    record = json.loads((folder / RECORD).read_text())
+    array = np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False)
+    key = record["key"]
+    if [*array.shape] != [key["n"], *key["shape"]] or array.dtype != key["dtype"]:
+        raise ValueError("its files do not belong together")
+    return array, record
 
 
 class _Writer:
-    """Rows that are appended to the ``.part`` folder of an entry.
+    """Fills the ``.part`` folder of an entry, or goes on with what its record counts.
 
-    Rows and lines reach the disk before the record counts them. Rows are written with ordinary writes, since a write
-    into mapped memory cannot report a full disk.
+    Rows reach the disk before the record counts them. They are written with ordinary writes, since a write into mapped
+    memory cannot report a full disk.
 
     Attributes:
         done: images so far, those that cannot be read included.
 
     Raises:
-        VividError: the folder cannot be written, the disk has not enough room.
+        OSError: the folder cannot be written, the disk has not enough room.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        key: Mapping[str, Any],
-        n: int,
-        shape: Sequence[int] | None,
-        dtype: np.dtype,
-        option: str,
-        seconds: float,
-    ) -> None:
-        self.folder, self.key, self.n, self.dtype = folder, dict(key), n, dtype
-        self.shape = None if shape is None else tuple(shape)
-        self.option, self.seconds = option, seconds
-        self.done, self.unreadable, self.crc32 = 0, 0, 0
-        with disk_errors(folder, option=option):
-            if not self._restore():
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-            if self.shape is not None:
-                self._begin(self.shape)
-        self._recorded = time.monotonic()
-
-    def add(self, rows: np.ndarray, unreadable: Mapping[int, Skipped]) -> None:
-        """Append the rows of the next images."""
-        lines = [json.dumps([index, one.path, one.reason]) + "\n" for index, one in unreadable.items()]
-        values = np.ascontiguousarray(rows, self.dtype).tobytes()
-        with disk_errors(self.folder, option=self.option):
-            if self.shape is None:
-                self._begin(rows.shape[1:])
-            with (self.folder / ARRAY).open("ab") as file:
-                file.write(values)
-            with (self.folder / UNREADABLE).open("ab") as file:
-                file.write("".join(lines).encode())
-        self.done += len(rows)
-        self.unreadable += len(unreadable)
-        self.crc32 = zlib.crc32(values, self.crc32)
-        if time.monotonic() - self._recorded >= self.seconds:
-            self._record()
-
-    def rows(self) -> Rows:
-        """Count what was appended as done, and map it."""
-        self._record()
-        return open_rows(self.folder)
-
-    def _record(self) -> None:
-        with disk_errors(self.folder, option=self.option):
-            for name in (ARRAY, UNREADABLE):
-                with (self.folder / name).open("ab") as file:
-                    flush(file)
-        names = ("key", "n", "shape", "done", "unreadable", "crc32")
-        record = {"dtype": self.dtype.str} | {name: getattr(self, name) for name in names}
-        with whole_file(self.folder / RECORD) as part:
-            part.write_text(json.dumps(record))
-        self._recorded = time.monotonic()
-
-    def _begin(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
-        row = int(np.prod(self.shape)) * self.dtype.itemsize
+    def __init__(self, folder: Path, key: Mapping[str, Any], seconds: float) -> None:
+        self.folder, self.key, self.seconds = folder, key, seconds
+        self.done, self.crc32, self.unreadable = 0, 0, []
+        with suppress(*_DAMAGED):
+            array, record = _load(folder)
+            if record["key"] == key and zlib.crc32(array[: record["done"]]) == record["crc32"]:
+                self.done, self.crc32, self.unreadable = record["done"], record["crc32"], record["unreadable"]
+        if not self.done:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        self._row = int(np.prod(key["shape"])) * np.dtype(key["dtype"]).itemsize
         # Now: otherwise the first write that fails would tell it, hours later.
-        needed, free = row * (self.n - self.done), shutil.disk_usage(self.folder).free
+        needed, free = self._row * (key["n"] - self.done), shutil.disk_usage(folder).free
         if needed > free:
             raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
         if not self.done:
-            (self.folder / ARRAY).write_bytes(self._header())
-            (self.folder / UNREADABLE).touch()
+            open_memmap(folder / ARRAY, "w+", key["dtype"], (key["n"], *key["shape"]))
+        self._recorded = time.monotonic()
 
-    def _restore(self) -> bool:
-        try:
-            record = json.loads((self.folder / RECORD).read_text())
-            shape = tuple(record["shape"])
-            if record["key"] != self.key or record["n"] != self.n or record["dtype"] != self.dtype.str:
-                return False
-            if self.shape not in (None, shape):
-                return False
-            unreadable = _read_unreadable(self.folder / UNREADABLE, record["done"])
-            if len(unreadable) != record["unreadable"]:
-                return False
-            self.shape = shape
-            header, left = self._header(), int(np.prod(shape)) * self.dtype.itemsize * record["done"]
-            crc32 = 0
-            with (self.folder / ARRAY).open("rb+") as file:
-                if file.read(len(header)) != header:
-                    return False
-                end = len(header) + left
-                while left:
-                    if not (some := file.read(min(left, 1 << 24))):
-                        return False
-                    crc32, left = zlib.crc32(some, crc32), left - len(some)
-                if crc32 != record["crc32"]:
-                    return False
-                file.truncate(end)  # what follows are rows that the record does not count
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        self.done, self.unreadable, self.crc32 = record["done"], record["unreadable"], crc32
-        lines = [json.dumps([index, one.path, one.reason]) + "\n" for index, one in unreadable.items()]
-        with whole_file(self.folder / UNREADABLE) as part:
-            part.write_text("".join(lines), encoding="utf-8")
-        return True
+    def add(self, rows: np.ndarray, unreadable: Mapping[int, Skipped]) -> None:
+        """Write the rows of the next images."""
+        values = np.ascontiguousarray(rows, self.key["dtype"]).tobytes()
+        with (self.folder / ARRAY).open("rb+") as file:
+            file.seek(-self._row * (self.key["n"] - self.done), os.SEEK_END)
+            file.write(values)
+        self.done += len(rows)
+        self.crc32 = zlib.crc32(values, self.crc32)
+        self.unreadable += [[index, one.path, one.reason] for index, one in unreadable.items()]
+        if time.monotonic() - self._recorded >= self.seconds:
+            self.record()
 
-    def _header(self) -> bytes:
-        header = io.BytesIO()
-        form = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.n, *(self.shape or ()))}
-        np.lib.format.write_array_header_1_0(header, form)
-        return header.getvalue()
-
-
-def _fill(sink: "_Memory | _Writer", fill: Fill, n: int, title: str) -> None:
-    if sink.done == n:
-        return
-    with tqdm(desc=title, total=n, initial=sink.done, unit="image", leave=False) as bar:
-        for rows, unreadable in fill(sink.done):
-            sink.add(rows, unreadable)
-            bar.update(len(rows))
-    if sink.done != n:
-        raise VividError(f"{title}: the pass ended after {sink.done} of {n} images")
-
-
-def _complete(key: Key, n: int, shape: Sequence[int] | None, dtype: Any) -> dict[str, Any]:
-    form = {"format": _FORMAT, "n": n, "shape": shape and list(shape), "dtype": np.dtype(dtype).str}
-    return json.loads(json.dumps({**form, **key()}))
-
-
-def _require_sound(rows: Rows, wanted: Mapping[str, Any], now: Mapping[str, Any], title: str) -> Rows:
-    if len(rows.unreadable) == len(rows.array):
-        raise VividError(f"none of {len(rows.array)} images can be read; the first: {rows.unreadable[0].reason}")
-    if now != wanted:
-        raise VividError(f"{title}: image files changed while they were read; run the same command again")
-    return rows
-
-
-def _read_unreadable(path: Path, done: int) -> dict[int, Skipped]:
-    """Index → why, of the images before `done`; a killed process may have left lines beyond."""
-    found = {}
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if not line.endswith("\n"):
-                break
-            index, image, reason = json.loads(line)
-            if index < done:
-                found[index] = Skipped(image, reason)
-    return found
+    def record(self) -> None:
+        """Count what was written as done."""
+        with (self.folder / ARRAY).open("rb") as file:
+            os.fsync(file.fileno())
+        with whole_file(self.folder / RECORD) as part:
+            part.write_text(json.dumps({name: getattr(self, name) for name in ("key", "done", "crc32", "unreadable")}))
+        self._recorded = time.monotonic()
 
 
 def fingerprint(files: Iterable[tuple[str, Any]], n: int) -> str:
@@ -355,7 +256,7 @@ def fingerprint(files: Iterable[tuple[str, Any]], n: int) -> str:
     and modification time are kept, as archives keep them; so does one whose rights change, which may have made it
     readable. Of a folder, every file in it counts.
     """
-    digest = hashlib.sha256()
+    digest = sha256()
     for path, place in tqdm(files, "looking at image files", n, unit="file", delay=2, leave=False):
         digest.update(f"{path}\0{place}\0{_state(path)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -386,10 +287,9 @@ def in_chunks(
     Raises:
         VividError: an image of another shape.
     """
-    indices = iter(todo)
-    for images in _read_chunks(read, todo, workers):
+    for indices, images in _read_chunks(_Arrays(read), BatchSampler(todo, _CHUNK, drop_last=False), workers):
         rows, skipped = np.zeros((len(images), *shape), dtype), {}
-        for row, image, index in zip(rows, images, indices, strict=False):
+        for row, image, index in zip(rows, images, indices, strict=True):
             if isinstance(image, Skipped):
                 skipped[index] = image
             elif image.shape != tuple(shape):
@@ -401,29 +301,23 @@ def in_chunks(
         yield rows, skipped
 
 
-def _read_chunks(read: Any, todo: range, workers: int) -> Iterator[list[np.ndarray | Skipped]]:
-    if workers:
-        order = BatchSampler(todo, _CHUNK, drop_last=False)
-        # A generator of its own: the global random state belongs to whoever asks for the images.
-        yield from DataLoader(
-            _Images(read), batch_sampler=order, num_workers=workers, collate_fn=_arrays, generator=torch.Generator()
-        )
-    else:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for first in range(0, len(todo), _CHUNK):
-                yield _arrays(list(pool.map(read, todo[first : first + _CHUNK])))
-
-
-class _Images(Dataset[torch.Tensor | Skipped]):
-    """What a worker process reads."""
+class _Arrays(Dataset[np.ndarray | Skipped]):
+    """What a worker process reads. Tensors would travel in shared memory, each with a file descriptor of few."""
 
     def __init__(self, read: Callable[[int], torch.Tensor | Skipped]) -> None:
         self.read = read
 
-    def __getitem__(self, index: int) -> torch.Tensor | Skipped:
-        return self.read(index)
+    def __getitem__(self, index: int) -> np.ndarray | Skipped:
+        image = self.read(index)
+        return image if isinstance(image, Skipped) else image.numpy()
 
 
-def _arrays(images: Sequence[torch.Tensor | Skipped]) -> list[np.ndarray | Skipped]:
-    # Tensors would travel from a worker in shared memory, each with a file descriptor, and a machine has few of them.
-    return [image if isinstance(image, Skipped) else image.numpy() for image in images]
+def _read_chunks(images: _Arrays, order: BatchSampler, workers: int) -> Iterator[tuple[list[int], list[Any]]]:
+    if workers:
+        # A generator of its own: the global random state belongs to whoever asks for the images.
+        options: dict[str, Any] = {"num_workers": workers, "collate_fn": list, "generator": torch.Generator()}
+        yield from zip(order, DataLoader(images, batch_sampler=order, **options), strict=True)
+    else:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for indices in order:
+                yield indices, list(pool.map(images.__getitem__, indices))
