@@ -55,8 +55,7 @@ class Drawn(NamedTuple):
     Attributes:
         mirrored: (), 0 or 1.
         angle: (1,), radians; in 3-D (3,), about each axis of the grid.
-        shift: (S,), pixels along each axis.
-        scale: (S,), along each axis.
+        shift, scale: (S,), along each axis; shift in pixels.
         brightness, contrast: (), factors.
     """
 
@@ -68,12 +67,10 @@ class Drawn(NamedTuple):
     contrast: Tensor
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Drawn":
-        """The same on a device."""
         return Drawn(*(part.to(device, non_blocking=non_blocking) for part in self))
 
     @classmethod
     def stack(cls, items: Sequence["Drawn"]) -> "Drawn":
-        """Those of a batch."""
         return cls(*(torch.stack(parts) for parts in zip(*items, strict=True)))
 
 
@@ -104,7 +101,13 @@ class RandomAugmentation:
         self.preprocess, self.grid = preprocess, preprocess.shape[1:]
         self._mirror = preprocess.mirror_axis - len(self.grid)  # counted from the end, for whatever comes before
         self._flip = RandFlip(prob=augment.flip) if augment.flip else None
-        self._affine = _affine(augment, self.grid)
+        self._affine: RandAffineGrid | None = None
+        if augment.rotate or augment.translate or augment.scale:
+            self._affine = RandAffineGrid(
+                rotate_range=(math.radians(augment.rotate),) * (1 if len(self.grid) == 2 else 3),
+                translate_range=tuple(augment.translate * size for size in self.grid),
+                scale_range=(augment.scale,) * len(self.grid),
+            )
         self._brightness = RandScaleIntensity(factors=augment.brightness, prob=1) if augment.brightness else None
         self._contrast = RandScaleIntensityFixedMean(factors=augment.contrast, prob=1) if augment.contrast else None
         steps = (self._flip, self._affine, self._brightness, self._contrast)
@@ -116,7 +119,10 @@ class RandomAugmentation:
 
     def draw(self, seed: int) -> Drawn:
         """What happens to one image: a pure function of the seed."""
-        self._seed(seed)
+        # As Compose.set_random_state does, without the new generators that it makes: they take most of a draw.
+        self._random.R.seed(seed % MAX_SEED)
+        for step in self._random.transforms:
+            step.R.seed(int(self._random.R.randint(MAX_SEED, dtype="uint32")))
         axes = len(self.grid)
         mirrored, brightness, contrast = 0.0, 1.0, 1.0
         angle, shift, scale = [0.0] * (1 if axes == 2 else 3), [0.0] * axes, [1.0] * axes
@@ -197,45 +203,24 @@ class RandomAugmentation:
 
     def _moved(self, image: Tensor, drawn: Drawn) -> Tensor:
         if len(self.grid) == 2:
-            parts = zip(
-                *(part.split(_AT_ONCE) for part in (image, drawn.angle[:, 0], drawn.shift, drawn.scale)), strict=True
-            )
-            return torch.cat([_resample(part, angle, shift=shift, scale=scale) for part, angle, shift, scale in parts])
-        moved = [
-            grid_sample(one[None], sampling_grid(back[None], self.grid, self.grid).float(), align_corners=False)
-            for one, back in zip(image, _back(drawn, self.grid), strict=True)
-        ]
-        return torch.cat(moved)
-
-    def _seed(self, seed: int) -> None:
-        """As ``Compose.set_random_state`` does, without the new generators that it makes: they take most of a draw."""
-        self._random.R.seed(seed % MAX_SEED)
-        for step in self._random.transforms:
-            step.R.seed(int(self._random.R.randint(MAX_SEED, dtype="uint32")))
-
-
-def _affine(augment: Augment, grid: Sequence[int]) -> RandAffineGrid | None:
-    """Draws of an affine map; pixels from the image's centre, rows before columns."""
-    if not (augment.rotate or augment.translate or augment.scale):
-        return None
-    return RandAffineGrid(
-        rotate_range=(math.radians(augment.rotate),) * (1 if len(grid) == 2 else 3),
-        translate_range=tuple(augment.translate * size for size in grid),
-        scale_range=(augment.scale,) * len(grid),
-    )
+            parts = [part.split(_AT_ONCE) for part in (image, drawn.angle[:, 0], drawn.shift, drawn.scale)]
+            return torch.cat(list(map(_resample, *parts)))
+        grids = (sampling_grid(back[None], self.grid, self.grid).float() for back in _back(drawn, self.grid))
+        return torch.cat(
+            [grid_sample(one[None], grid, align_corners=False) for one, grid in zip(image, grids, strict=True)]
+        )
 
 
 def _back(drawn: Drawn, grid: Sequence[int]) -> Tensor:
     """Where a pixel of the augmented image lay before its affine map: float64 (B, S + 1, S + 1), indices.
 
-    From the centre of the grid, as MONAI's ``RandAffine`` has it: rotation · (shift + scale · pixel), where a rotation
-    in 3-D is that about the first axis times that about the second times that about the third.
+    From the grid's centre, as MONAI's ``RandAffine`` has it: rotation · (shift + scale · pixel); in 3-D the rotation is
+    that about the first axis times that about the second times that about the third.
     """
     angle, shift, scale = (part.double() for part in (drawn.angle, drawn.shift, drawn.scale))
     axes = len(grid)
-    planes = [(0, 1)] if axes == 2 else [(1, 2), (2, 0), (0, 1)]
     rotation = torch.eye(axes, dtype=torch.float64, device=angle.device).repeat(len(angle), 1, 1)
-    for number, (one, other) in enumerate(planes):
+    for number, (one, other) in enumerate([(0, 1)] if axes == 2 else [(1, 2), (2, 0), (0, 1)]):
         turn = torch.eye(axes, dtype=torch.float64, device=angle.device).repeat(len(angle), 1, 1)
         cos, sin = angle[:, number].cos(), angle[:, number].sin()
         turn[:, one, one], turn[:, one, other], turn[:, other, one], turn[:, other, other] = cos, -sin, sin, cos
@@ -248,17 +233,9 @@ def _back(drawn: Drawn, grid: Sequence[int]) -> Tensor:
 
 
 def _resample(image: Tensor, angle: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Where MONAI's ``RandAffine`` looks: a pixel of the result is the image at rotation · (shift + scale · pixel).
+    """Square images float32 (B, C, S, S), as :func:`_back` has it; bilinear, zero outside the image.
 
     Coordinates are float64, as MONAI resamples: in float32 some are 1e-5 pixels off.
-
-    Args:
-        image: float32 (B, C, S, S).
-        angle: (B,), radians.
-        shift, scale: (B, 2), along rows and columns; shift in pixels.
-
-    Returns:
-        float32 (B, C, S, S); bilinear, zero outside the image.
     """
     size = image.shape[-1]
     angle, shift, scale = angle.double(), shift.double(), scale.double()

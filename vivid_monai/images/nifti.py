@@ -52,15 +52,8 @@ def read_nifti_labels(path: Path, *, slice: int | None = None) -> np.ndarray:
 
 def _axial_slab(path: Path, index: int | None, slices: int) -> tuple[np.ndarray, nibabel.Nifti1Image]:
     """Neighbouring axial slices (slices, H, W) in the file's own values; the rest of the volume is not read."""
-    volume = nibabel.load(path)
-    if not isinstance(volume, nibabel.Nifti1Image):
-        raise ValueError(f"is {type(volume).__name__}, not NIfTI")
-    if volume.header.get_data_dtype().kind not in "iuf":
-        raise ValueError(f"holds {volume.header.get_data_dtype()} values, not grey ones")
+    volume = open_nifti(path)
     shape = tuple(volume.shape) + (1,) * (3 - len(volume.shape))
-    if any(n != 1 for n in shape[3:]) or 0 in shape:
-        raise ValueError(f"has shape {volume.shape}; one volume (X, Y, Z) with voxels is needed")
-
     turn = ornt_transform(io_orientation(volume.affine), _RADIOLOGICAL)
     axial = int(np.flatnonzero(turn[:, 0] == 2)[0])
     depth = shape[axial]
@@ -92,3 +85,15 @@ def _axial_slab(path: Path, index: int | None, slices: int) -> tuple[np.ndarray,
     some = some.reshape(some.shape[:3])
     slab = apply_orientation(np.take(some, taken - first, axis=axial), turn)
     return slab.transpose(2, 1, 0), volume
+
+
+def open_nifti(path: Path, *, axes: int = 0) -> nibabel.Nifti1Image:
+    """A file of one volume of grey values with at least `axes` axes; a ValueError where it is none."""
+    volume = nibabel.load(path)
+    if not isinstance(volume, nibabel.Nifti1Image):
+        raise ValueError(f"is {type(volume).__name__}, not NIfTI")
+    if volume.header.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"holds {volume.header.get_data_dtype()} values, not grey ones")
+    if len(volume.shape) < axes or any(n != 1 for n in volume.shape[3:]) or 0 in volume.shape:
+        raise ValueError(f"has shape {volume.shape}; one volume (X, Y, Z) with voxels is needed")
+    return volume

@@ -29,8 +29,7 @@ from vivid_monai.images.transforms import (
 from vivid_monai.images.volume import AIR, read_labels, turned, volume_geometry
 
 _lock = threading.Lock()
-_inside = 0
-_before = True
+_before: list[bool] = []  # of each block that is entered and not left
 
 
 @contextmanager
@@ -40,37 +39,35 @@ def plain_tensors() -> Iterator[None]:
     The switch is MONAI's and one for the whole process. Blocks may overlap between threads: the first one in turns
     tracking off, the last one out puts back what was there.
     """
-    global _inside, _before
     with _lock:
-        if _inside == 0:
-            _before = get_track_meta()
-            set_track_meta(False)
-        _inside += 1
+        _before.append(get_track_meta() if not _before else _before[0])
+        set_track_meta(False)
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
-            if _inside == 0:
-                set_track_meta(_before)
+            if (before := _before.pop()) and not _before:
+                set_track_meta(before)
 
 
 Stage = Literal["stored", "unit", "normal"]
 STAGES: tuple[Stage, ...] = ("stored", "unit", "normal")
 """The parts of every preprocessing, in order: up to what a cache holds, up to values in [0, 1], up to the network."""
 
-Steps = list[tuple[str, dict[str, Any]]]
-"""Names and arguments of transforms."""
+Steps = dict[Stage, list[tuple[str | type, dict[str, Any]]]]
+"""Stage → transforms (ours, or the names of MONAI's) and their arguments."""
+
+_SIDES: dict[str, Literal["longest", "shortest", "both"]] = {"pad": "longest", "crop": "shortest", "stretch": "both"}
+_AXES = {letter: axis for axis, letters in enumerate(("LR", "AP", "SI")) for letter in letters}
 
 
 def transform_of(config: Sequence[Mapping[str, Any]]) -> Compose:
     """The transforms that a list of configs says; names without a dot are MONAI's."""
     made = []
-    for one in config:
-        options = {name: value for name, value in one.items() if name != "_target_"}
-        target = one["_target_"]
+    for one in map(dict, config):
+        target = one.pop("_target_")
         path = target if "." in target else f"monai.transforms.{target}"
-        made.append(instantiate(path, CompInitMode.DEFAULT, **options))
+        made.append(instantiate(path, CompInitMode.DEFAULT, **one))
     return Compose(made)
 
 
@@ -79,9 +76,7 @@ class BasePreprocess(ABC):
 
     Attributes:
         kind: of image, as :func:`preprocess_from_dict` knows it.
-        shape: of the network's input, without the batch: (C, *spatial).
-        stored_shape, stored_dtype: of what a cache holds.
-        mirror_axis: the axis of the grid, counted without the channel, along which left and right lie.
+        stored_dtype: of what a cache holds.
     """
 
     kind: ClassVar[str]
@@ -93,18 +88,21 @@ class BasePreprocess(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Of the network's input, without the batch: (C, *spatial)."""
 
     @property
-    @abstractmethod
-    def stored_shape(self) -> tuple[int, ...]: ...
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of what a cache holds."""
+        return self.shape
 
     @property
-    @abstractmethod
-    def mirror_axis(self) -> int: ...
+    def mirror_axis(self) -> int:
+        """The axis of the grid, counted without the channel, along which left and right lie."""
+        return 1
 
     @abstractmethod
-    def _steps(self, module: str) -> dict[Stage, Steps]: ...
+    def _steps(self) -> Steps: ...
 
     @abstractmethod
     def unit(self, stored: torch.Tensor) -> torch.Tensor:
@@ -133,11 +131,10 @@ class BasePreprocess(ABC):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The object that `values` came from.
+        """The object that `values` came from; nothing is filled in: a default could differ from what the weights saw.
 
         Raises:
-            VividError: a missing key (nothing is filled in: a default could differ from what the weights saw), an
-                unknown key or a bad value.
+            VividError: a missing or unknown key, a bad value.
         """
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         if values.keys() != known:
@@ -146,7 +143,7 @@ class BasePreprocess(ABC):
         return cls(**values)
 
     def stored_dict(self) -> dict[str, Any]:
-        """Those of the plain values that what a cache holds depends on."""
+        """The plain values that what a cache holds depends on."""
         return {name: value for name, value in self.to_dict().items() if name not in self._later}
 
     def config(
@@ -164,8 +161,11 @@ class BasePreprocess(ABC):
             stages: a part of them. ``"stored"``: path → what a cache holds; ``"unit"``: → float32 in [0, 1], what
                 augmentation works on; ``"normal"``: → float32 (C, *spatial), normalised.
         """
-        steps = self._steps(module)
-        return [{"_target_": name, "keys": keys, **options} for stage in stages for name, options in steps[stage]]
+        return [
+            {"_target_": one if isinstance(one, str) else f"{module}.{one.__name__}", "keys": keys, **options}
+            for stage in stages
+            for one, options in self._steps()[stage]
+        ]
 
     def transform(self, keys: KeysCollection = "image", *, stages: Sequence[Stage] = STAGES) -> Compose:
         """The transforms of :meth:`config`. Nothing in them is random."""
@@ -209,27 +209,22 @@ class Preprocess(BasePreprocess):
 
     def __post_init__(self) -> None:
         _require(_whole(self.size) and self.size > 0, "size", self.size, "a positive whole number")
-        _require(_whole(self.channels) and self.channels in (1, 3), "channels", self.channels, "1 or 3")
-        _require(self.resize in _SIDES, "resize", self.resize, "pad, crop or stretch")
+        choices = {"channels": (1, 3), "slices": (1, 3), "resize": _SIDES, "interpolation": ("bilinear", "bicubic")}
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            _require(type(value) in (int, str) and value in allowed, name, value, " or ".join(map(str, allowed)))
         to = self.size if self.resize_to is None else self.resize_to
+        if self.resize == "pad":
+            _require(_whole(to) and to == self.size, "resize_to", to, f"{self.size}, as nothing is cut")
+        _require(_whole(to) and to >= self.size, "resize_to", to, f"a whole number from {self.size} on")
         object.__setattr__(self, "resize_to", to)
-        fits = _whole(to) and (to == self.size if self.resize == "pad" else to >= self.size)
-        allowed = f"{self.size}, as nothing is cut" if self.resize == "pad" else f"a whole number from {self.size} on"
-        _require(fits, "resize_to", to, allowed)
-        _require(_whole(self.slices) and self.slices in (1, 3), "slices", self.slices, "1 or 3")
-        _require(
-            self.interpolation in ("bilinear", "bicubic"), "interpolation", self.interpolation, "bilinear or bicubic"
-        )
         for name in ("mean", "std"):
             numbers = _numbers(name, getattr(self, name))
-            per_channel = numbers * self.channels if len(numbers) == 1 else numbers
-            _require(len(per_channel) == self.channels, name, numbers, f"1 or {self.channels} numbers")
-            object.__setattr__(self, name, per_channel)
+            _require(len(numbers) in (1, self.channels), name, numbers, f"1 or {self.channels} numbers")
+            object.__setattr__(self, name, numbers if len(numbers) == self.channels else numbers * self.channels)
         _require(min(_numbers("std", self.std)) > 0, "std", self.std, "positive")
         if self.window is not None:
-            window = _numbers("window", self.window)
-            _require(len(window) == 2 and window[1] > 0, "window", window, "(centre, width) with width > 0")
-            object.__setattr__(self, "window", window)
+            object.__setattr__(self, "window", _window(self.window))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -240,24 +235,19 @@ class Preprocess(BasePreprocess):
     def stored_shape(self) -> tuple[int, ...]:
         return (self.slices, self.size, self.size)
 
-    @property
-    def mirror_axis(self) -> int:
-        return 1
-
-    def _steps(self, module: str) -> dict[Stage, Steps]:
+    def _steps(self) -> Steps:
         square = [self.size, self.size]
-        window = self.window and list(self.window)
         resize = {"size": self.resize_to, "side": _SIDES[self.resize], "interpolation": self.interpolation}
         repeat = self.slices // self.channels if self.slices > self.channels else 1
         mean, std = (list(_numbers(name, getattr(self, name))) * repeat for name in ("mean", "std"))
         return {
             "stored": [
-                (f"{module}.{ReadImaged.__name__}", {"window": window, "slices": self.slices}),
-                (f"{module}.{ResizeAntialiasedd.__name__}", resize),
+                (ReadImaged, {"window": self.window and list(self.window), "slices": self.slices}),
+                (ResizeAntialiasedd, resize),
                 ("SpatialPadd", {"spatial_size": square})
                 if self.resize == "pad"
                 else ("CenterSpatialCropd", {"roi_size": square}),
-                (f"{module}.{ToBytesd.__name__}", {}),
+                (ToBytesd, {}),
             ],
             "unit": [("ScaleIntensityRanged", {"a_min": 0, "a_max": 255, "b_min": 0, "b_max": 1})],
             "normal": [
@@ -336,18 +326,16 @@ class VolumePreprocess(BasePreprocess):
         size = tuple(self.size) if isinstance(self.size, Sequence) else ()
         ok = len(size) == 3 and all(_whole(n) and n > 0 for n in size)
         _require(ok, "size", self.size, "three positive whole numbers (depth, height, width)")
-        spacing, window = _numbers("spacing", self.spacing), _numbers("window", self.window)
+        spacing = _numbers("spacing", self.spacing)
         _require(len(spacing) == 3 and min(spacing) > 0, "spacing", self.spacing, "three positive numbers, in mm")
-        _require(len(window) == 2 and window[1] > 0, "window", self.window, "(centre, width) with width > 0")
         axes = sorted(_AXES.get(letter, 3) for letter in str(self.orientation))
         _require(axes == [0, 1, 2], "orientation", self.orientation, 'one letter of each of L/R, A/P, S/I, as "SPL"')
-        for name, value in (("size", size), ("spacing", spacing), ("window", window)):
+        mean, std = _numbers("mean", self.mean), _numbers("std", self.std)
+        _require(len(mean) == 1, "mean", self.mean, "one number")
+        _require(len(std) == 1 and std[0] > 0, "std", self.std, "one positive number")
+        found = {"size": size, "spacing": spacing, "window": _window(self.window), "mean": mean[0], "std": std[0]}
+        for name, value in found.items():
             object.__setattr__(self, name, value)
-        for name in ("mean", "std"):
-            numbers = _numbers(name, getattr(self, name))
-            _require(len(numbers) == 1, name, getattr(self, name), "one number")
-            object.__setattr__(self, name, numbers[0])
-        _require(self.std > 0, "std", self.std, "positive")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with ``"kind"``."""
@@ -358,21 +346,16 @@ class VolumePreprocess(BasePreprocess):
         return (1, *self.size)
 
     @property
-    def stored_shape(self) -> tuple[int, ...]:
-        return (1, *self.size)
-
-    @property
     def mirror_axis(self) -> int:
         return next(axis for axis, letter in enumerate(self.orientation) if letter in "LR")
 
-    def _steps(self, module: str) -> dict[Stage, Steps]:
+    def _steps(self) -> Steps:
         low, high = self._range
-        read = {"spacing": list(self.spacing), "orientation": self.orientation}
         return {
             "stored": [
-                (f"{module}.{ReadVolumed.__name__}", read),
+                (ReadVolumed, {"spacing": list(self.spacing), "orientation": self.orientation}),
                 ("ResizeWithPadOrCropd", {"spatial_size": list(self.size), "mode": "constant", "value": AIR}),
-                (f"{module}.{ToHounsfieldd.__name__}", {}),
+                (ToHounsfieldd, {}),
             ],
             "unit": [("ScaleIntensityRanged", {"a_min": low, "a_max": high, "b_min": 0, "b_max": 1, "clip": True})],
             "normal": [
@@ -411,9 +394,6 @@ class VolumePreprocess(BasePreprocess):
         return mask, np.linalg.inv(volume_geometry(str(row["image"]))[1]) @ affine
 
 
-_AXES = {letter: axis for axis, letters in enumerate(("LR", "AP", "SI")) for letter in letters}
-
-
 def preprocess_from_dict(values: Mapping[str, Any]) -> BasePreprocess:
     """The preprocessing that ``to_dict`` made `values` of; where they name no kind, it is of images.
 
@@ -428,8 +408,6 @@ def preprocess_from_dict(values: Mapping[str, Any]) -> BasePreprocess:
 
 KINDS: dict[str, type[BasePreprocess]] = {kind.kind: kind for kind in (Preprocess, VolumePreprocess)}
 """Kinds of preprocessing, by the word that is stored with the weights."""
-
-_SIDES: dict[str, Literal["longest", "shortest", "both"]] = {"pad": "longest", "crop": "shortest", "stretch": "both"}
 
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:
@@ -446,3 +424,9 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
     ok = len(values) > 0 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     _require(ok, name, value, "numbers")
     return tuple(float(v) for v in values)
+
+
+def _window(value: Any) -> tuple[float, ...]:
+    window = _numbers("window", value)
+    _require(len(window) == 2 and window[1] > 0, "window", value, "(centre, width) with width > 0")
+    return window

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import convert_to_tensor
 from nibabel.orientations import apply_orientation
 from torch.nn.functional import interpolate
 
@@ -15,7 +15,17 @@ from vivid_monai.images.read import read_image
 from vivid_monai.images.volume import AIR, Turned, read_volume, turned
 
 
-class ReadImaged(MapTransform):
+class _Each(MapTransform):
+    """One change of the value of every key."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, **{key: self.change(data[key], data) for key in self.keys}}
+
+    def change(self, value: Any, data: Mapping[Hashable, Any]) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class ReadImaged(_Each):
     """Path → float32 tensor (slices, H, W) in [0, 1], by :func:`vivid_monai.images.read.read_image`.
 
     An item's ``"slice"`` (int), where it has one, is the slice of the NIfTI volume to read.
@@ -33,17 +43,11 @@ class ReadImaged(MapTransform):
         super().__init__(keys)
         self.window, self.slices = window, slices
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.keys:
-            d[key] = torch.from_numpy(self._read(d[key], d.get("slice")))
-        return d
-
-    def _read(self, path: Any, index: int | None) -> np.ndarray:
-        return read_image(path, slice=index, slices=self.slices, window=self.window)
+    def change(self, value: Any, data: Mapping[Hashable, Any]) -> torch.Tensor:
+        return torch.from_numpy(read_image(value, slice=data.get("slice"), slices=self.slices, window=self.window))
 
 
-class ResizeAntialiasedd(MapTransform):
+class ResizeAntialiasedd(_Each):
     """Scale (C, H, W) images with a filter as wide as the reduction needs.
 
     This is PyTorch's antialiased interpolation, which equals Pillow's to 2e-5. MONAI's ``Resized`` offers plain
@@ -63,14 +67,11 @@ class ResizeAntialiasedd(MapTransform):
         super().__init__(keys)
         self.size, self.side, self.interpolation = size, side, interpolation
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.keys:
-            height, width = d[key].shape[-2:]
-            target = target_size((height, width), self.size, self.side)
-            if target != (height, width):
-                d[key] = interpolate(d[key][None], target, mode=self.interpolation, antialias=True)[0]
-        return d
+    def change(self, value: torch.Tensor, data: Mapping[Hashable, Any]) -> torch.Tensor:
+        target = target_size(value.shape[-2:], self.size, self.side)
+        if target == value.shape[-2:]:
+            return value
+        return interpolate(value[None], target, mode=self.interpolation, antialias=True)[0]
 
 
 def target_size(spatial: Sequence[int], size: int, side: str) -> tuple[int, int]:
@@ -85,22 +86,18 @@ def target_size(spatial: Sequence[int], size: int, side: str) -> tuple[int, int]
     return size, size
 
 
-class ToBytesd(MapTransform):
+class ToBytesd(_Each):
     """Float tensor in [0, 1] → uint8 in [0, 255], rounded; values outside are clipped.
 
     What a display would show, at a quarter of the memory. Because every path through the package takes this step, an
     image from the cache and the same image from its file are equal bit for bit.
     """
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.keys:
-            image = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
-            d[key] = image.clamp(0, 1).mul(255).round().to(torch.uint8)
-        return d
+    def change(self, value: torch.Tensor, data: Mapping[Hashable, Any]) -> torch.Tensor:
+        return convert_to_tensor(value).clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
-class ReadVolumed(MapTransform):
+class ReadVolumed(_Each):
     """Path of a CT volume → float32 tensor (1, D, H, W) in HU, turned and resampled.
 
     Args:
@@ -115,14 +112,16 @@ class ReadVolumed(MapTransform):
         super().__init__(keys)
         self.spacing, self.orientation = spacing, orientation
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.keys:
-            values, affine = read_volume(d[key])
-            place = turned(values.shape, affine, self.orientation)
-            volume = torch.from_numpy(np.ascontiguousarray(apply_orientation(values, place.turn), np.float32))
-            d[key] = _resized(volume, spaced_size(place, self.spacing))[None]
-        return d
+    def change(self, value: Any, data: Mapping[Hashable, Any]) -> torch.Tensor:
+        """Axis by axis, antialiased: PyTorch antialiases images only."""
+        values, affine = read_volume(value)
+        place = turned(values.shape, affine, self.orientation)
+        volume = torch.from_numpy(np.ascontiguousarray(apply_orientation(values, place.turn), np.float32))
+        depth, height, width = spaced_size(place, self.spacing)
+        volume = interpolate(volume[:, None], (height, width), mode="bilinear", antialias=True)
+        columns = volume.reshape(1, 1, len(volume), height * width)
+        columns = interpolate(columns, (depth, height * width), mode="bilinear", antialias=True)
+        return columns.reshape(1, depth, height, width)
 
 
 def spaced_size(place: Turned, spacing: Sequence[float]) -> tuple[int, ...]:
@@ -130,21 +129,8 @@ def spaced_size(place: Turned, spacing: Sequence[float]) -> tuple[int, ...]:
     return tuple(max(1, round(n * old / new)) for n, old, new in zip(place.shape, place.spacing, spacing, strict=True))
 
 
-def _resized(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """(D, H, W) → size, axis by axis, antialiased (PyTorch antialiases images only)."""
-    depth, height, width = size
-    volume = interpolate(volume[:, None], (height, width), mode="bilinear", antialias=True)
-    columns = volume.reshape(1, 1, len(volume), height * width)
-    columns = interpolate(columns, (depth, height * width), mode="bilinear", antialias=True)
-    return columns.reshape(depth, height, width)
-
-
-class ToHounsfieldd(MapTransform):
+class ToHounsfieldd(_Each):
     """Float tensor in HU → int16, rounded: what a cache holds. The window is applied after it."""
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.keys:
-            volume = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
-            d[key] = volume.clamp(AIR, 32767).round().to(torch.int16)
-        return d
+    def change(self, value: torch.Tensor, data: Mapping[Hashable, Any]) -> torch.Tensor:
+        return convert_to_tensor(value).clamp(AIR, 32767).round().to(torch.int16)

@@ -13,29 +13,21 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
 import pydicom
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from vivid_monai.images.dicom import read_values
-from vivid_monai.images.read import ImageError, one_line
+from vivid_monai.images.nifti import open_nifti
+from vivid_monai.images.read import ImageError, readable, whole_labels
 
 AIR = -1024.0
 """HU of air, of padding (values below, and PixelPaddingValue), and of what lies outside the scan."""
 
-_TAGS = [
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "StudyInstanceUID",
-    "PatientID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-]
+_NAMES = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID")
+_GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 0, "Columns": 0}
+"""Tag → how many numbers; 0: one, not in a list."""
 
 
 class SeriesError(ValueError):
@@ -89,15 +81,10 @@ class Series:
         return np.array([one.position @ self.up for one in self.slices])
 
     @property
-    def gaps(self) -> np.ndarray:
-        """Distances of neighbouring slices, mm; slices at the same place count once."""
-        steps = np.diff(self.heights)
-        return steps[steps > 1e-3]
-
-    @property
     def step(self) -> float | None:
-        """Median distance of the slices, mm; ``None`` for a single one."""
-        return float(np.median(self.gaps)) if len(self.gaps) else None
+        """Median distance of neighbouring slices, mm, those at the same place once; ``None`` for a single one."""
+        steps = np.diff(self.heights)
+        return float(np.median(steps[steps > 1e-3])) if (steps > 1e-3).any() else None
 
     @property
     def regular(self) -> bool:
@@ -127,19 +114,19 @@ class Series:
         affine[:3, :3], affine[:3, 3] = np.stack(steps, axis=1), first
         return np.diag([-1.0, -1, 1, 1]) @ affine
 
-    def values(self, place: int) -> np.ndarray:
-        """The slice in HU, float32 (H, W), at least `AIR`. Damage raises what `read_values` raises."""
-        return self._values(place)
-
     @cached_property
-    def _values(self) -> Callable[[int], np.ndarray]:
-        """Neighbouring nodules share slices: the last 32 (of 512 × 512 pixels: 32 MB) are kept, with the series."""
-        return lru_cache(maxsize=32)(lambda place: _hounsfield(self.slices[place].path))
+    def values(self) -> Callable[[int], np.ndarray]:
+        """Index → the slice in HU, float32 (H, W), at least `AIR`. Damage raises what `read_values` raises.
+
+        Neighbouring nodules share slices: the last 32 (of 512 × 512 pixels: 32 MB) are kept, with the series.
+        """
+        return lru_cache(maxsize=32)(lambda place: np.maximum(_padded(self.slices[place]), np.float32(AIR)))
 
 
-def _hounsfield(path: str) -> np.ndarray:
-    values, padding = read_values(Path(path))
-    return np.where(padding, AIR, np.maximum(values, AIR)).astype(np.float32)
+def _padded(one: Slice) -> np.ndarray:
+    """A slice in HU, float32 (H, W), with air for padding."""
+    values, padding = read_values(Path(one.path))
+    return np.where(padding, AIR, values).astype(np.float32)
 
 
 def read_series(paths: Sequence[str]) -> Series:
@@ -155,7 +142,7 @@ def read_series(paths: Sequence[str]) -> Series:
     headers: dict[str, tuple[str, pydicom.Dataset]] = {}
     for path in paths:
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_NAMES, *_GEOMETRY])
         except Exception:  # what a damaged header makes pydicom raise is not told anywhere
             left_out["unreadable header"] += 1
             continue
@@ -199,10 +186,10 @@ def read_series(paths: Sequence[str]) -> Series:
 
 def _is_complete(header: pydicom.Dataset) -> bool:
     try:
-        sizes = [np.array(header.get(tag), float).shape for tag in _TAGS[4:]]
+        known = all(np.array(header.get(tag), float).shape == ((n,) if n else ()) for tag, n in _GEOMETRY.items())
     except (TypeError, ValueError):
         return False
-    return bool(_uid(header)) and sizes == [(3,), (6,), (2,), (), ()] and min(header.PixelSpacing) > 0
+    return bool(_uid(header)) and known and min(header.PixelSpacing) > 0
 
 
 def _uid(header: pydicom.Dataset) -> str:
@@ -237,19 +224,15 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         ImageError: the file cannot be read, holds no volume, or what it holds cannot be Hounsfield units.
     """
     path = Path(path)
-    try:
+    with readable(path, "volume"):
         if path.is_dir():
             series = _one_series(path)
-            parts = [read_values(Path(one.path)) for one in series.slices]
-            stack = [np.where(padding, AIR, values).astype(np.float32).T for values, padding in parts]
-            values, affine = np.stack(stack, axis=2), series.affine
+            values, affine = np.stack([_padded(one).T for one in series.slices], axis=2), series.affine
         else:
-            image = _nifti(path)
+            image = open_nifti(path, axes=3)
             place = turned(image.shape[:3], image.affine, "LPS")
             stored = np.asanyarray(image.dataobj, np.float32).reshape(image.shape[:3])
             values, affine = apply_orientation(stored, place.turn), image.affine @ np.linalg.inv(place.matrix)
-    except Exception as error:  # readers raise whatever they like on damaged files; the cause stays chained
-        raise ImageError(f"{path}: unreadable volume: {one_line(error)}") from error
     if reason := implausible(values):
         raise ImageError(f"{path}: {reason}")
     return np.maximum(values, np.float32(AIR)), affine
@@ -262,16 +245,14 @@ def volume_geometry(path: str) -> tuple[tuple[int, ...], np.ndarray]:
     Raises:
         ImageError: as :func:`read_volume`.
     """
-    try:
+    with readable(path, "volume"):
         if Path(path).is_dir():
             series = _one_series(Path(path))
             rows, columns = series.shape
             return (columns, rows, len(series.slices)), series.affine
-        image = _nifti(Path(path))
+        image = open_nifti(Path(path), axes=3)
         place = turned(image.shape[:3], image.affine, "LPS")
         return place.shape, image.affine @ np.linalg.inv(place.matrix)
-    except Exception as error:
-        raise ImageError(f"{path}: unreadable volume: {one_line(error)}") from error
 
 
 class Turned(NamedTuple):
@@ -317,15 +298,9 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ImageError: the file cannot be read, or holds values other than whole numbers from 0 to 255.
     """
-    try:
-        image = _nifti(Path(path))
-        values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
-        labels = values.astype(np.uint8)
-        if not np.array_equal(labels, values):
-            raise ValueError("holds values other than whole numbers from 0 to 255")
-    except Exception as error:
-        raise ImageError(f"{path}: unreadable mask: {one_line(error)}") from error
-    return labels, image.affine
+    with readable(path, "mask"):
+        image = open_nifti(Path(path), axes=3)
+        return whole_labels(np.asanyarray(image.dataobj).reshape(image.shape[:3])), image.affine
 
 
 def implausible(values: np.ndarray) -> str | None:
@@ -350,17 +325,6 @@ def implausible(values: np.ndarray) -> str | None:
     else:
         return None
     return f"cannot be Hounsfield units: {why} (values {lowest:g} to {values.max():g}); store it in HU"
-
-
-def _nifti(path: Path) -> nibabel.Nifti1Image:
-    image = nibabel.load(path)
-    if not isinstance(image, nibabel.Nifti1Image):
-        raise ValueError(f"is {type(image).__name__}, not NIfTI")
-    if image.header.get_data_dtype().kind not in "iuf":
-        raise ValueError(f"holds {image.header.get_data_dtype()} values, not grey ones")
-    if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]) or 0 in image.shape:
-        raise ValueError(f"has shape {image.shape}; one volume (X, Y, Z) with voxels is needed")
-    return image
 
 
 def _one_series(folder: Path) -> Series:

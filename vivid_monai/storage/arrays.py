@@ -178,7 +178,7 @@ def open_rows(folder: Path, *, checksum: bool = False) -> Rows:
         array, record = _load(folder)
         if record["done"] != len(array):
             raise ValueError("it is not complete")
-        if checksum and zlib.crc32(array) != record["crc32"]:
+        if checksum and zlib.crc32(array.data) != record["crc32"]:
             raise ValueError("its values are not those that were written")
         # Older records have the number of images here: where it is 0, they are read as well.
         unreadable = {index: Skipped(path, reason) for index, path, reason in record["unreadable"] or ()}
@@ -214,7 +214,7 @@ class _Writer:
         self.done, self.crc32, self.unreadable = 0, 0, []
         with suppress(*_DAMAGED):
             array, record = _load(folder)
-            if record["key"] == key and zlib.crc32(array[: record["done"]]) == record["crc32"]:
+            if record["key"] == key and zlib.crc32(array[: record["done"]].data) == record["crc32"]:
                 self.done, self.crc32, self.unreadable = record["done"], record["crc32"], record["unreadable"]
         if not self.done:
             shutil.rmtree(folder, ignore_errors=True)

@@ -5,9 +5,9 @@ that cannot be read in full is an :class:`ImageError` that names it: there is no
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -29,27 +29,24 @@ class ImageError(VividError):
     """One image file cannot be used; the message names the file, the cause and, where there is one, the way out."""
 
 
-class _Format(NamedTuple):
-    name: str
-    read: Callable[..., np.ndarray]
-    options: frozenset[str] = frozenset()  # which of slice, slices and window the format knows
+_FORMATS: dict[str, tuple[Callable[..., np.ndarray], set[str]]] = {
+    "PNG": (read_png, set()),
+    "JPEG": (read_jpeg, set()),
+    "DICOM": (read_dicom, {"window"}),
+    "NIfTI": (read_nifti, {"slice", "slices", "window"}),
+}
+"""Reader of each format, and which of slice, slices and window it knows."""
 
 
-_PNG = _Format("PNG", read_png)
-_JPEG = _Format("JPEG", read_jpeg)
-_DICOM = _Format("DICOM", read_dicom, frozenset({"window"}))
-_NIFTI = _Format("NIfTI", read_nifti, frozenset({"slice", "slices", "window"}))
-
-
-def _format_of(head: bytes) -> _Format | None:
+def _format_of(head: bytes) -> str | None:
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _PNG
+        return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
-        return _JPEG
+        return "JPEG"
     if head[128:132] == b"DICM":
-        return _DICOM
+        return "DICOM"
     if head.startswith(b"\x1f\x8b") or head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
-        return _NIFTI
+        return "NIfTI"
     return None
 
 
@@ -71,9 +68,8 @@ def read_image(
             file's own window. Values outside become 0 or 1.
 
     Returns:
-        float32 array (slices, H, W) in [0, 1], bright = dense, C-contiguous. How each format's values are scaled is
-        told by :func:`~scripts.raster.read_png`, :func:`~scripts.dicom.read_dicom` and
-        :func:`~scripts.nifti.read_nifti`.
+        float32 array (slices, H, W) in [0, 1], bright = dense, C-contiguous. The reader of each format tells how its
+        values are scaled.
 
     Raises:
         ImageError: the file is missing, empty, truncated, damaged, of another kind, or not one grey image.
@@ -89,18 +85,16 @@ def read_image(
         raise ImageError(f"{path}: cannot be opened ({error.strerror or error})") from error
     if not head:
         raise ImageError(f"{path}: the file is empty (0 bytes)")
-    form = _format_of(head)
-    if form is None:
+    if (form := _format_of(head)) is None:
         raise ImageError(f"{path}: neither PNG, JPEG, DICOM (Part 10) nor NIfTI by its first bytes")
 
+    read, known = _FORMATS[form]
     asked = {"slice": slice, "slices": None if slices == 1 else slices, "window": window}
     options = {name: value for name, value in asked.items() if value is not None}
-    if unknown := options.keys() - form.options:
-        raise ImageError(f"{path}: {' and '.join(sorted(unknown))} cannot be applied to a {form.name} file")
-    try:
-        pixels = form.read(path, **options)
-    except Exception as error:  # decoders raise whatever they like on damaged files; the cause stays chained
-        raise ImageError(f"{path}: unreadable {form.name}: {one_line(error)}") from error
+    if unknown := options.keys() - known:
+        raise ImageError(f"{path}: {' and '.join(sorted(unknown))} cannot be applied to a {form} file")
+    with readable(path, form):
+        pixels = read(path, **options)
     if pixels.ndim != (2 if slices == 1 else 3) or pixels.size == 0:
         raise ImageError(f"{path}: not a two-dimensional image with pixels (shape {pixels.shape})")
     if not np.isfinite(pixels).all():
@@ -122,18 +116,29 @@ def read_mask(path: str | os.PathLike[str], *, slice: int | None = None) -> np.n
         ImageError: the file cannot be read, or holds values other than whole numbers from 0 to 255.
     """
     path = Path(path)
-    try:
+    with readable(path, "mask"):
         with path.open("rb") as file:
             form = _format_of(file.read(_HEAD))
-        if form is not _PNG and form is not _NIFTI:
+        if form not in ("PNG", "NIfTI"):
             raise ValueError("neither PNG nor NIfTI by its first bytes")
-        values = read_png_labels(path) if form is _PNG else read_nifti_labels(path, slice=slice)
-        labels = values.astype(np.uint8)
-        if not np.array_equal(labels, values):
-            raise ValueError("holds values other than whole numbers from 0 to 255")
-    except Exception as error:
-        raise ImageError(f"{path}: unreadable mask: {one_line(error)}") from error
+        return whole_labels(read_png_labels(path) if form == "PNG" else read_nifti_labels(path, slice=slice))
+
+
+def whole_labels(values: np.ndarray) -> np.ndarray:
+    """The values of a mask as uint8; a ValueError where they are others than whole numbers from 0 to 255."""
+    labels = values.astype(np.uint8)
+    if not np.array_equal(labels, values):
+        raise ValueError("holds values other than whole numbers from 0 to 255")
     return labels
+
+
+@contextmanager
+def readable(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Errors of the block as an :class:`ImageError` of the file; decoders raise whatever they like on damaged ones."""
+    try:
+        yield
+    except Exception as error:
+        raise ImageError(f"{path}: unreadable {what}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
