@@ -29,7 +29,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from vivid_monai.prepare.lidc.nodules import Nodule, write_table
+from vivid_monai.prepare.lidc.nodules import Aggregate, Nodule, write_table
 from vivid_monai.prepare.lidc.reads import RATINGS
 from vivid_monai.prepare.lidc.source import read_identities
 from vivid_monai.ums.label_space import load_label_space
@@ -142,13 +142,13 @@ def sizes(groups: Collection[frozenset]) -> str:
     return " | ".join(f"{n:,}" for n in (len(groups), *(counts[k] for k in (1, 2, 3, 4)), more))
 
 
-def labels(nodules: list[Nodule], rating: str = "mean") -> str:
+def labels(nodules: list[Nodule], rating: Aggregate = "mean") -> str:
     """Nodules ≤ 2, between, ≥ 4, and the patients behind the labelled ones, for each least number of readers."""
     scale = load_label_space("lidc-malignancy").ratings["Malignancy"]
     lines = []
     for least in (1, 2, 3, 4):
         kept = [n for n in nodules if n.n_readers >= least]
-        states = [scale.state(getattr(n, rating)("malignancy")) for n in kept]
+        states = [scale.state(n.average("malignancy", rating)) for n in kept]
         counts = Counter(states)
         decided = {n.patient_id for n, state in zip(kept, states, strict=True) if state != "uncertain"}
         words = (least, len(kept), *(counts[s] for s in ("absent", "uncertain", "present")), len(decided))
@@ -218,9 +218,9 @@ def _ratings(named: Named, reviewed: dict[frozenset[Key], list[str]], scan_of: d
             continue
         scan = scan_of[nodule.series_uid]
         for name, told in zip(RATINGS, row[21:30], strict=True):
-            mean = nodule.mean(name)
+            mean = nodule.average(name)
             off[name] += mean is None or abs(float(told) - mean) > 0.005
-        labels_differ += state(float(row[29])) != state(nodule.mean("malignancy"))  # type: ignore[arg-type]
+        labels_differ += state(float(row[29])) != state(nodule.average("malignancy"))  # type: ignore[arg-type]
         ratio.append(nodule.voxels * scan.pixel**2 * scan.step / float(row[4]))
         away.append(max(abs(nodule.x - float(row[6])), abs(nodule.y - float(row[7]))))
     print(f"\nof {len(both):,} nodules in both: mean ratings that differ {off}, labels that differ {labels_differ}")

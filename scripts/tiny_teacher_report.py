@@ -33,7 +33,7 @@ class Score:
 def measure(folder: Path, *, studies: int, train_population: int) -> dict[str, Score]:
     """Score the stored model as the teacher it will be, a report's token embeddings in the place of an image's."""
     told = [read_study(HELD_OUT_POPULATION, _STRIDE * i) for i in range(studies)]
-    states = torch.tensor([[encode(one.truth.states[name]) for name in FIELDS] for one in told])
+    states = torch.tensor([[encode(one.states[name]) for name in FIELDS] for one in told])
     reports = [one.report for one in told]
     scores = {"report-blind prior: state frequencies per field": _prior(states, train_population)}
     for layout in ("slots", "published"):
@@ -66,7 +66,7 @@ def _prior(states: Tensor, population: int) -> Score:
     """What can be known without reading: how often each state is told of each field, over 4,000 training studies."""
     counts: dict[str, Counter[str | None]] = {name: Counter() for name in FIELDS}
     for i in range(4000):
-        for name, state in read_study(population, _STRIDE * i).truth.states.items():
+        for name, state in read_study(population, _STRIDE * i).states.items():
             counts[name][state] += 1
     table = torch.tensor([[counts[name][state] + 1.0 for state in STATES] for name in FIELDS])
     return _score((table / table.sum(1, keepdim=True)).log().expand(len(states), -1, -1), states)

@@ -55,12 +55,12 @@ class Texts:
         self._index += self._random.randint(1, 4)
         told = read_study(self._population, self._index)
         if self._random.random() < 0.5:
-            return told.report, told.truth.states
-        states: States = dict.fromkeys(told.truth.states)
+            return told.report, told.states
+        states: States = dict.fromkeys(told.states)
         for name in self._some(list(states), most=8):
             states[name] = self._random.choice(STATES)
         words = np.random.default_rng(self._random.getrandbits(64))
-        return write_report(words, "AP" if told.visit.portable else "PA", states, told.truth.drawn), states
+        return write_report(words, "AP" if told.visit.portable else "PA", states, told.drawn), states
 
     def _slots(self) -> Text:
         """Schema, report, and some answerable fields in any order, as the layout of slots asks them."""

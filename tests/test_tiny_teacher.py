@@ -80,7 +80,7 @@ def test_it_reads_reports_of_patients_it_has_not_seen(layout: str, least: float)
     right, others, total = 0, 0, 0
     told = [read_study(77, 12 * i) for i in range(24)]
     for one, other in zip(told, [*told[1:], told[0]], strict=True):
-        truth = torch.tensor([[encode(one.truth.states[name]) for name in FIELDS]])
+        truth = torch.tensor([[encode(one.states[name]) for name in FIELDS]])
         known = truth != NULL
         for report in (one.report, other.report):
             ids = teacher.lm.tokenizer(f" {report}" if layout == "slots" else report)["input_ids"]

@@ -19,7 +19,7 @@ def pronounced(name: str, *, sides: int | None = None) -> Iterator[Phantom]:
     """Frontal phantoms of 128 pixels in which a finding is pronounced."""
     for index in count():
         told = read_study(3, index)
-        ill = told.truth.drawn.get(name)
+        ill = told.drawn.get(name)
         if told.visit.view != "lateral" and ill and ill.severity > 0.6 and sides in (None, len(ill.sides)):
             yield generate(3, index, 128)
 
@@ -85,7 +85,7 @@ def test_frequencies_are_those_of_a_hospital() -> None:
     for index in range(n):
         told = read_study(2, index)
         views[told.visit.view] += 1
-        for name, state in told.truth.states.items():
+        for name, state in told.states.items():
             states[name][state] += 1
     for name, counts in states.items():
         rare = name in ("Fracture", "Lung Lesion", "Pneumonia")
@@ -99,7 +99,7 @@ def test_frequencies_are_those_of_a_hospital() -> None:
 
 
 def test_parents_follow_their_children_and_findings_come_together() -> None:
-    told = [read_study(4, index).truth for index in range(1500)]
+    told = [read_study(4, index) for index in range(1500)]
     children = 0
     for truth in told:
         for child, parent in SPACE.parents.items():
@@ -158,8 +158,8 @@ def test_hearts_and_mediastina_are_wider_in_disease() -> None:
             width(phantom, "Cardiomegaly")
             for index in range(400)
             if (told := read_study(3, index)).visit.view != "lateral"
-            and "Cardiomegaly" in told.truth.drawn
-            and told.truth.drawn["Cardiomegaly"].severity < 0.3
+            and "Cardiomegaly" in told.drawn
+            and told.drawn["Cardiomegaly"].severity < 0.3
             and (phantom := generate(3, index, 128))
         ]
     )

@@ -33,10 +33,10 @@ def test_reports_say_what_the_states_say() -> None:
     seen = set()
     for index in range(1000):
         told = read_study(8, index)
-        assert read(told.report, "FINDINGS") == told.truth.states
-        mentioned = {name: None if s == "absent" else s for name, s in told.truth.states.items()}
+        assert read(told.report, "FINDINGS") == told.states
+        mentioned = {name: None if s == "absent" else s for name, s in told.states.items()}
         assert read(told.report, "IMPRESSION") == mentioned
-        seen |= set(told.truth.states.items())
+        seen |= set(told.states.items())
     assert len(seen) == 4 * len(FIELDS)  # every field in every state, null included
 
 
@@ -44,8 +44,8 @@ def test_reports_name_the_side_and_the_degree() -> None:
     checked = 0
     for index in range(600):
         told = read_study(9, index)
-        ill = told.truth.drawn.get("Pneumothorax")
-        if told.truth.states["Pneumothorax"] == "present" and ill:
+        ill = told.drawn.get("Pneumothorax")
+        if told.states["Pneumothorax"] == "present" and ill:
             (sentence,) = [s for s in told.report.split("\n")[0].split(".") if "neumothorax" in s]
             assert ill.sides[0] in sentence
             checked += 1

@@ -63,20 +63,20 @@ def test_the_card_adds_up(make):
     ]
     prepared = prepare(make(rows), check="none", command="vivid prepare …")
     card = prepared.card
-    assert card.rows == {"read": 6, "kept": 3, "skipped": 3}
-    assert card.skipped == {"duplicate": 1, "invalid-range": 1, "contradiction-hierarchy": 1}
-    assert sum(card.skipped.values()) == len(prepared.skipped)
-    assert card.states_read["Edema"] == {"null": 1, "absent": 1, "present": 4, "uncertain": 0}
-    assert card.states["train"]["Edema"] == {"null": 0, "absent": 1, "present": 2, "uncertain": 0}
-    assert card.states["train"]["Fracture"]["uncertain"] == 1
-    assert card.splits == {"train": {"images": 3, "patients": 2}}
-    assert (card.views, card.sexes) == (
+    assert card["rows"] == {"read": 6, "kept": 3, "skipped": 3}
+    assert card["skipped"] == {"duplicate": 1, "invalid-range": 1, "contradiction-hierarchy": 1}
+    assert sum(card["skipped"].values()) == len(prepared.skipped)
+    assert card["states_read"]["Edema"] == {"null": 1, "absent": 1, "present": 4, "uncertain": 0}
+    assert card["states"]["train"]["Edema"] == {"null": 0, "absent": 1, "present": 2, "uncertain": 0}
+    assert card["states"]["train"]["Fracture"]["uncertain"] == 1
+    assert card["splits"] == {"train": {"images": 3, "patients": 2}}
+    assert (card["views"], card["sexes"]) == (
         {"PA": {"train": 2}, "unknown": {"train": 1}},
         {"F": {"train": 1}, "unknown": {"train": 2}},
     )
-    assert card.ages == {"known": 1, "min": 40.0, "median": 40.0, "max": 40.0}
-    assert "NOT CHECKED" in card.image_check
-    assert card.sources == [{"file": "t.csv", "sha256": hashlib.sha256(b"a table\n").hexdigest(), "rows": 6}]
+    assert card["ages"] == {"known": 1, "min": 40.0, "median": 40.0, "max": 40.0}
+    assert "NOT CHECKED" in card["image_check"]
+    assert card["sources"] == [{"file": "t.csv", "sha256": hashlib.sha256(b"a table\n").hexdigest(), "rows": 6}]
 
 
 def test_files_are_written_and_the_card_is_in_the_manifest(make, tmp_path):
@@ -96,7 +96,7 @@ def test_missing_images_are_listed(make, tmp_path):
     (tmp_path / "1.png").write_bytes(b"x")
     prepared = prepare(make([{}, {}]), check="files")
     assert prepared.manifest.table["id"].to_pylist() == ["id1"]
-    assert prepared.card.skipped == {"missing-file": 1}
+    assert prepared.card["skipped"] == {"missing-file": 1}
 
 
 def test_no_rows_left_is_an_error_that_says_why(make):

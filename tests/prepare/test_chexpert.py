@@ -91,7 +91,7 @@ def test_with_a_test_table_valid_is_val_and_train_is_whole(chexpert_root):
     table = [",".join(["Path", *names]), ",".join([path, *["0"] * 14])]
     (chexpert_root / "groundtruth.csv").write_text("\n".join(table) + "\n")
     prepared = prepare(chexpert.read(chexpert_root))
-    counts = {split: part["images"] for split, part in prepared.card.splits.items()}
+    counts = {split: part["images"] for split, part in prepared.card["splits"].items()}
     assert counts == {"train": 40, "val": 2, "test": 1}
     assert prepared.manifest.select("test").table["view"].to_pylist() == ["frontal"]
 
@@ -148,11 +148,11 @@ def test_contradictory_rows_are_kept_and_counted(chexpert_root):
         write_image(chexpert_root / path.split("/", 1)[1])
         table.write(chexpert_row(path, "1.0", "", "1.0", "0.0", "", "1.0") + "\n")
     kept = prepare(chexpert.read(chexpert_root), val=0.3)
-    assert kept.card.contradictions == {"policy": "keep", "rows": 1, "by_code": {"hierarchy": 1, "no-finding": 1}}
-    assert kept.card.rows == {"read": 43, "kept": 43, "skipped": 0}
+    assert kept.card["contradictions"] == {"policy": "keep", "rows": 1, "by_code": {"hierarchy": 1, "no-finding": 1}}
+    assert kept.card["rows"] == {"read": 43, "kept": 43, "skipped": 0}
     skipped = prepare(chexpert.read(chexpert_root), val=0.3, on_contradiction="skip")
     assert skipped.skipped["row"].tolist() == [42]
-    assert skipped.card.skipped == {"contradiction-no-finding": 1}
+    assert skipped.card["skipped"] == {"contradiction-no-finding": 1}
     with pytest.raises(VividError, match=r"train\.csv, row 42 .*patient00003"):
         prepare(chexpert.read(chexpert_root), val=0.3, on_contradiction="error")
 
@@ -164,12 +164,12 @@ def test_states_read_are_the_tables_own_counts(chexpert_root):
     ]
     for position, field in enumerate(CHEXPERT_HEADER.split(",")[5:], start=5):
         cells = [row[position] for row in text]
-        assert card.states_read[field] == {
+        assert card["states_read"][field] == {
             "null": cells.count(""),
             "absent": cells.count("0.0"),
             "present": cells.count("1.0"),
             "uncertain": cells.count("-1.0"),
         }
-    kept = [part[field] for part in card.states.values()]
-    assert sum(part["present"] for part in kept) == card.states_read[field]["present"]
+    kept = [part[field] for part in card["states"].values()]
+    assert sum(part["present"] for part in kept) == card["states_read"][field]["present"]
     assert pc.sum(prepare(chexpert.read(chexpert_root), val=0.3).manifest.table["finding.Cardiomegaly"]).as_py() == 0

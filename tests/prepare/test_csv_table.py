@@ -119,7 +119,7 @@ def test_each_distinct_text_is_translated_once_and_bad_ones_drop_their_rows():
     cells = CellReader(rows)
     column = cells.read("c", translate, "int8")
     assert sorted(seen) == ["0", "1", "x"]
-    assert cells.first_problem() == (2, "column 'c' holds 'x', not 1 or 0")
+    assert cells.problems == dict.fromkeys((2, 4), "column 'c' holds 'x', not 1 or 0")
     cells.finish({"v": column})
     assert values(rows.table["v"]) == [1, 0, 1]
     assert rows.all_skipped()["row"].tolist() == [4, 6]

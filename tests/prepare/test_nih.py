@@ -68,7 +68,7 @@ def test_an_age_that_cannot_be_is_listed(nih_root):
     write_image(nih_root / "images_001/images/00000099_000.png")
     add_row(nih_root, "00000099_000.png,No Finding,0,99,411,M,AP,1,1,1,1")
     prepared = prepare(nih.read(nih_root), val=0.3)
-    assert prepared.card.skipped == {"invalid-range": 1}
+    assert prepared.card["skipped"] == {"invalid-range": 1}
     assert prepared.skipped["detail"].tolist() == ["411.0 is greater than the maximum of 130"]
 
 
@@ -77,8 +77,8 @@ def test_the_official_lists_are_kept(nih_root):
     prepared = prepare(nih.read(nih_root), val=0.3)
     assert prepared.manifest.splits["official"] == ["test"]
     assert prepared.manifest.select("test").patients().tolist() == [f"{p:08d}" for p in range(1, 11)]
-    assert {split: n["images"] for split, n in prepared.card.splits.items()}["test"] == 10
-    assert prepared.card.skipped == {"not-in-lists": 1}
+    assert {split: n["images"] for split, n in prepared.card["splits"].items()}["test"] == 10
+    assert prepared.card["skipped"] == {"not-in-lists": 1}
     assert prepared.skipped["key"].tolist() == ["00000030_000.png"]
 
 
@@ -111,7 +111,7 @@ def test_boxes_are_in_pixels_of_the_files(nih_root):
     (box,) = record.findings["Edema"].boxes
     assert (record.id, record.image.height, record.image.width) == ("00000003_000", 512, 512)
     assert (box.x, box.y, box.width, box.height) == (50.0, 100.0, 150.25, 200.0)
-    notes = " ".join(prepared.card.notes)
+    notes = " ".join(prepared.card["notes"])
     assert "Boxes on 1 images" in notes
     assert "1 boxes are on images or findings that are not in this manifest" in notes
 
@@ -121,7 +121,15 @@ def test_without_files_boxes_keep_their_frame_and_the_card_says_that_nobody_look
     prepared = prepare(nih.read(nih_root, find_files=False), val=0.3, check="none")
     record = next(r for r in prepared.manifest.records() if r.findings["Edema"].boxes)
     assert (record.image.width, record.findings["Edema"].boxes[0].x) == (1024, 1.0)
-    assert "NOT CHECKED" in prepared.card.image_check
+    assert "NOT CHECKED" in prepared.card["image_check"]
+
+
+def test_an_image_with_a_box_on_two_equal_rows_is_a_duplicate(nih_root):
+    (nih_root / "BBox_List_2017.csv").write_text("Image Index,Finding Label,x,y,w,h\n00000003_000.png,Edema,1,2,3,4\n")
+    add_row(nih_root, (nih_root / "Data_Entry_2017_v2020.csv").read_text().splitlines()[3])
+    prepared = prepare(nih.read(nih_root), val=0.3)
+    assert prepared.card["skipped"] == {"duplicate": 1}
+    assert sum(bool(record.findings["Edema"].boxes) for record in prepared.manifest.records()) == 1
 
 
 def test_a_box_outside_the_image_is_listed(nih_root):
@@ -129,7 +137,7 @@ def test_a_box_outside_the_image_is_listed(nih_root):
         "Image Index,Finding Label,x,y,w,h\n00000003_000.png,Edema,900,2,300,4\n"
     )
     prepared = prepare(nih.read(nih_root), val=0.3)
-    assert prepared.card.skipped == {"invalid-box-outside": 1}
+    assert prepared.card["skipped"] == {"invalid-box-outside": 1}
     assert prepared.skipped["key"].tolist() == ["00000003_000.png"]
 
 
@@ -188,7 +196,7 @@ def test_the_real_sets_come_through_whole(real_data, folder, images, patients, b
     root = real_data / folder
     prepared = prepare(nih.read(root))
     manifest = prepared.manifest
-    assert prepared.card.rows == {"read": images, "kept": images, "skipped": 0}
+    assert prepared.card["rows"] == {"read": images, "kept": images, "skipped": 0}
     lines = [
         line.split(",")[1].split("|") for line in (root / "Data_Entry_2017_v2020.csv").read_text().splitlines()[1:]
     ]

@@ -103,7 +103,7 @@ def test_an_error_of_a_worker_comes_through(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_killed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "_write_images", kill_process)
+    monkeypatch.setattr(folder, "_write_image", kill_process)
     with pytest.raises(VividError, match=r"cannot be written: .*terminated"):
         prepare(tmp_path / "new", n=310, size=32, workers=2)
     assert not list(tmp_path.iterdir())

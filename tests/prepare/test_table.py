@@ -92,7 +92,7 @@ def test_an_age_that_cannot_be_is_listed(tmp_path):
         CSV.replace("file,mrn", "age,file,mrn").replace("\n", "\n40,").removesuffix("40,").replace("40,b", "140,b")
     )
     prepared = prepare(read(tmp_path, content, age="age"), check="none", val=0.0, test=0.0)
-    assert prepared.card.skipped == {"invalid-range": 1}
+    assert prepared.card["skipped"] == {"invalid-range": 1}
     assert prepared.skipped["row"].tolist() == [3]
 
 
@@ -166,5 +166,5 @@ def test_a_broken_parquet_file_is_an_error(tmp_path):
 def test_contradictory_rows_of_your_own_are_skipped(tmp_path):
     changes = {"label_columns": {"Edema": "oedema", "Lung Opacity": "fx"}}
     prepared = prepare(read(tmp_path, **changes), val=0.0, test=0.0, check="none")
-    assert prepared.card.contradictions == {"policy": "skip", "rows": 1, "by_code": {"hierarchy": 1}}
+    assert prepared.card["contradictions"] == {"policy": "skip", "rows": 1, "by_code": {"hierarchy": 1}}
     assert prepared.skipped.to_dict("records")[0]["row"] == 2

@@ -21,7 +21,6 @@ from vivid_monai.ums.verify import (
     _measurements,
     _number,
     _sides,
-    _slice,
     state_violations,
     verify,
 )
@@ -270,10 +269,8 @@ def test_exclusive_fields_allow_one_present():
 
 
 def detail_codes(finding, name="Edema", space=CHEXPERT):
-    return sorted(
-        (v.code, v.pointer.removeprefix(f"/findings/{name}/"))
-        for v in (*_details(name, finding), *_measurements(name, finding, space))
-    )
+    found = (*_details(name, finding), *_measurements(name, finding, space))
+    return sorted((code, "/".join(map(str, path))) for path, code, _ in found)
 
 
 def test_null_carries_nothing_and_absent_neither_severity_nor_boxes():
@@ -350,7 +347,7 @@ SIZE = {"path": "a.png", "height": 100, "width": 200}
 
 def box(x, y, width, height, info=SIZE, **rest):
     finding = {"boxes": [{"x": x, "y": y, "width": width, "height": height, **rest}]}
-    return sorted((v.code, v.pointer.rpartition("/")[2]) for v in _boxes("Edema", finding, info))
+    return sorted((code, path[-1]) for path, code, _ in _boxes(finding, info))
 
 
 @pytest.mark.parametrize("inside", [(0, 0, 200, 100), (199, 99, 1, 1), (0.5, 0.25, 10.5, 3), (0, 0, 200.0005, 100)])
@@ -387,8 +384,12 @@ def test_slices_belong_to_the_volume_and_to_the_record():
     assert box(0, 0, 5, 5, info=volume) == []
     assert box(0, 0, 5, 5, info=volume, slice=5) == [("box-slice", "slice")]
     assert box(0, 0, 5, 5, info=SIZE | {"slices": 10}, slice=10) == [("box-slice", "slice")]
-    assert [v.pointer for v in _slice(10, {"slices": 10}, ("image", "slice"))] == ["/image/slice"]
-    assert list(_slice(9, {"slices": 10}, ("image", "slice"))) == []
+
+
+def test_the_slice_of_a_record_belongs_to_its_volume(broken):
+    assert verify(broken({("image", "slices"): 10, ("image", "slice"): 9})) == []
+    (violation,) = verify(broken({("image", "slice"): 10}))
+    assert (violation.pointer, violation.code) == ("/image/slice", "box-slice")
 
 
 def test_boxes_of_a_volume_are_inside_it():
@@ -402,7 +403,7 @@ def test_boxes_of_a_volume_are_inside_it():
 
 
 def side(name, space=CHEXPERT, view="PA", **finding):
-    return [v.pointer.rpartition("/")[2] for v in _sides(name, {"state": "present", **finding}, space, view)]
+    return [path[-1] for path, _, _ in _sides(name, {"state": "present", **finding}, space, view)]
 
 
 @pytest.mark.parametrize(

@@ -97,12 +97,19 @@ def bones(patient: Patient, chest: Chest, at: Midline, broken: BrokenRib | None,
     """Density of all bones."""
     within = smoothstep((at.outer + 0.015 - at.distance) * 50)
     reach = at.distance * (1 / chest.width)
+    height = 0.215 + 0.01 * patient.anatomy[8] - at.distance * (0.34 - 0.35 * at.distance)
+    ends = smoothstep((at.distance - 0.035) * 60) * smoothstep((0.36 - at.distance) * 30)
+    clavicles = band(at.y - height, 0.009, 0.009) * ends
+    spine = smoothstep((0.045 - at.distance) * 50) * (0.075 + 0.025 * np.sin(at.y * (2 * np.pi / 0.058)))
+    border = chest.width + (-0.03 if portable else 0.035)  # turned out of the lungs by who stands for a PA view
+    edge = band(at.distance - border - 0.25 * (at.y - 0.3), 0.012, 0.02)
+    shoulder_blades = edge * smoothstep((at.y - 0.17) * 20) * smoothstep((0.46 - at.y) * 20)
     return (
         0.085 * _posterior_ribs(chest, at, reach, broken) * within
         + 0.03 * _anterior_ribs(at, reach) * within
-        + 0.085 * _clavicles(patient, at)
-        + _spine(at)
-        + 0.055 * _shoulder_blades(chest, at, portable)
+        + 0.085 * clavicles
+        + spine
+        + 0.055 * shoulder_blades
     )
 
 
@@ -110,9 +117,8 @@ def _posterior_ribs(chest: Chest, at: Midline, reach: Array, broken: BrokenRib |
     rank = (at.y - chest.rib_course(reach)) * (1 / RIB_SPACING)
     gap: Array | None = None
     if broken is not None:
-        here = (at.left == (broken.side == "left")) * band(
-            rank - (broken.rib + 0.5 * broken.count), 0.5 * broken.count, 0.2
-        )
+        half = 0.5 * broken.count
+        here = (at.left == (broken.side == "left")) * band(rank - (broken.rib + half), half, 0.2)
         beyond = at.distance - broken.distance
         rank = rank + broken.step * here * smoothstep(beyond * 150)
         gap = here * band(beyond, 0.005, 0.008)
@@ -128,23 +134,6 @@ def _anterior_ribs(at: Midline, reach: Array) -> Array:
     offset = rank - np.floor(rank) - 0.5
     arch = smoothstep((0.26 - np.abs(offset)) * 6)
     return arch * smoothstep(rank * 2) * smoothstep((6 - rank) * 2) * smoothstep((at.distance - 0.1) * 20)
-
-
-def _clavicles(patient: Patient, at: Midline) -> Array:
-    height = 0.215 + 0.01 * patient.anatomy[8] - at.distance * (0.34 - 0.35 * at.distance)
-    ends = smoothstep((at.distance - 0.035) * 60) * smoothstep((0.36 - at.distance) * 30)
-    return band(at.y - height, 0.009, 0.009) * ends
-
-
-def _spine(at: Midline) -> Array:
-    return smoothstep((0.045 - at.distance) * 50) * (0.075 + 0.025 * np.sin(at.y * (2 * np.pi / 0.058)))
-
-
-def _shoulder_blades(chest: Chest, at: Midline, portable: bool) -> Array:
-    """Turned out of the lungs only by a patient who stands for a PA view."""
-    border = chest.width + (-0.03 if portable else 0.035)
-    edge = band(at.distance - border - 0.25 * (at.y - 0.3), 0.012, 0.02)
-    return edge * smoothstep((at.y - 0.17) * 20) * smoothstep((0.46 - at.y) * 20)
 
 
 _LEVELS = np.linspace(0, 1, 512, dtype=np.float32)  # body heights at which profiles are tabulated

@@ -16,15 +16,13 @@ _ZONE_CENTRE = {"upper": 0.28, "middle": 0.55, "lower": 0.82}
 def shape_of(rng: np.random.Generator, drawn: dict[str, Disease]) -> Shape:
     """What the diseases change in the anatomy itself."""
     shape = Shape()
-    if "Cardiomegaly" in drawn:
-        shape.heart = 1.12 + 0.38 * drawn["Cardiomegaly"].severity
-    if "Enlarged Cardiomediastinum" in drawn:
-        shape.mediastinum = 1.3 + 0.6 * drawn["Enlarged Cardiomediastinum"].severity
-    if "Atelectasis" in drawn:
-        for side in drawn["Atelectasis"].sides:
-            shape.raised[side] = 0.015 + 0.05 * drawn["Atelectasis"].severity
-    if "Fracture" in drawn:
-        ill = drawn["Fracture"]
+    if ill := drawn.get("Cardiomegaly"):
+        shape.heart = 1.12 + 0.38 * ill.severity
+    if ill := drawn.get("Enlarged Cardiomediastinum"):
+        shape.mediastinum = 1.3 + 0.6 * ill.severity
+    if ill := drawn.get("Atelectasis"):
+        shape.raised |= dict.fromkeys(ill.sides, 0.015 + 0.05 * ill.severity)
+    if ill := drawn.get("Fracture"):
         shape.broken_rib = BrokenRib(
             side=ill.sides[0],
             rib=int(rng.integers(3, 7)),
@@ -97,9 +95,7 @@ def _edema(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
     """Haze around the hila, strong markings, short septal lines at the outer bases."""
     lungs = np.maximum(scene.lungs["right"], scene.lungs["left"])
     spread = 0.06 + 0.05 * ill.severity
-    wings = np.maximum.reduce(
-        [blob(scene.x, scene.y, centre, (spread, spread * 1.5)) for centre in scene.hila.values()]
-    )
+    wings = np.maximum.reduce([blob(scene.x, scene.y, hilum, (spread, spread * 1.5)) for hilum in scene.hila.values()])
     area = (wings + 0.25) * lungs
     grain = 1 + 0.35 * texture(rng, scene.body_size, 17)
     scene.marking *= 1.2 + 0.9 * ill.severity
@@ -117,10 +113,9 @@ def _atelectasis(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
     for side in ill.sides:
         for _ in range(int(rng.integers(1, 4))):
             start, down, tilt = rng.uniform(0.05, 0.45), rng.uniform(0.74, 0.96), rng.normal(0, 0.06)
-            points = [
-                scene.locate(side, a, down + tilt * i) for i, a in enumerate((start, start + rng.uniform(0.25, 0.5)))
-            ]
-            stroke(ink, scene.pose.to_image(np.array(points)), rng.uniform(0.003, 0.008), 0.05 + 0.1 * ill.severity)
+            end = start + rng.uniform(0.25, 0.5)
+            points = np.array([scene.locate(side, start, down), scene.locate(side, end, down + tilt)])
+            stroke(ink, scene.pose.to_image(points), rng.uniform(0.003, 0.008), 0.05 + 0.1 * ill.severity)
         base = scene.lungs[side] * smoothstep((scene.down - 0.78) * 5)
         _fill(scene, base * (0.08 + 0.22 * ill.severity))
     np.maximum(scene.lines, ink, out=scene.lines)
@@ -157,39 +152,29 @@ def _effusion(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
     return area
 
 
-def _heart(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
-    return scene.organs["heart"]
-
-
-def _mediastinum(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
-    return scene.organs["mediastinum"]
-
-
-_Path = Sequence[tuple[float, float]]
-
 # Paths in body coordinates; every image moves the points a little.
-_FRONTAL: dict[str, list[_Path]] = {
-    "endotracheal tube": [((0.5, 0.0), (0.5, 0.15), (0.5, 0.31))],
-    "enteric tube": [((0.505, 0.0), (0.51, 0.25), (0.52, 0.5), (0.54, 0.68), (0.6, 0.76), (0.66, 0.78))],
-    "central venous catheter": [((0.33, 0.02), (0.38, 0.13), (0.44, 0.22), (0.455, 0.32), (0.458, 0.44))],
-    "pacemaker": [((0.74, 0.2), (0.66, 0.19), (0.56, 0.22), (0.47, 0.3), (0.45, 0.48), (0.52, 0.62), (0.6, 0.66))],
-    "port catheter": [((0.27, 0.27), (0.31, 0.2), (0.37, 0.16), (0.44, 0.23), (0.457, 0.42))],
-    "chest tube": [((0.95, 0.62), (0.85, 0.55), (0.79, 0.4), (0.72, 0.22))],
+_FRONTAL = {
+    "endotracheal tube": ((0.5, 0.0), (0.5, 0.15), (0.5, 0.31)),
+    "enteric tube": ((0.505, 0.0), (0.51, 0.25), (0.52, 0.5), (0.54, 0.68), (0.6, 0.76), (0.66, 0.78)),
+    "central venous catheter": ((0.33, 0.02), (0.38, 0.13), (0.44, 0.22), (0.455, 0.32), (0.458, 0.44)),
+    "pacemaker": ((0.74, 0.2), (0.66, 0.19), (0.56, 0.22), (0.47, 0.3), (0.45, 0.48), (0.52, 0.62), (0.6, 0.66)),
+    "port catheter": ((0.27, 0.27), (0.31, 0.2), (0.37, 0.16), (0.44, 0.23), (0.457, 0.42)),
+    "chest tube": ((0.95, 0.62), (0.85, 0.55), (0.79, 0.4), (0.72, 0.22)),
 }
-_LATERAL: dict[str, list[_Path]] = {
-    "endotracheal tube": [((0.44, 0.0), (0.46, 0.14), (0.48, 0.28))],
-    "enteric tube": [((0.48, 0.0), (0.53, 0.25), (0.56, 0.5), (0.5, 0.7), (0.42, 0.77))],
-    "central venous catheter": [((0.42, 0.03), (0.43, 0.2), (0.44, 0.4))],
-    "pacemaker": [((0.3, 0.2), (0.38, 0.16), (0.43, 0.25), (0.44, 0.45), (0.38, 0.6), (0.32, 0.64))],
-    "port catheter": [((0.25, 0.28), (0.33, 0.18), (0.43, 0.22), (0.44, 0.4))],
-    "chest tube": [((0.7, 0.6), (0.64, 0.42), (0.55, 0.22))],
+_LATERAL = {
+    "endotracheal tube": ((0.44, 0.0), (0.46, 0.14), (0.48, 0.28)),
+    "enteric tube": ((0.48, 0.0), (0.53, 0.25), (0.56, 0.5), (0.5, 0.7), (0.42, 0.77)),
+    "central venous catheter": ((0.42, 0.03), (0.43, 0.2), (0.44, 0.4)),
+    "pacemaker": ((0.3, 0.2), (0.38, 0.16), (0.43, 0.25), (0.44, 0.45), (0.38, 0.6), (0.32, 0.64)),
+    "port catheter": ((0.25, 0.28), (0.33, 0.18), (0.43, 0.22), (0.44, 0.4)),
+    "chest tube": ((0.7, 0.6), (0.64, 0.42), (0.55, 0.22)),
 }
 _HALF_WIDTH = {"endotracheal tube": 0.0045, "enteric tube": 0.0035, "chest tube": 0.0055}
 _BOX = {"pacemaker": 0.032, "port catheter": 0.017}
 
 
-def _moved(rng: np.random.Generator, scene: Scene, path: _Path, amount: float) -> Array:
-    points = np.array(path) + rng.normal(0, amount, (len(path), 2)) * 0.6 + rng.normal(0, amount, 2)
+def _moved(rng: np.random.Generator, scene: Scene, path: Array, amount: float) -> Array:
+    points = path + rng.normal(0, amount, (len(path), 2)) * 0.6 + rng.normal(0, amount, 2)
     return scene.pose.to_image(bend(points))
 
 
@@ -197,15 +182,13 @@ def draw_devices(rng: np.random.Generator, scene: Scene, names: Sequence[str], s
     """Draw the named devices and return the mask (size, size) of their pixels; `side` is the chest tube's."""
     ink = np.zeros_like(scene.lines)
     for name in names:
-        for path in (_LATERAL if scene.lateral else _FRONTAL)[name]:
-            points = np.array(path)
-            if name == "chest tube" and side == "right" and not scene.lateral:
-                points[:, 0] = 1 - points[:, 0]
-            course = _moved(rng, scene, [(float(px), float(py)) for px, py in points], 0.012)
-            stroke(ink, course, _HALF_WIDTH.get(name, 0.0024), float(rng.uniform(0.1, 0.24)))
-            if name in _BOX:
-                half = _BOX[name]
-                stroke(ink, course[:1] + np.array([[0.0, -0.4 * half], [0.0, 0.4 * half]]), half * 0.8, 0.5)
+        points = np.array((_LATERAL if scene.lateral else _FRONTAL)[name])
+        if name == "chest tube" and side == "right" and not scene.lateral:
+            points[:, 0] = 1 - points[:, 0]
+        course = _moved(rng, scene, points, 0.012)
+        stroke(ink, course, _HALF_WIDTH.get(name, 0.0024), float(rng.uniform(0.1, 0.24)))
+        if (half := _BOX.get(name)) is not None:
+            stroke(ink, course[:1] + np.array([[0.0, -0.4 * half], [0.0, 0.4 * half]]), half * 0.8, 0.5)
     np.maximum(scene.lines, ink, out=scene.lines)
     return ink > 0.02
 
@@ -214,12 +197,7 @@ def draw_cables(rng: np.random.Generator, scene: Scene) -> None:
     """Monitoring cables and electrodes on the skin: bright lines that are no finding."""
     for _ in range(int(rng.integers(1, 4))):
         start, end = rng.uniform(0.05, 0.95, 2), rng.uniform(0.1, 0.9, 2)
-        points = [
-            (float(start[0]), 1.0),
-            (float(start.mean()), 0.7),
-            (float(end.mean()), 0.5),
-            (float(end[0]), float(end[1])),
-        ]
+        points = np.array([(start[0], 1.0), (start.mean(), 0.7), (end.mean(), 0.5), end])
         course = _moved(rng, scene, points, 0.03)
         value = float(rng.uniform(0.06, 0.16))
         stroke(scene.lines, course, 0.0022, value)
@@ -236,8 +214,8 @@ _DRAW: dict[str, Callable[[np.random.Generator, Scene, Disease], Array]] = {
     "Lung Lesion": _lesion,
     "Atelectasis": _atelectasis,
     "Pleural Effusion": _effusion,
-    "Cardiomegaly": _heart,
-    "Enlarged Cardiomediastinum": _mediastinum,
+    "Cardiomegaly": lambda rng, scene, ill: scene.organs["heart"],
+    "Enlarged Cardiomediastinum": lambda rng, scene, ill: scene.organs["mediastinum"],
 }
 
 

@@ -8,6 +8,7 @@ Rates are of the order of those in CheXpert.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,22 +44,21 @@ class Patient:
     anatomy: tuple[float, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Visit:
-    """One image's place: `study` and `image` count from 0 within the patient, `view` is "AP", "PA" or "lateral".
+class Visit(NamedTuple):
+    """Where an image belongs: `study` counts from 0 within the patient, `view` is "AP", "PA" or "lateral".
 
     `portable` belongs to the study: its frontal image is AP, taken at the bedside.
     """
 
     patient: Patient
     study: int
-    image: int
     view: str
     portable: bool
 
 
 @lru_cache(maxsize=4096)
-def _patient(seed: int, number: int, n_images: int) -> tuple[Patient, tuple[tuple[int, str, bool], ...]]:
+def _visits(seed: int, number: int, n_images: int) -> tuple[Visit, ...]:
+    """The images of a patient, in order."""
     rng = stream(seed, PATIENT, number)
     inpatient = bool(rng.random() < 0.6)
     age = int(np.clip(rng.normal(64 if inpatient else 54, 17), 18, 96))
@@ -76,15 +76,15 @@ def _patient(seed: int, number: int, n_images: int) -> tuple[Patient, tuple[tupl
         frailty=float(traits[3] + 0.01 * (age - 60)),
         anatomy=tuple(float(v) for v in rng.standard_normal(12)),
     )
-    views: list[tuple[int, str, bool]] = []
+    visits: list[Visit] = []
     study = 0
-    while len(views) < n_images:
+    while len(visits) < n_images:
         portable = bool(rng.random() < (0.85 if inpatient else 0.15))
-        views.append((study, "AP" if portable else "PA", portable))
-        if len(views) < n_images and rng.random() < (0.1 if portable else 0.75):
-            views.append((study, "lateral", portable))
+        visits.append(Visit(patient, study, "AP" if portable else "PA", portable))
+        if len(visits) < n_images and rng.random() < (0.1 if portable else 0.75):
+            visits.append(Visit(patient, study, "lateral", portable))
         study += 1
-    return patient, tuple(views)
+    return tuple(visits)
 
 
 def visit(seed: int, index: int) -> Visit:
@@ -93,10 +93,8 @@ def visit(seed: int, index: int) -> Visit:
     counts = stream(seed, BLOCK, block).permutation(_IMAGES_PER_PATIENT)
     ends = np.cumsum(counts)
     slot = int(np.searchsorted(ends, place, side="right"))
-    patient, views = _patient(seed, block * len(_IMAGES_PER_PATIENT) + slot, int(counts[slot]))
-    image = place - int(ends[slot] - counts[slot])
-    study, view, portable = views[image]
-    return Visit(patient=patient, study=study, image=image, view=view, portable=portable)
+    visits = _visits(seed, block * len(_IMAGES_PER_PATIENT) + slot, int(counts[slot]))
+    return visits[place - int(ends[slot] - counts[slot])]
 
 
 LABEL_SPACE = "chexpert-12"
@@ -109,6 +107,8 @@ _ZONE_ODDS = {
     "Lung Opacity": (0.25, 0.3, 0.45), "Lung Lesion": (0.4, 0.3, 0.3), "Consolidation": (0.25, 0.25, 0.5),
     "Pneumonia": (0.2, 0.3, 0.5), "Atelectasis": (0.0, 0.0, 1.0),
 }  # fmt: skip
+
+_BOTH_SIDES = {"Edema": 1.0, "Pleural Effusion": 0.4, "Atelectasis": 0.4, "Pneumonia": 0.2, "Lung Opacity": 0.1}
 
 # How often a healthy organ is called absent, how often a diseased one is hedged, and how often a healthy one is.
 _SAID_ABSENT = {
@@ -136,19 +136,15 @@ class Disease:
     devices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyTruth:
-    """`drawn`: what the images show. `states`: what the labels say, field → present, absent, uncertain or None."""
-
-    drawn: dict[str, Disease]
-    states: dict[str, str | None]
+States = dict[str, str | None]
+"""Field → present, absent, uncertain or None."""
 
 
-def study_truth(seed: int, visit: Visit) -> StudyTruth:
+def study_truth(seed: int, visit: Visit) -> tuple[dict[str, Disease], States]:
     """Disease and labels of the study that `visit` belongs to; all its images share them."""
     rng = stream(seed, STUDY, visit.patient.number, visit.study)
     drawn = _draw(rng, visit)
-    return StudyTruth(drawn=drawn, states=_label(rng, drawn))
+    return drawn, _label(rng, drawn)
 
 
 def _draw(rng: np.random.Generator, visit: Visit) -> dict[str, Disease]:
@@ -185,55 +181,42 @@ def _draw(rng: np.random.Generator, visit: Visit) -> dict[str, Disease]:
 
 def _zone(rng: np.random.Generator, name: str) -> str:
     roll = rng.random()
-    return (
-        ZONES[int(np.searchsorted(np.cumsum(_ZONE_ODDS[name])[:2], roll, side="right"))] if name in _ZONE_ODDS else ""
-    )
+    odds = np.cumsum(_ZONE_ODDS.get(name, ()))[:2]
+    return ZONES[int(np.searchsorted(odds, roll, side="right"))] if name in _ZONE_ODDS else ""
 
 
 def _devices(rng: np.random.Generator, visit: Visit, pneumothorax: bool) -> tuple[str, ...]:
     """At least one device; tubes belong to the bedside, pacemakers and ports to the clinic as well."""
-    odds = (
-        (0.45, 0.45, 0.6, 0.15, 0.1, 0.5 if pneumothorax else 0.06) if visit.portable else (0, 0, 0.1, 0.5, 0.4, 0.05)
-    )
-    roll = rng.random(len(DEVICES))
+    bedside, clinic = (0.45, 0.45, 0.6, 0.15, 0.1, 0.5 if pneumothorax else 0.06), (0, 0, 0.1, 0.5, 0.4, 0.05)
+    odds, roll = bedside if visit.portable else clinic, rng.random(len(DEVICES))
     chosen = tuple(d for d, r, p in zip(DEVICES, roll, odds, strict=True) if r < p)
     return chosen or (("central venous catheter",) if visit.portable else ("pacemaker",))
 
 
 def _sides(rng: np.random.Generator, name: str) -> tuple[str, ...]:
-    both = {"Edema": 1.0, "Pleural Effusion": 0.4, "Atelectasis": 0.4, "Pneumonia": 0.2, "Lung Opacity": 0.1}.get(
-        name, 0.0
-    )
-    bilateral, first = rng.random() < both, SIDES[int(rng.random() < 0.47)]
+    bilateral, first = rng.random() < _BOTH_SIDES.get(name, 0.0), SIDES[int(rng.random() < 0.47)]
     if name in ("Cardiomegaly", "Enlarged Cardiomediastinum", "Support Devices"):
         return ()
     return SIDES if bilateral else (first,)
 
 
-def _label(rng: np.random.Generator, drawn: dict[str, Disease]) -> dict[str, str | None]:
+def _label(rng: np.random.Generator, drawn: dict[str, Disease]) -> States:
     mention, wrong = rng.random(len(FIELDS)), rng.random(len(FIELDS))
-    states: dict[str, str | None] = {}
+    states: States = {}
     for i, name in enumerate(FIELDS):
-        ill = drawn.get(name)
-        if ill is None:
-            said = _SAID_ABSENT[name]
-            if mention[i] < said:
+        if (ill := drawn.get(name)) is None:
+            if mention[i] < _SAID_ABSENT[name]:
                 states[name] = "present" if wrong[i] < _WRONG else "absent"
             else:
                 states[name] = "uncertain" if mention[i] > 1 - _HEDGED_HEALTHY else None
         else:
             # Mild disease is missed and hedged twice as often as the average, severe disease hardly ever.
             mild = 2 * (1 - ill.severity)
-            hedge = _HEDGED.get(name, 0.0) * mild
             if mention[i] < _MISSED * mild:
                 states[name] = "absent" if wrong[i] < 0.3 else None
             else:
-                states[name] = "uncertain" if mention[i] > 1 - hedge else "present"
-    return _consistent(states)
-
-
-def _consistent(states: dict[str, str | None]) -> dict[str, str | None]:
-    """Let parents follow: a present child makes its parent present, an uncertain one forbids its absence."""
+                states[name] = "uncertain" if mention[i] > 1 - _HEDGED.get(name, 0.0) * mild else "present"
+    # Parents follow: a present child makes its parent present, an uncertain one forbids its absence.
     for child, parent in PARENTS.items():
         if states[child] == "present":
             states[parent] = "present"

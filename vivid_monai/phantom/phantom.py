@@ -19,7 +19,7 @@ from vivid_monai.phantom.patients import (
     LABEL_SPACE,
     REPORT,
     Disease,
-    StudyTruth,
+    States,
     Visit,
     stream,
     study_truth,
@@ -48,9 +48,7 @@ def laterality(sides: tuple[str, ...]) -> str | None:
     return None if not sides else "bilateral" if len(sides) == 2 else sides[0]
 
 
-def write_report(
-    rng: np.random.Generator, frontal: str, states: dict[str, str | None], drawn: dict[str, Disease]
-) -> str:
+def write_report(rng: np.random.Generator, frontal: str, states: States, drawn: dict[str, Disease]) -> str:
     """Findings in a random order, then an impression that repeats what is present or uncertain.
 
     `frontal` is the study's frontal view; `states` holds every field. A finding that is called present without being
@@ -60,11 +58,10 @@ def write_report(
     lines, impression = [], []
     for i in rng.permutation(len(mentioned)):
         name = mentioned[i]
-        state = str(states[name])
-        choices = sentences()[name][state]
+        choices = sentences()[name][str(states[name])]
         sentence = _fill(choices[int(rng.integers(len(choices)))], drawn.get(name))
         lines.append(sentence)
-        if state != "absent":
+        if states[name] != "absent":
             impression.append(sentence)
     head = _HEADING[frontal]
     return f"FINDINGS: {' '.join([head, *lines])}\nIMPRESSION: {' '.join(impression) or _NOTHING}"
@@ -73,19 +70,13 @@ def write_report(
 def _fill(sentence: str, ill: Disease | None) -> str:
     ill = ill or Disease(severity=0.3)
     side = laterality(ill.sides)
-    noun = "lungs" if side == "bilateral" or side is None else "lung"
-    place = " ".join(word for word in ("the", "" if side in (None, "bilateral") else side, ill.zone, noun) if word)
+    one_side = side if len(ill.sides) == 1 else None
+    place = " ".join(word for word in ("the", one_side, ill.zone, "lung" if one_side else "lungs") if word)
     devices = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in ill.devices] or ["a support device"]
     listed = " and ".join([", ".join(devices[:-1]), devices[-1]] if len(devices) > 1 else devices)
     word = degree(ill.severity)
-    text = sentence.format(
-        place=place,
-        side=side or "small",
-        degree=word,
-        Degree=word.capitalize(),
-        devices=listed,
-        Devices=listed.capitalize(),
-    )
+    words = {"place": place, "side": side or "small", "degree": word, "devices": listed}
+    text = sentence.format(**words, Degree=word.capitalize(), Devices=listed.capitalize())
     return text.replace("There is a mild bilateral", "There is mild bilateral")
 
 
@@ -98,10 +89,14 @@ _SHAPES = ("Cardiomegaly", "Enlarged Cardiomediastinum")
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The visit an image belongs to, its disease and labels, and its report."""
+    """What is known of an image without drawing it.
+
+    `drawn`: the disease that the images of its study show. `states`: what their labels say. `report` of the study.
+    """
 
     visit: Visit
-    truth: StudyTruth
+    drawn: dict[str, Disease]
+    states: States
     report: str
 
 
@@ -128,30 +123,27 @@ def generate(seed: int, index: int, size: int = 224) -> Phantom:
     Another size shows the same body with the same disease and labels, and other noise. Twelve consecutive indices hold
     five patients with 1, 1, 2, 3 and 5 images; the images of a study share its labels and its report.
 
-    Raises:
-        VividError: seed or index negative or not an integer, size outside 32 … 4096.
+    Raises VividError: seed or index negative or not an integer, size outside 32 … 4096.
     """
-    seed, index = require_integer("seed", seed), require_integer("index", index)
     size = require_integer("size", size, MIN_SIZE, MAX_SIZE)
     study = read_study(seed, index)
     image, masks = _picture(stream(seed, IMAGE, index), study, size)
     boxes = {name: _boxes(mask, whole=name in _ONE_BOX) for name, mask in masks.items()}
     record = _record(seed, index, size, study, boxes)
-    return Phantom(image=image, record=record, boxes=boxes, masks=masks, drawn=study.truth.drawn, report=study.report)
+    return Phantom(image=image, record=record, boxes=boxes, masks=masks, drawn=study.drawn, report=study.report)
 
 
 def read_study(seed: int, index: int) -> Study:
     """What is known of phantom `index` without drawing it: `generate` draws exactly this.
 
-    Raises:
-        VividError: seed or index negative or not an integer.
+    Raises VividError: seed or index negative or not an integer.
     """
     seed, index = require_integer("seed", seed), require_integer("index", index)
     place = visit(seed, index)
-    truth = study_truth(seed, place)
+    drawn, states = study_truth(seed, place)
     words = stream(seed, REPORT, place.patient.number, place.study)
-    report = write_report(words, "AP" if place.portable else "PA", truth.states, truth.drawn)
-    return Study(visit=place, truth=truth, report=report)
+    report = write_report(words, "AP" if place.portable else "PA", states, drawn)
+    return Study(visit=place, drawn=drawn, states=states, report=report)
 
 
 def require_integer(name: str, value: int, low: int = 0, high: int | None = None) -> int:
@@ -166,7 +158,7 @@ def require_integer(name: str, value: int, low: int = 0, high: int | None = None
 
 
 def _picture(rng: np.random.Generator, study: Study, size: int) -> tuple[Array, dict[str, Array]]:
-    place, drawn = study.visit, study.truth.drawn
+    place, drawn = study.visit, study.drawn
     careful = 0.6 if place.view == "PA" else 1.0
     pose = Pose(
         angle=float(rng.normal(0, 0.035 * careful)),
@@ -197,11 +189,11 @@ def _boxes(mask: Array, whole: bool) -> tuple[Box, ...]:
 
 
 def _record(seed: int, index: int, size: int, study: Study, boxes: dict[str, tuple[Box, ...]]) -> Record:
-    place, truth = study.visit, study.truth
+    place = study.visit
     patient = f"phantom{seed}-{place.patient.number:06d}"
     findings = {}
-    for name, state in truth.states.items():
-        ill = truth.drawn.get(name)
+    for name, state in study.states.items():
+        ill = study.drawn.get(name)
         if state != "present" or ill is None:
             findings[name] = Finding(state)
             continue

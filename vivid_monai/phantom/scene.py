@@ -56,7 +56,7 @@ class Shape:
     heart: float = 1.0
     mediastinum: float = 1.0
     raised: dict[str, float] = field(default_factory=lambda: {"right": 0.0, "left": 0.0})
-    broken_rib: "BrokenRib | None" = None
+    broken_rib: BrokenRib | None = None
 
 
 @dataclass(kw_only=True)
@@ -101,8 +101,8 @@ class Scene:
 
 # Strokes of the two side markers in a box of 1 by 1.
 _LETTERS = {
-    "R": (((0.2, 1), (0.2, 0), (0.8, 0.1), (0.8, 0.45), (0.2, 0.5), (0.8, 1)),),
-    "L": (((0.2, 0), (0.2, 1), (0.8, 1)),),
+    "R": ((0.2, 1), (0.2, 0), (0.8, 0.1), (0.8, 0.45), (0.2, 0.5), (0.8, 1)),
+    "L": ((0.2, 0), (0.2, 1), (0.8, 1)),
 }
 
 
@@ -146,6 +146,5 @@ def _marker(rng: np.random.Generator, scene: Scene) -> Array:
     x = rng.uniform(0.88, 0.95) if letter == "L" or scene.lateral else rng.uniform(0.03, 0.08)
     corner = np.array([x, rng.uniform(0.04, 0.14)])
     if rng.random() < 0.7:
-        for points in _LETTERS[letter]:
-            stroke(ink, corner + np.array(points) * (width, height), 0.003, 0.97)
+        stroke(ink, corner + np.array(_LETTERS[letter]) * (width, height), 0.003, 0.97)
     return ink

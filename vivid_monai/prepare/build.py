@@ -1,6 +1,7 @@
 """Validate, split and describe the rows of a source: make the manifest and its data card."""
 
 import hashlib
+import json
 import platform
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -40,8 +41,8 @@ class Prepared:
     def write(self, folder: Path) -> Path:
         """Write skipped.csv, card.json, card.md and, when they are there, manifest.parquet; returns its path."""
         write_skip_list(self.skipped, folder / "skipped.csv")
-        files = {"card.json": self.card.to_json(), "card.md": to_markdown(self.card)}
-        for name, content in files.items():
+        as_json = json.dumps(self.card, ensure_ascii=False, indent=2) + "\n"
+        for name, content in (("card.json", as_json), ("card.md", to_markdown(self.card))):
             with whole_file(folder / name) as part:
                 part.write_text(content, encoding="utf-8")
         return self.manifest.save(folder / "manifest.parquet")
@@ -76,17 +77,22 @@ def prepare(
     rows = source.rows
     space = open_label_space(stored_label_space(source.label_space))
     read = count_states(rows.table, space.fields)
-    rule = _rule(source, salt=salt, val=val, test=test)
+    for name, fraction in (("val", val), ("test", test)):
+        if fraction and name in source.official:
+            raise SplitError(f"{source.dataset} brings its own {name} split: leave --{name} out")
+    rule = None  # every row has an official split
+    if rows.table["split"].isna().any() or rows.table.empty:
+        rule = SplitRule(salt=salt, val=source.val, test=source.test)
+        rule = replace(rule, val=rule.val if val is None else val, test=rule.test if test is None else test)
 
     drop_duplicates(rows)
     check_images(rows, source.image_root, check=check, workers=workers)
     rows.drop_each({row: (f"invalid-{v.code}", v.message) for row, v in invalid_rows(rows.table, space).items()})
-    policy = on_contradiction or source.contradictions
-    found = _contradictions(rows, space, policy)
+    found = _contradictions(rows, space, on_contradiction or source.contradictions)
     skipped = rows.all_skipped()
-    reasons = Counter(skipped["reason"])
+    reasons = dict(Counter(skipped["reason"]).most_common())
     if rows.table.empty:
-        counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common()) or "the table holds none"
+        counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "the table holds none"
         first = f"; the first: row {skipped['row'][0]}, {skipped['detail'][0]}" if len(skipped) else ""
         raise VividError(f"{source.dataset}: no rows are left of {rows.n_read:,} ({counted}){first}")
 
@@ -96,34 +102,22 @@ def prepare(
     manifest = Manifest(
         to_arrow(rows.table), label_space=source.label_space, image_root=source.image_root, splits=how, sources=files
     )
-    card = Card(
-        dataset=source.dataset,
-        label_policy=source.label_policy,
-        rows={"read": rows.n_read, "kept": len(manifest), "skipped": len(skipped)},
-        skipped=dict(reasons.most_common()),
-        contradictions=found,
-        states_read=read,
-        split_rule=how,
-        image_check=_CHECKED[check],
-        sources=files,
-        notes=rows.notes,
-        command=command,
-        versions={"vivid-monai": __version__, "pyarrow": pa.__version__, "python": platform.python_version()},
+    manifest.card = {
+        "dataset": source.dataset,
+        "label_space": space.name,
+        "label_policy": source.label_policy,
+        "rows": {"read": rows.n_read, "kept": len(manifest), "skipped": len(skipped)},
+        "skipped": reasons,
+        "contradictions": found,
+        "states_read": read,
         **describe(manifest),
-    )
-    manifest.card = card.to_dict()
-    return Prepared(manifest, card, skipped)
-
-
-def _rule(source: Source, *, salt: str, val: float | None, test: float | None) -> SplitRule | None:
-    """The rule for rows without an official split; ``None`` where every row has one."""
-    for name, fraction in (("val", val), ("test", test)):
-        if fraction and name in source.official:
-            raise SplitError(f"{source.dataset} brings its own {name} split: leave --{name} out")
-    if source.rows.table["split"].notna().all() and not source.rows.table.empty:
-        return None
-    rule = SplitRule(salt=salt, val=source.val, test=source.test)
-    return replace(rule, val=rule.val if val is None else val, test=rule.test if test is None else test)
+        "image_check": _CHECKED[check],
+        "sources": files,
+        "notes": rows.notes,
+        "command": command,
+        "versions": {"vivid-monai": __version__, "pyarrow": pa.__version__, "python": platform.python_version()},
+    }
+    return Prepared(manifest, manifest.card, skipped)
 
 
 def _contradictions(rows: Rows, space: LabelSpace, policy: Contradictions) -> dict[str, Any]:
@@ -147,11 +141,9 @@ def _split(rows: Rows, rule: SplitRule | None, official: frozenset[str]) -> None
     patients, given = pa.array(rows.table["patient_id"]), rows.table["split"].astype(object)
     expected = set(official)
     if rule is not None:
-        drawn = pd.Series(rule.assign(patients).to_pandas(), dtype=object)
-        drawn.index = given.index
         known = given.notna()
         assert_disjoint(pa.array(rows.table["patient_id"][known]), pa.array(given[known]), where="official splits")
-        given = given.fillna(drawn)
+        given = given.fillna(pd.Series(rule.assign(patients).to_pandas().astype(object).to_numpy(), given.index))
         expected |= {"train"} | ({"val"} if rule.val else set()) | ({"test"} if rule.test else set())
     counts = given.value_counts().to_dict()
     for split in SPLITS:

@@ -1,8 +1,6 @@
 """The data card of a manifest: counts by split, skipped rows, provenance; as JSON and as Markdown."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -12,49 +10,18 @@ from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import SPLITS
 from vivid_monai.ums.states import NULL, STATES
 
+Card = dict[str, Any]
+"""Plain numbers and words. Rows are images.
+
+* dataset, label_space, label_policy, image_check, command: words.
+* rows: "read", "kept", "skipped" → rows; skipped: reason → rows, each of them listed in skipped.csv.
+* contradictions: "policy", "rows", and "by_code": rows by the verifier's code ("hierarchy", "no-finding", "exclusive").
+* states_read: field → state → rows that could be parsed, before any was left out; states: split → the same, kept.
+* splits: split → "images", "patients"; split_rule: salt, fractions, and which splits are official.
+* views, sexes: word → split → rows; ages: "known" (rows), "min", "median", "max" (years).
+* sources: files with "sha256" and "rows"; notes: sentences; versions: package → version.
+"""
 Counts = dict[str, dict[str, int]]
-WORDS = (*STATES, "null")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """Plain numbers and words, so that it is JSON as it is. Rows are images.
-
-    Attributes:
-        rows: "read", "kept", "skipped".
-        skipped: reason → rows; each of them is listed in skipped.csv.
-        contradictions: "policy", and rows by the verifier's code ("hierarchy", "no-finding", "exclusive").
-        states_read: field → state → rows that could be parsed, before any was left out.
-        states: split → field → state → rows.
-        splits: split → "images", "patients".
-        split_rule: salt, fractions, and which splits are official.
-        ages: "known", "min", "median", "max" (years), split → median under "median_by_split".
-    """
-
-    dataset: str
-    label_space: str
-    label_policy: str
-    rows: dict[str, int]
-    skipped: dict[str, int]
-    contradictions: dict[str, Any]
-    states_read: Counts
-    states: dict[str, Counts]
-    splits: Counts
-    split_rule: dict[str, Any]
-    views: Counts
-    sexes: Counts
-    ages: dict[str, float]
-    image_check: str
-    sources: list[dict[str, Any]]
-    notes: list[str]
-    command: str
-    versions: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n"
 
 
 def count_states(table: pd.DataFrame, fields: Sequence[str]) -> Counts:
@@ -73,17 +40,17 @@ def count_words(table: pd.DataFrame, column: str) -> Counts:
     return counts.to_dict(orient="index")
 
 
-def describe(manifest: Manifest) -> dict[str, Any]:
-    """The parts of a card that can be counted from the manifest itself."""
+def describe(manifest: Manifest) -> Card:
+    """The parts of a card that the manifest itself tells."""
     columns = ["split", "patient_id", "view", "sex", "age", *state_columns(manifest.fields)]
     table = manifest.table.select(columns).to_pandas()
     ages = table["age"].dropna()
     known = {"min": float(ages.min()), "median": float(ages.median()), "max": float(ages.max())} if len(ages) else {}
     parts = {split: part for split in SPLITS if len(part := table[table["split"] == split])}
     return {
-        "label_space": manifest.label_space.name,
         "states": {split: count_states(part, manifest.fields) for split, part in parts.items()},
         "splits": {s: {"images": len(part), "patients": part["patient_id"].nunique()} for s, part in parts.items()},
+        "split_rule": manifest.splits,
         "views": count_words(table, "view"),
         "sexes": count_words(table, "sex"),
         "ages": {"known": len(ages), **known},
@@ -92,32 +59,32 @@ def describe(manifest: Manifest) -> dict[str, Any]:
 
 def to_markdown(card: Card) -> str:
     """The card as a page that is also readable in a terminal."""
-    rows = card.rows
+    rows, sides = card["rows"], list(card["splits"])
     parts = [
-        f"# Data card: {card.dataset}",
+        f"# Data card: {card['dataset']}",
         f"{rows['read']:,} rows read, {rows['kept']:,} kept, {rows['skipped']:,} skipped.",
-        f"Label space: {card.label_space}.",
-        f"Label policy: {card.label_policy}",
-        _splits_text(card.split_rule),
-        _table(("split", "images", "patients"), [(s, n["images"], n["patients"]) for s, n in card.splits.items()]),
+        f"Label space: {card['label_space']}.",
+        f"Label policy: {card['label_policy']}",
+        _splits_text(card["split_rule"]),
+        _table(("split", "images", "patients"), [(s, n["images"], n["patients"]) for s, n in card["splits"].items()]),
     ]
-    if card.skipped:
-        parts += ["## Skipped rows (each is listed in skipped.csv)", _table(("reason", "rows"), card.skipped.items())]
-    parts += ["## Contradictory rows", _contradictions_text(card.contradictions)]
-    parts += ["## States as read", _states_table(card.states_read)]
-    for split, counts in card.states.items():
+    if card["skipped"]:
+        listed = _table(("reason", "rows"), card["skipped"].items())
+        parts += ["## Skipped rows (each is listed in skipped.csv)", listed]
+    parts += ["## Contradictory rows", _contradictions_text(card["contradictions"])]
+    parts += ["## States as read", _states_table(card["states_read"])]
+    for split, counts in card["states"].items():
         parts += [f"## States kept, {split}", _states_table(counts)]
-    for title, counts in (("view", card.views), ("sex", card.sexes)):
-        sides = list(card.splits)
-        body = [(word, *(by_split.get(side, 0) for side in sides)) for word, by_split in counts.items()]
+    for title in ("view", "sex"):
+        counted = card["views" if title == "view" else "sexes"]
+        body = [(word, *(by_split.get(side, 0) for side in sides)) for word, by_split in counted.items()]
         parts += [f"## {title.capitalize()}", _table((title, *sides), body)]
-    parts += ["## Age", _ages_text(card.ages, rows["kept"])]
-    parts += ["## Provenance", f"Images: {card.image_check}"]
-    parts += [_table(("source", "rows", "sha256"), [(s["file"], s.get("rows", ""), s["sha256"]) for s in card.sources])]
-    parts += [f"- {note}" for note in card.notes]
-    versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
-    parts += [f"Made with `{card.command}` ({versions})."]
-    return "\n\n".join(parts) + "\n"
+    parts += ["## Age", _ages_text(card["ages"], rows["kept"])]
+    parts += ["## Provenance", f"Images: {card['image_check']}"]
+    files = [(file["file"], file.get("rows", ""), file["sha256"]) for file in card["sources"]]
+    parts += [_table(("source", "rows", "sha256"), files), *(f"- {note}" for note in card["notes"])]
+    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    return "\n\n".join([*parts, f"Made with `{card['command']}` ({versions})."]) + "\n"
 
 
 def _splits_text(rule: Mapping[str, Any]) -> str:
@@ -144,7 +111,8 @@ def _ages_text(ages: Mapping[str, float], kept: int) -> str:
 
 
 def _states_table(counts: Counts) -> str:
-    return _table(("field", *WORDS), [(field, *(n[word] for word in WORDS)) for field, n in counts.items()])
+    words = (*STATES, "null")
+    return _table(("field", *words), [(field, *(n[word] for word in words)) for field, n in counts.items()])
 
 
 def _table(head: Sequence[str], body: Iterable[Sequence[Any]]) -> str:

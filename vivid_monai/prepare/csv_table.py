@@ -15,6 +15,9 @@ from vivid_monai.errors import VividError
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, skip_list
 from vivid_monai.ums.states import NULL
 
+Translation = Callable[[str], Any] | Mapping[str, Any]
+"""Stripped text of a cell → its value; what means nothing raises BadCell (a mapping: KeyError)."""
+
 _BLOCK_BYTES = 1 << 24
 _OPEN = ": is there a quote that nothing closes?"
 
@@ -39,46 +42,36 @@ def read_csv(
         Rows of string columns (a blank cell is ""), plus TABLE, ROW and KEY. Rows with too few or too many cells are
         listed as skipped; blank lines are no rows. A column without a name (NIH's trailing commas) becomes "column 12".
 
-    Raises:
-        VividError: no such file, not text in that encoding, empty, a column missing or named twice, an unclosed quote.
+    Raises VividError: no such file, not text in that encoding, empty, a column missing or named twice, an unclosed
+    quote.
     """
     names = read_header(path, delimiter=delimiter, encoding=encoding)
     if missing := [name for name in required if name not in names]:
-        raise VividError(
-            f"{path}: no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, names))}"
-        )
+        there = ", ".join(map(repr, names))
+        raise VividError(f"{path}: no column {', '.join(map(repr, missing))}; its columns are {there}")
     ragged: list[arrow_csv.InvalidRow] = []
 
     def list_ragged(row: arrow_csv.InvalidRow) -> str:
         ragged.append(row)
         return "skip"
 
+    # Arrow's reader, because pandas fills short rows up without a word; one thread, to know the numbers of such rows.
+    reading = arrow_csv.ReadOptions(
+        use_threads=False, block_size=_BLOCK_BYTES, encoding=encoding, column_names=names, skip_rows=1
+    )
+    parsing = arrow_csv.ParseOptions(
+        delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=list_ragged
+    )
+    as_text = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
     try:
-        # Arrow's reader, because pandas fills short rows up without a word.
-        arrow = arrow_csv.read_csv(
-            path,
-            read_options=arrow_csv.ReadOptions(
-                use_threads=False,  # only then are the numbers of ragged rows known
-                block_size=_BLOCK_BYTES,
-                encoding=encoding,
-                column_names=names,
-                skip_rows=1,
-            ),
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=delimiter,
-                newlines_in_values=True,
-                ignore_empty_lines=False,
-                invalid_row_handler=list_ragged,
-            ),
-            convert_options=arrow_csv.ConvertOptions(column_types={name: pa.string() for name in names}),
-        )
+        arrow = arrow_csv.read_csv(path, reading, parsing, as_text)
     except (pa.ArrowInvalid, UnicodeError) as error:
         raise VividError(f"{path}: not a readable table in {encoding}: {str(error).splitlines()[0]}") from error
 
     for row in ragged:
         if len(row.text.splitlines()) > 1:
             raise VividError(f"{path}: row {row.number} runs over several lines with the wrong number of cells{_OPEN}")
-    for name in arrow.column_names:
+    for name in names:
         broken = pc.match_substring(arrow[name], "\n")
         if pc.any(broken).as_py() and (not multiline or (broken[-1].as_py() and _odd_quotes(path))):
             raise VividError(f"{path}: column {name!r} has a line break in a cell{_OPEN}")
@@ -87,12 +80,12 @@ def read_csv(
     table = arrow.to_pandas()
     del arrow
     blank = table.eq("").all(axis=1)
-    table.insert(0, TABLE, pd.Categorical.from_codes(np.zeros(len(table), np.int8), [path.name]))
+    table.insert(0, TABLE, constant(path.name, table.index))
     table.insert(1, ROW, np.delete(np.arange(2, n_read + 2), [row.number - 2 for row in ragged]))
     table.insert(2, KEY, table[key])
     detail = "{0.actual_columns} cells where the header has {0.expected_columns} (a truncated file?)"
     listed = [(path.name, row.number, row.text[:80], "ragged-row", detail.format(row)) for row in ragged]
-    return Rows(table=table[~blank], n_read=n_read - int(blank.sum()), skipped=[skip_list(listed)] if listed else [])
+    return Rows(table[~blank], n_read - int(blank.sum()), [skip_list(listed)] if listed else [])
 
 
 def _odd_quotes(path: Path) -> bool:
@@ -103,16 +96,15 @@ def _odd_quotes(path: Path) -> bool:
 
 def read_header(path: Path, *, delimiter: str = ",", encoding: str = "utf-8") -> list[str]:
     """The names of a table's columns. Raises a VividError as `read_csv` does."""
+    size = 1 << 16
     try:
         with pa.input_stream(str(path)) as stream:
-            start = stream.read(1 << 16)
+            start = stream.read(size)
+        # The block may end inside a character; the header's line may not.
+        errors = "strict" if len(start) < size else "ignore"
+        text = start.decode("utf-8-sig" if encoding == "utf-8" else encoding, errors)
     except (OSError, pa.ArrowException) as error:
         raise VividError(f"{path}: cannot be read: {error}") from error
-    try:
-        # The block may end inside a character; the header's line may not.
-        text = start.decode(
-            "utf-8-sig" if encoding == "utf-8" else encoding, errors="strict" if len(start) < 1 << 16 else "ignore"
-        )
     except UnicodeError as error:
         raise VividError(f"{path}: not text in {encoding} ({error}); save it as UTF-8 or name its encoding") from error
     if not text.strip():
@@ -129,22 +121,19 @@ class BadCell(ValueError):
 
 
 class CellReader:
-    """Translate the text columns of ``rows``, and remember for each row its first bad cell.
+    """Translate the text columns of ``rows``; ``problems`` is the first bad cell of each row, by its index label.
 
     `finish` then puts the translated columns in place and drops those rows, each listed with its column and text.
     """
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self._problems: dict[int, str] = {}
+        self.problems: dict[int, str] = {}
 
-    def distinct(
-        self, name: str, translate: Callable[[str], Any] | Mapping[str, Any], bad: Any = None
-    ) -> tuple[np.ndarray, list[Any]]:
+    def distinct(self, name: str, translate: Translation, bad: Any = None) -> tuple[np.ndarray, list[Any]]:
         """Codes int (N,) of the column ``name``, and the values that they index, one for each distinct text.
 
-        ``translate`` gives the value of a stripped text or raises BadCell (a mapping: KeyError). A bad cell has the
-        value ``bad`` until `finish` drops its row.
+        A bad cell has the value ``bad`` until `finish` drops its row.
         """
         codes, texts = pd.factorize(self.rows.table[name])
         values: list[Any] = []
@@ -152,20 +141,16 @@ class CellReader:
             try:
                 values.append(translate(text.strip()) if callable(translate) else translate[text.strip()])
             except (BadCell, KeyError) as error:
-                known = ", ".join(repr(key) for key in translate) if isinstance(translate, Mapping) else str(error)
+                known = ", ".join(map(repr, translate)) if isinstance(translate, Mapping) else str(error)
                 for row in self.rows.table.index[codes == code]:
-                    self._problems.setdefault(row, f"column {name!r} holds {text!r}, not {known}")
+                    self.problems.setdefault(row, f"column {name!r} holds {text!r}, not {known}")
                 values.append(bad)
         return codes, values
 
-    def read(self, name: str, translate: Callable[[str], Any] | Mapping[str, Any], dtype: str) -> pd.Series:
+    def read(self, name: str, translate: Translation, dtype: str) -> pd.Series:
         """The column ``name`` as a pandas type: "category" for words, "str", "float64", "Int32", or "int8" (states)."""
         codes, values = self.distinct(name, translate, bad=NULL if dtype == "int8" else None)
         return pd.Series(pd.array(values, dtype=dtype).take(codes), index=self.rows.table.index)
-
-    def first_problem(self) -> tuple[int, str] | None:
-        """Index label and problem of the first row with a bad cell."""
-        return min(self._problems.items(), default=None)
 
     def finish(self, columns: Mapping[str, Any]) -> None:
         """Put these columns in the place of those they were read from; drop rows with a bad cell ("bad-value").
@@ -175,13 +160,12 @@ class CellReader:
         table = self.rows.table
         full = {name: constant(c, table.index) if c is None or isinstance(c, str) else c for name, c in columns.items()}
         self.rows.table = pd.concat([table[[TABLE, ROW, KEY]], pd.DataFrame(full, index=table.index)], axis=1)
-        self.rows.drop_each({row: ("bad-value", problem) for row, problem in self._problems.items()})
+        self.rows.drop_each({row: ("bad-value", problem) for row, problem in self.problems.items()})
 
 
 def constant(word: str | None, index: pd.Index) -> pd.Series:
     """A column of one word (or null)."""
-    codes = np.full(len(index), -1 if word is None else 0, np.int8)
-    return pd.Series(pd.Categorical.from_codes(codes, [] if word is None else [word]), index=index)
+    return pd.Series(pd.Categorical([word]).repeat(len(index)), index=index)
 
 
 def age_in_years(text: str) -> float | None:

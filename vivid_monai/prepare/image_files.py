@@ -12,7 +12,10 @@ from tqdm import tqdm
 from vivid_monai.images.read import ImageError, read_image
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows
 
-_NOT_CONTENT = (TABLE, ROW, KEY, "id")
+Check = Literal["none", "files", "images"]
+CHECKS: tuple[Check, ...] = ("none", "files", "images")
+_BATCH = 256
+"""Images in one task of a process. Fewer images than this are read here: starting processes takes longer."""
 
 
 def drop_duplicates(rows: Rows) -> None:
@@ -22,25 +25,18 @@ def drop_duplicates(rows: Rows) -> None:
     """
     table = rows.table
     same = [name for name in ("image", "slice") if name in table]
+    content = [name for name in table if name not in (TABLE, ROW, KEY, "id")]
     repeated = table[table.duplicated(same, keep=False)].astype(object)
     repeated = repeated.where(repeated.notna(), None)  # so that two nulls are equal
     problems: dict[int, tuple[str, str]] = {}
     for _, group in repeated.groupby(same, sort=False, dropna=False):
         first = group.iloc[0]
-        content = group.drop(columns=[name for name in _NOT_CONTENT if name in group])
-        differ = [name for name in content if any(cell != first[name] for cell in content[name])]
-        if differ:
+        if differ := [name for name in content if any(cell != first[name] for cell in group[name])]:
             detail = f"rows {', '.join(map(str, group[ROW]))} of this image differ in {', '.join(differ)}"
             problems |= dict.fromkeys(group.index, ("conflicting-duplicate", detail))
         else:
             problems |= dict.fromkeys(group.index[1:], ("duplicate", f"says what row {first[ROW]} says"))
     rows.drop_each(problems)
-
-
-Check = Literal["none", "files", "images"]
-CHECKS: tuple[Check, ...] = ("none", "files", "images")
-_BATCH = 256
-"""Images in one task of a process. Fewer images than this are read here: starting processes takes longer."""
 
 
 def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:
@@ -64,10 +60,9 @@ def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:
     # Processes are started anew: a fork of this one would inherit the locks of torch's and Arrow's threads.
     tasks = list(zip(paths, slices, strict=True))
     found = _run(_read, tasks, workers if len(paths) >= _BATCH else 1, "processes", "reading images")
-    sizes = [answer if isinstance(answer, tuple) else (None, None) for answer in found]
-    for position, name in enumerate(("height", "width")):
-        table = table.assign(**{name: pd.array([size[position] for size in sizes], "Int32")})
-    rows.table = table
+    sizes = [(None, None) if isinstance(answer, str) else answer for answer in found]
+    height, width = (pd.array([size[axis] for size in sizes], "Int32") for axis in (0, 1))
+    rows.table = table.assign(height=height, width=width)
     problems = {row: answer for row, answer in zip(table.index, found, strict=True) if isinstance(answer, str)}
     rows.drop_each({row: ("unreadable-image", problem) for row, problem in problems.items()})
 
@@ -75,18 +70,9 @@ def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:
 def _run(
     call: Callable[..., Any], tasks: Sequence[tuple], workers: int, prefer: Literal["threads", "processes"], title: str
 ) -> list[Any]:
-    batches = [tasks[start : start + _BATCH] for start in range(0, len(tasks), _BATCH)]
-    work = Parallel(n_jobs=workers, prefer=prefer, return_as="generator")
-    answers = []
-    with tqdm(total=len(tasks), desc=title, unit="image", disable=len(tasks) < 2000) as bar:
-        for batch in work(delayed(_each)(call, batch) for batch in batches):
-            answers += batch
-            bar.update(len(batch))
-    return answers
-
-
-def _each(call: Callable[..., Any], tasks: Sequence[tuple]) -> list[Any]:
-    return [call(*task) for task in tasks]
+    work = Parallel(n_jobs=workers, prefer=prefer, batch_size=_BATCH, return_as="generator")
+    answers = work(delayed(call)(*task) for task in tasks)
+    return list(tqdm(answers, total=len(tasks), desc=title, unit="image", disable=len(tasks) < 2000))
 
 
 def _missing(path: str) -> str | None:

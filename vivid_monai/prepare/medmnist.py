@@ -10,9 +10,8 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import numpy as np
@@ -40,8 +39,7 @@ NAMES = tuple(_KINDS)
 """The sets that have a label space: grey, two-dimensional, one class per image."""
 
 
-@dataclass(frozen=True)
-class Official:
+class Official(NamedTuple):
     """A data set as the package medmnist describes it.
 
     Attributes:
@@ -51,7 +49,6 @@ class Official:
         kind: modality, anatomy and view of its images.
     """
 
-    name: str
     info: dict[str, Any]
     space: LabelSpace
     fields: tuple[str | None, ...]
@@ -62,19 +59,28 @@ class Official:
         if size not in SIZES:
             raise VividError(f"MedMNIST has no size {size}: its sizes are {', '.join(map(str, SIZES))}")
         suffix = "" if size == 28 else f"_{size}"
-        return f"{self.name}{suffix}.npz", self.info[f"url{suffix}"], self.info[f"MD5{suffix}"]
+        return f"{self.info['python_class'].lower()}{suffix}.npz", self.info[f"url{suffix}"], self.info[f"MD5{suffix}"]
 
 
 def official(name: str) -> Official:
-    """Return what the package says of a data set, with its classes checked against our label space.
+    """Return what the package says of a data set.
 
-    Raises:
-        VividError: the package is not installed or too old, the set has no label space, or its classes are not those
-            of the label space in the same order.
+    Raises VividError: the package is not installed or too old, the set has no label space, or its classes are not
+    those of the label space in the same order.
     """
     if name not in _KINDS:
         raise VividError(f"MedMNIST {name!r} has no label space here: those with one are {', '.join(NAMES)}")
-    info = _package_info().get(name, {})
+    try:  # the import asks for packages that only its Dataset classes need, which is muted
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from medmnist import INFO
+    except ImportError as error:
+        raise VividError(
+            f"MedMNIST's file list and classes come from the package medmnist, which cannot be imported ({error}): "
+            "pip install 'vivid-monai[medmnist]', or pip install --no-deps medmnist (without the torchvision that "
+            "it declares and that is not needed here)"
+        ) from error
+    info = INFO.get(name, {})
     if missing := [key for key in ("label", "n_samples", "MD5_224", "url_224") if key not in info]:
         raise VividError(f"the installed medmnist knows no {missing[0]!r} of {name!r}: install medmnist>=3.0")
     space_name, kind = _KINDS[name]
@@ -87,41 +93,22 @@ def official(name: str) -> Official:
             f"{name}: the medmnist package has the classes {', '.join(map(str, theirs))}, but label space "
             f"{space.name!r} has {', '.join(map(str, ours))}: labels would get wrong names, so nothing is prepared"
         )
-    return Official(name, info, space, fields, kind)
-
-
-def _package_info() -> dict[str, Any]:
-    """The package's INFO; its import asks for packages that only its Dataset classes need, which is muted."""
-    try:
-        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from medmnist import INFO
-    except ImportError as error:
-        raise VividError(
-            f"MedMNIST's file list and classes come from the package medmnist, which cannot be imported ({error}): "
-            "pip install 'vivid-monai[medmnist]', or pip install --no-deps medmnist (without the torchvision that "
-            "it declares and that is not needed here)"
-        ) from error
-    return INFO
+    return Official(info, space, fields, kind)
 
 
 def read_array(path: Path, key: str) -> np.ndarray:
     """One array of an .npz file, its checksum verified. Nothing in it is executed: pickled objects are refused.
 
-    Raises:
-        VividError: not an .npz, no such key, a damaged array.
+    Raises VividError: not an .npz, no such key, a damaged array.
     """
     try:
-        with zipfile.ZipFile(path) as file:
-            if f"{key}.npy" not in (names := file.namelist()):
-                there = ", ".join(name.removesuffix(".npy") for name in names) or "nothing"
-                raise VividError(f"{path}: has no {key!r}; it has {there}")
-            with file.open(f"{key}.npy") as stream:
-                values = npy.read_array(stream, allow_pickle=False)
-                if stream.read(1):  # `numpy.load` stops before the end, which is where the checksum is verified
-                    raise ValueError("it goes on after its last value")
-    except VividError:
-        raise
+        with zipfile.ZipFile(path) as file, file.open(f"{key}.npy") as stream:
+            values = npy.read_array(stream, allow_pickle=False)
+            if stream.read(1):  # `numpy.load` stops before the end, which is where the checksum is verified
+                raise ValueError("it goes on after its last value")
+    except KeyError as error:
+        there = ", ".join(name.removesuffix(".npy") for name in file.namelist()) or "nothing"
+        raise VividError(f"{path}: has no {key!r}; it has {there}") from error
     except zipfile.BadZipFile as error:
         raise VividError(f"{path}: not a whole .npz file ({error}): download it again") from error
     except (OSError, EOFError, ValueError, zlib.error, RuntimeError, MemoryError) as error:
@@ -146,10 +133,8 @@ def read_images(path: Path, split: str, n: int, size: int | None = None) -> np.n
     images = read_array(path, f"{split}_images")
     square = images.ndim == 3 and images.shape[1] == images.shape[2] == (size or images.shape[1]) > 0
     if images.dtype != np.uint8 or not square or len(images) != n:
-        wanted = f"{n}, {size or 'size'}, {size or 'size'}"
-        raise VividError(
-            f"{path}: {split}_images holds {images.dtype} {images.shape}, not grey images uint8 ({wanted})"
-        )
+        found, side = f"{images.dtype} {images.shape}", size or "size"
+        raise VividError(f"{path}: {split}_images holds {found}, not grey images uint8 ({n}, {side}, {side})")
     return images
 
 
@@ -173,30 +158,31 @@ def read(
         unofficial: a file of the same layout that need not be the official one; the manifest's ``dataset`` says so.
         workers: threads that write images.
 
-    Raises:
-        VividError: the package is missing or has other classes; no such file; another MD5 or other counts than the
-            official ones; a file that is damaged or of another layout; images cannot be written.
+    Raises VividError: the package is missing or has other classes; no such file; another MD5 or other counts than the
+    official ones; a file that is damaged or of another layout; images cannot be written.
     """
     known = official(name)
     if (root is None) == (unofficial is None):
         raise VividError("give either --root, the folder of the official file, or --unofficial-file")
-    if unofficial is not None:
-        if not unofficial.is_file():
-            raise VividError(f"{unofficial}: no such file")
-        path, md5, dataset = unofficial, _md5(unofficial), f"{name}-unofficial"
-    else:
-        path, md5 = _official_file(Path(root or ""), known, size, download=download)
-        dataset = name
+    if unofficial is not None and not unofficial.is_file():
+        raise VividError(f"{unofficial}: no such file")
+    path = unofficial or _official_file(Path(root or ""), known, size, download=download)
+    dataset, md5 = f"{name}-unofficial" if unofficial else name, _md5(path)
+    if not unofficial and md5 != (expected := known.file(size)[2]):
+        raise VividError(
+            f"{path}: not the official file: its MD5 is {md5}, the package medmnist has {expected}. Download it again "
+            f"from {known.file(size)[1]}; or take it as what it is with --unofficial-file"
+        )
     labels = {split: read_labels(path, split, len(known.fields)) for split in SPLITS}
     counts = {split: len(classes) for split, classes in labels.items()}
-    if unofficial is None and counts != (expected := dict(known.info["n_samples"])):
-        raise VividError(f"{path}: holds {counts} images; official are {expected}")
+    if unofficial is None and counts != (n_samples := dict(known.info["n_samples"])):
+        raise VividError(f"{path}: holds {counts} images; official are {n_samples}")
     # The MD5 in the name keeps images of different files apart, so that an earlier manifest stays right.
     folder = f"images/{path.stem}-{md5[:8]}"
     side = write_images(path, counts, out / folder, size=size if unofficial is None else None, workers=workers)
 
     places = [(split, position) for split, n in counts.items() for position in range(n)]
-    ids = [image_id(*place) for place in places]
+    ids = [f"{split}-{position:05d}" for split, position in places]
     table = pd.DataFrame(
         {
             TABLE: path.name,
@@ -235,8 +221,8 @@ def read(
     )
 
 
-def _official_file(root: Path, known: Official, size: int, *, download: bool) -> tuple[Path, str]:
-    """The official file and its MD5, fetched where it is missing and may be."""
+def _official_file(root: Path, known: Official, size: int, *, download: bool) -> Path:
+    """The official file, fetched where it is missing and may be."""
     name, url, expected = known.file(size)
     path = root / name
     if not path.is_file():
@@ -250,12 +236,7 @@ def _official_file(root: Path, known: Official, size: int, *, download: bool) ->
                 (Path(part) / name).replace(path)
         except (URLError, OSError, RuntimeError) as error:
             raise VividError(f"{path}: could not be downloaded ({error}): {by_hand}") from error
-    if (md5 := _md5(path)) != expected:
-        raise VividError(
-            f"{path}: not the official file: its MD5 is {md5}, the package medmnist has {expected}. Download it again "
-            f"from {url}; or take it as what it is with --unofficial-file"
-        )
-    return path, md5
+    return path
 
 
 def _md5(path: Path) -> str:
@@ -264,15 +245,13 @@ def _md5(path: Path) -> str:
 
 
 def _notes(known: Official, md5: str, official_file: bool) -> list[str]:
+    of_file = f"NOT THE OFFICIAL FILE (MD5 {md5}): numbers from it are no {known.info['python_class']} numbers."
+    splits = "What its splits are by is unknown"
     if official_file:
         of_file = f"The official file: MD5 {md5}, as the package medmnist has it. Licence {known.info['license']}."
-        by_volume = "The official splits are by CT volume"
-        splits = (
-            by_volume if known.kind["modality"] == "CT" else "Whether the official splits are by patient is unknown"
-        )
-    else:
-        of_file = f"NOT THE OFFICIAL FILE (MD5 {md5}): numbers from it are no {known.info['python_class']} numbers."
-        splits = "What its splits are by is unknown"
+        splits = "The official splits are by CT volume"
+        if known.kind["modality"] != "CT":
+            splits = "Whether the official splits are by patient is unknown"
     return [
         of_file,
         "The file names no patients, so each image stands for a patient of its own. Intervals are over images then, "
@@ -280,14 +259,9 @@ def _notes(known: Official, md5: str, official_file: bool) -> list[str]:
     ]
 
 
-def image_id(split: str, position: int) -> str:
-    """The name of the image at a position of its split's array."""
-    return f"{split}-{position:05d}"
-
-
 def image_path(split: str, position: int) -> str:
-    """The path of that image in the folder of its file: at most 1,000 images are in one folder."""
-    return f"{split}/{position // 1000:03d}/{image_id(split, position)}.png"
+    """The path of an image in the folder of its file: at most 1,000 images are in one folder."""
+    return f"{split}/{position // 1000:03d}/{split}-{position:05d}.png"
 
 
 def write_images(path: Path, counts: dict[str, int], folder: Path, *, size: int | None, workers: int) -> int:
@@ -296,8 +270,7 @@ def write_images(path: Path, counts: dict[str, int], folder: Path, *, size: int 
     ``folder`` takes its name only when all of them are there. A run that is killed leaves ``.NAME.part`` beside it,
     which the next run removes. A folder that has its name is complete and stays as it is.
 
-    Raises:
-        VividError: as `read_images`; the folder cannot be written.
+    Raises VividError: as `read_images`; the folder cannot be written.
     """
     if folder.is_dir():
         with Image.open(next(folder.rglob("*.png"))) as image:

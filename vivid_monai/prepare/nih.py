@@ -5,150 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from vivid_monai.data.columns import FINDING, LabelSpaceSource, open_label_space, stored_label_space
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.csv_table import BadCell, CellReader, age_in_years, read_csv
-from vivid_monai.prepare.source import KEY, TABLE, Rows, Source
+from vivid_monai.prepare.source import KEY, Rows, Source
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT
 
+TABLES = {"Data_Entry_2017_v2020.csv": "2020", "Data_Entry_2017.csv": "2017"}
 LISTS = {"train_val_list.txt": "train_val", "test_list.txt": "test"}
-
-
-def read_lists(root: Path) -> dict[str, str]:
-    """Image name → "train_val" or "test"; empty where there are no lists.
-
-    Raises:
-        VividError: one of the two lists is missing, or an image is in both.
-    """
-    there = [name for name in LISTS if (root / name).is_file()]
-    if not there:
-        return {}
-    if len(there) < len(LISTS):
-        absent = next(name for name in LISTS if name not in there)
-        raise VividError(
-            f"{root / there[0]} is there, but not {absent}: the official split needs both lists, or neither"
-        )
-    sides: dict[str, str] = {}
-    for name, side in LISTS.items():
-        try:
-            lines = (root / name).read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise VividError(f"{root / name}: cannot be read as text: {error}") from error
-        both = [image for image in lines if sides.get(image, side) != side]
-        if both:
-            raise VividError(f"{root}: {len(both)} image(s) are in both official lists: {', '.join(both[:5])}")
-        sides |= dict.fromkeys(lines, side)
-    return sides
-
-
-def image_folders(root: Path) -> dict[str, str]:
-    """File name → its folder below ``root``: ``images_001/images`` …, ``images_001`` … or ``images``.
-
-    Raises:
-        VividError: no such folder, or a name in two of them.
-    """
-    numbered = sorted(root.glob("images_*"))
-    candidates = [root / "images", *(folder / "images" for folder in numbered), *numbered]
-    folders = [folder for folder in candidates if folder.is_dir()]
-    if not folders:
-        raise VividError(
-            f"{root}: neither images_001/images … nor images is here; unpack the images, or pass --check none"
-        )
-    home: dict[str, str] = {}
-    for folder in folders:
-        place = folder.relative_to(root).as_posix()
-        for entry in folder.iterdir():
-            if entry.suffix == ".png" and home.setdefault(entry.name, place) != place:
-                raise VividError(f"{entry.name} is in {home[entry.name]} and in {place} of {root}: keep one")
-    return home
-
-
 BOX_TABLE = "BBox_List_2017.csv"
 FRAME = 1024
 """Side of the square images that NIH distributes and that the boxes were drawn on, in pixels."""
 
-
-def read_boxes(path: Path) -> list[tuple[str, str, tuple[float, float, float, float]]]:
-    """(image name, concept, (x, y, width, height)) in the 1024 frame.
-
-    The header as distributed has more cells than the rows; so only the order counts.
-
-    Raises:
-        VividError: not such a table; a row with an unknown finding or a cell that is no number.
-    """
-    native = load_label_space("nih-14")
-    try:
-        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise VividError(f"{path}: cannot be read as text: {error}") from error
-    if not lines or lines[0][:2] != ["Image Index", "Finding Label"]:
-        raise VividError(f"{path}: its first columns must be 'Image Index' and 'Finding Label'")
-    boxes = []
-    for number, cells in enumerate(lines[1:], start=2):
-        if not any(cells):
-            continue
-        try:
-            x, y, width, height = (float(cell) for cell in cells[2:6])
-            boxes.append((cells[0], native.concepts[native.resolve(cells[1])], (x, y, width, height)))
-        except (ValueError, IndexError) as error:  # a VividError is a ValueError, too: an unknown finding
-            raise VividError(f"{path}: row {number}: not image, finding, x, y, width, height: {error}") from error
-    return boxes
-
-
-def add_boxes(rows: Rows, root: Path, space: LabelSpace, *, find_files: bool) -> None:
-    """Give ``rows`` the column ``boxes``, in pixels of the image file, and ``height`` and ``width`` with them.
-
-    An image that has boxes and cannot be opened is dropped (reason "unreadable-image"); a missing one is left to the
-    file check.
-    """
-    fields = {concept: field for field, concept in space.concepts.items()}
-    index = pd.Series(rows.table.index, rows.table[KEY])
-    boxes: dict[int, list[dict[str, Any]]] = {}
-    sizes: dict[int, tuple[int, int]] = {}
-    broken: dict[int, tuple[str, str]] = {}
-    left_out = 0
-    for name, concept, (x, y, width, height) in read_boxes(root / BOX_TABLE):
-        if name not in index or concept not in fields:
-            left_out += 1
-            continue
-        row = index[name]
-        try:
-            if row not in sizes:
-                sizes[row] = _size(root / rows.table.at[row, "image"]) if find_files else (FRAME, FRAME)
-        except OSError as error:
-            broken[row] = ("unreadable-image", str(error))
-            continue
-        across, down = sizes[row][0] / FRAME, sizes[row][1] / FRAME
-        scaled = {"x": x * across, "y": y * down, "width": width * across, "height": height * down}
-        boxes.setdefault(row, []).append({"field": fields[concept], **scaled})
-    rows.table = rows.table.assign(
-        boxes=pd.Series(boxes, dtype=object),
-        width=pd.Series({row: width for row, (width, _) in sizes.items()}, dtype="Int32"),
-        height=pd.Series({row: height for row, (_, height) in sizes.items()}, dtype="Int32"),
-    )
-    rows.drop_each(broken)
-    resized = sum(size != (FRAME, FRAME) for size in sizes.values())
-    frame = f"pixels of the image files; {resized} of them are not {FRAME}×{FRAME}, their boxes are scaled"
-    rows.notes.append(f"Boxes on {len(sizes)} images, in {frame if find_files else f'the {FRAME}×{FRAME} frame'}.")
-    if left_out:
-        rows.notes.append(f"{left_out} boxes are on images or findings that are not in this manifest.")
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height from the file's header; the frame's where there is no file."""
-    if not path.is_file():
-        return FRAME, FRAME
-    with Image.open(path) as image:
-        return image.size
-
-
-TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _NO_FINDING = "no-finding"
-_NAME = r"[0-9]{8}_[0-9]{3}\.png"
 _VIEWS = {"PA": "PA", "AP": "AP", "": None}
 _SEX = {"M": "M", "F": "F", "": None}
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
@@ -169,8 +41,7 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
         label_space: any space that shares concepts with nih-14.
         find_files: look which folder holds each image; off, paths read ``images/NAME`` and boxes keep their 1024 frame.
 
-    Raises:
-        VividError: no table, one of two lists missing, an image in both lists, a box of an unknown finding.
+    Raises VividError: no table, one of two lists missing, an image in both lists, a box of an unknown finding.
     """
     root = Path(root)
     path = next((root / name for name in TABLES if (root / name).is_file()), None)
@@ -178,15 +49,36 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
         raise VividError(f"{root}: neither {' nor '.join(TABLES)} is here: give the folder that holds the table")
     space = open_label_space(stored_label_space(label_space))
     rows = read_csv(path, required=_COLUMNS, key="Image Index")
-    rows.drop(~rows.table["Image Index"].str.fullmatch(_NAME), "bad-path", "not NNNNNNNN_NNN.png")
-    files = [path]
-    lists = read_lists(root)
+    rows.drop(~rows.table[KEY].str.fullmatch(r"[0-9]{8}_[0-9]{3}\.png"), "bad-path", "not NNNNNNNN_NNN.png")
+    lists = _read_lists(root)
+    names, cells = rows.table[KEY], CellReader(rows)
+    folders = _image_folders(root) if find_files else {}
+    official = names.map(lists).astype(object)
+    columns = {
+        "id": names.str.removesuffix(".png"),
+        "image": (names.map(folders).astype(object).fillna("images") + "/" + names).astype("str"),
+        "patient_id": cells.read("Patient ID", _patient, "category"),
+        "split": official.where(official == "test", None).astype("category"),
+        "view": cells.read("View Position", _VIEWS, "category"),
+        "sex": cells.read("Patient Gender", _SEX, "category"),
+        "age": cells.read("Patient Age", age_in_years, "float64"),
+        "dataset": "nih-chestxray14",
+        "modality": "DX",
+        "anatomy": "chest",
+        "labeller": "NIH text mining",
+        "labeller_version": TABLES[path.name],
+        "source": "report",
+    }
+    cells.finish(columns | _states(cells, space))
     if lists:
-        files += [root / name for name in LISTS]
-    _parse(rows, space, image_folders(root) if find_files else None, lists)
+        unlisted = official.loc[rows.table.index].isna()
+        rows.drop(unlisted, "not-in-lists", "in neither train_val_list.txt nor test_list.txt")
+    other = rows.table[KEY].str[:8] != rows.table["patient_id"].astype(object)
+    rows.drop(other, "patient-mismatch", "the file name and the column 'Patient ID' name different patients")
+    files = [path, *(root / name for name in LISTS if lists)]
     if (root / BOX_TABLE).is_file():
         files.append(root / BOX_TABLE)
-        add_boxes(rows, root, space, find_files=find_files)
+        _add_boxes(rows, root, space, find_files=find_files)
     if not find_files:
         rows.notes.append("Images were not looked for: paths read images/NAME, wherever the files are.")
     return Source(
@@ -201,36 +93,42 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
     )
 
 
-def _parse(rows: Rows, space: LabelSpace, folders: dict[str, str] | None, lists: dict[str, str]) -> None:
-    table, names = rows.table, rows.table["Image Index"]
-    cells = CellReader(rows)
-    columns = {
-        "id": names.str.removesuffix(".png"),
-        "image": (names.map(folders or {}).astype(object).fillna("images") + "/" + names).astype("str"),
-        "patient_id": cells.read("Patient ID", _patient, "category"),
-        "study_id": None,
-        "view": cells.read("View Position", _VIEWS, "category"),
-        "sex": cells.read("Patient Gender", _SEX, "category"),
-        "age": cells.read("Patient Age", age_in_years, "float64"),
-        "dataset": "nih-chestxray14",
-        "modality": "DX",
-        "anatomy": "chest",
-        "labeller": "NIH text mining",
-        "labeller_version": "2020" if any("v2020" in name for name in table[TABLE].cat.categories) else "2017",
-        "source": "report",
-        **_states(cells, space),
-    }
-    official = names.map(lists).astype(object)
-    columns["split"] = official.where(official == "test", None).astype("category")
-    cells.finish(columns)
-    if lists:
-        unlisted = official.loc[rows.table.index].isna()
-        rows.drop(unlisted, "not-in-lists", "in neither train_val_list.txt nor test_list.txt")
-    rows.drop(
-        rows.table[KEY].str[:8] != rows.table["patient_id"].astype(object),
-        "patient-mismatch",
-        "the file name and the column 'Patient ID' name different patients",
-    )
+def _read_lists(root: Path) -> dict[str, str]:
+    """Image name → "train_val" or "test"; empty where there are no lists."""
+    there = [name for name in LISTS if (root / name).is_file()]
+    if len(there) == 1:
+        (absent,) = LISTS.keys() - there
+        raise VividError(
+            f"{root / there[0]} is there, but not {absent}: the official split needs both lists, or neither"
+        )
+    sides: dict[str, str] = {}
+    for name in there:
+        try:
+            images = (root / name).read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise VividError(f"{root / name}: cannot be read as text: {error}") from error
+        if both := [image for image in images if sides.get(image, LISTS[name]) != LISTS[name]]:
+            raise VividError(f"{root}: {len(both)} image(s) are in both official lists: {', '.join(both[:5])}")
+        sides |= dict.fromkeys(images, LISTS[name])
+    return sides
+
+
+def _image_folders(root: Path) -> dict[str, str]:
+    """File name → its folder below ``root``: ``images_001/images`` …, ``images_001`` … or ``images``."""
+    numbered = sorted(root.glob("images_*"))
+    candidates = [root / "images", *(folder / "images" for folder in numbered), *numbered]
+    folders = [folder for folder in candidates if folder.is_dir()]
+    if not folders:
+        raise VividError(
+            f"{root}: neither images_001/images … nor images is here; unpack the images, or pass --check none"
+        )
+    home: dict[str, str] = {}
+    for folder in folders:
+        place = folder.relative_to(root).as_posix()
+        for entry in folder.iterdir():
+            if entry.suffix == ".png" and home.setdefault(entry.name, place) != place:
+                raise VividError(f"{entry.name} is in {home[entry.name]} and in {place} of {root}: keep one")
+    return home
 
 
 def _patient(text: str) -> str:
@@ -242,21 +140,20 @@ def _patient(text: str) -> str:
 def _states(cells: CellReader, space: LabelSpace) -> dict[str, np.ndarray]:
     """The state columns: listed is present, unlisted absent, a concept that ChestX-ray14 does not have null."""
     native = load_label_space("nih-14")
-    none_label = native.none_label
 
     def listed(text: str) -> frozenset[str]:
         labels = text.split("|")
-        if labels == [none_label]:
+        if labels == [native.none_label]:
             return frozenset({_NO_FINDING})
-        if none_label in labels:
-            raise BadCell(f"findings, or {none_label!r} alone")
+        if native.none_label in labels:
+            raise BadCell(f"findings, or {native.none_label!r} alone")
         try:
             return frozenset(native.concepts[native.resolve(label)] for label in labels)
         except VividError as error:
             raise BadCell(f"a list of findings with '|' between them ({error})") from None
 
     known = {*native.concepts.values(), _NO_FINDING}
-    if not any(space.concepts.get(field) in known for field in space.fields):
+    if not known & set(space.concepts.values()):
         raise VividError(f"label space {space.name!r} shares no concept with nih-14")
     codes, sets = cells.distinct("Finding Labels", listed, bad=frozenset())
     columns = {}
@@ -265,3 +162,73 @@ def _states(cells: CellReader, space: LabelSpace) -> dict[str, np.ndarray]:
         states = [PRESENT if concept in s else ABSENT for s in sets] if concept in known else [NULL] * len(sets)
         columns[FINDING + field] = np.array(states, np.int8)[codes]
     return columns
+
+
+def _add_boxes(rows: Rows, root: Path, space: LabelSpace, *, find_files: bool) -> None:
+    """Give ``rows`` the column ``boxes``, in pixels of the image file, and ``height`` and ``width`` with them.
+
+    An image that has boxes and cannot be opened is dropped (reason "unreadable-image"); a missing one is left to the
+    file check.
+    """
+    fields = {concept: field for field, concept in space.concepts.items()}
+    images = dict(zip(rows.table[KEY], rows.table["image"], strict=True))
+    boxes: dict[str, list[dict[str, Any]]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    broken: dict[str, str] = {}
+    left_out = 0
+    for name, concept, (x, y, width, height) in _read_boxes(root / BOX_TABLE):
+        if name not in images or concept not in fields:
+            left_out += 1
+            continue
+        if name not in sizes and name not in broken:
+            try:
+                sizes[name] = _size(root / images[name]) if find_files else (FRAME, FRAME)
+            except OSError as error:
+                broken[name] = str(error)
+        if name in sizes:
+            across, down = (side / FRAME for side in sizes[name])
+            scaled = {"x": x * across, "y": y * down, "width": width * across, "height": height * down}
+            boxes.setdefault(name, []).append({"field": fields[concept], **scaled})
+    keys = rows.table[KEY].astype(object)
+    rows.table = rows.table.assign(
+        boxes=keys.map(boxes).astype(object),
+        width=keys.map({name: width for name, (width, _) in sizes.items()}).astype("Int32"),
+        height=keys.map({name: height for name, (_, height) in sizes.items()}).astype("Int32"),
+    )
+    rows.drop(keys.isin(broken), "unreadable-image", keys.map(broken))
+    resized = sum(size != (FRAME, FRAME) for size in sizes.values())
+    frame = f"pixels of the image files; {resized} of them are not {FRAME}×{FRAME}, their boxes are scaled"
+    rows.notes.append(f"Boxes on {len(sizes)} images, in {frame if find_files else f'the {FRAME}×{FRAME} frame'}.")
+    if left_out:
+        rows.notes.append(f"{left_out} boxes are on images or findings that are not in this manifest.")
+
+
+def _read_boxes(path: Path) -> list[tuple[str, str, tuple[float, float, float, float]]]:
+    """(image name, concept, (x, y, width, height)) in the 1024 frame.
+
+    The header as distributed has more cells than the rows; so only the order counts.
+    """
+    native = load_label_space("nih-14")
+    try:
+        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise VividError(f"{path}: cannot be read as text: {error}") from error
+    if not lines or lines[0][:2] != ["Image Index", "Finding Label"]:
+        raise VividError(f"{path}: its first columns must be 'Image Index' and 'Finding Label'")
+    boxes = []
+    for number, cells in enumerate(lines[1:], start=2):
+        if any(cells):
+            try:
+                x, y, width, height = map(float, cells[2:6])
+                boxes.append((cells[0], native.concepts[native.resolve(cells[1])], (x, y, width, height)))
+            except (ValueError, IndexError) as error:  # a VividError is a ValueError, too: an unknown finding
+                raise VividError(f"{path}: row {number}: not image, finding, x, y, width, height: {error}") from error
+    return boxes
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height from the file's header; the frame's where there is no file."""
+    if not path.is_file():
+        return FRAME, FRAME
+    with Image.open(path) as image:
+        return image.size

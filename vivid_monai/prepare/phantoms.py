@@ -21,8 +21,8 @@ from vivid_monai.phantom.patients import LABEL_SPACE
 from vivid_monai.phantom.phantom import MAX_SIZE, MIN_SIZE, VERSION, generate, require_integer
 from vivid_monai.ums.label_space import load_label_space
 
-# Below this, starting processes takes longer than drawing.
 _ALONE = 300
+"""Up to as many, starting processes takes longer than drawing."""
 _BATCH = 32
 
 
@@ -51,8 +51,7 @@ def prepare(
         test: fraction of the patients for test.
         workers: processes; default: one per available core.
 
-    Raises:
-        VividError: a setting out of range, or a folder that holds something else.
+    Raises VividError: a setting out of range, or a folder that holds something else.
     """
     root = Path(root)
     n, seed = require_integer("number", n, 1), require_integer("seed", seed)
@@ -72,8 +71,7 @@ def prepare(
         manifest.save(part / "manifest.parquet")
         try:
             part.replace(root)
-        except OSError:
-            # Another process was faster; its folder serves if it is the same.
+        except OSError:  # another process was faster; its folder serves if it is the same
             if not _is_made(root, settings, rule):
                 raise
     except (OSError, BrokenExecutor) as error:
@@ -93,40 +91,29 @@ def _is_made(root: Path, settings: dict[str, Any], rule: SplitRule) -> bool:
     found = (manifest.sources[0] if manifest.sources else {}) | {"splits": manifest.splits}
     for key, wanted in (settings | {"splits": rule.to_dict()}).items():
         if found.get(key) != wanted:
-            raise VividError(
-                f"{root}: made with {key} = {found.get(key)!r}, not {wanted!r}; name a new folder or remove this"
-            )
+            was = f"made with {key} = {found.get(key)!r}, not {wanted!r}"
+            raise VividError(f"{root}: {was}; name a new folder or remove this")
     if lost := sum(not Path(item["image"]).is_file() for item in manifest.items()):
-        raise VividError(
-            f"{root}: {lost} of its {len(manifest)} images are missing; remove the folder to make them anew"
-        )
+        told = f"{lost} of its {len(manifest)} images are missing"
+        raise VividError(f"{root}: {told}; remove the folder to make them anew")
     return True
 
 
 def _write_all(root: Path, seed: int, size: int, n: int, workers: int) -> list[dict[str, Any]]:
     """Write all images and return their rows of the manifest in order."""
-    batches = [range(first, min(first + _BATCH, n)) for first in range(0, n, _BATCH)]
-    tasks = (joblib.delayed(_write_images)(root, seed, size, batch) for batch in batches)
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=n, desc="phantoms", unit="image", disable=n < _ALONE) as bar:
-        for written in joblib.Parallel(n_jobs=workers, return_as="generator")(tasks):
-            rows += written
-            bar.update(len(written))
-    return rows
+    work = joblib.Parallel(n_jobs=workers, batch_size=_BATCH, return_as="generator")
+    rows = work(joblib.delayed(_write_image)(root, seed, size, index) for index in range(n))
+    return list(tqdm(rows, total=n, desc="phantoms", unit="image", disable=n < _ALONE))
 
 
-def _write_images(root: Path, seed: int, size: int, indices: range) -> list[dict[str, Any]]:
-    """Write each phantom's PNG below `root` and return its row of the manifest."""
-    space = load_label_space(LABEL_SPACE)
-    rows = []
-    for index in indices:
-        phantom = generate(seed, index, size)
-        path = root / phantom.record.image.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Level 1: noise hardly compresses, however long one tries.
-        Image.fromarray(phantom.image).save(path, compress_level=1)
-        rows.append(row_of(phantom.record, space))
-    return rows
+def _write_image(root: Path, seed: int, size: int, index: int) -> dict[str, Any]:
+    """Write a phantom's PNG below `root` and return its row of the manifest."""
+    phantom = generate(seed, index, size)
+    path = root / phantom.record.image.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Level 1: noise hardly compresses, however long one tries.
+    Image.fromarray(phantom.image).save(path, compress_level=1)
+    return row_of(phantom.record, load_label_space(LABEL_SPACE))
 
 
 def _write_reports(path: Path, rows: list[dict[str, Any]]) -> None:

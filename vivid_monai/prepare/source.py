@@ -18,6 +18,8 @@ The sign keeps them apart from the columns of any table."""
 SKIPPED = {"table": "str", "row": "Int64", "key": "str", "reason": "str", "detail": "str"}
 """Columns of a skip list and their types; files and scans have no row number."""
 
+Contradictions = Literal["keep", "skip", "error"]
+
 
 @dataclass
 class Rows:
@@ -35,12 +37,11 @@ class Rows:
     skipped: list[pd.DataFrame] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def drop(self, mask: "pd.Series | np.ndarray", reason: str | pd.Series, detail: str | pd.Series = "") -> None:
+    def drop(self, mask: "pd.Series | np.ndarray", reason: str | pd.Series, detail: str | pd.Series) -> None:
         """Move the rows where ``mask`` (bool, N) is true to the skip list.
 
-        Args:
-            reason: a short code, counted in the card; one for all rows, or a series by index label.
-            detail: a sentence, likewise.
+        ``reason`` (a short code, counted in the card) and ``detail`` (a sentence) are one for all rows, or series by
+        index label.
         """
         if mask.any():
             gone = self.table.loc[mask, [TABLE, ROW, KEY]].set_axis(["table", "row", "key"], axis=1)
@@ -70,19 +71,6 @@ def write_skip_list(skipped: pd.DataFrame, path: Path) -> None:
         skipped.to_csv(part, index=False, lineterminator="\n")
 
 
-def concat(parts: Sequence[Rows]) -> Rows:
-    """Several sources with the same columns as one."""
-    return Rows(
-        table=pd.concat([p.table for p in parts], ignore_index=True),
-        n_read=sum(p.n_read for p in parts),
-        skipped=[listed for p in parts for listed in p.skipped],
-        notes=[note for p in parts for note in p.notes],
-    )
-
-
-Contradictions = Literal["keep", "skip", "error"]
-
-
 @dataclass(kw_only=True)
 class Source:
     """A data set as its adapter read it.
@@ -96,8 +84,7 @@ class Source:
         official: splits that the data set brings itself.
         label_policy: how cells became states, in a sentence or two.
         contradictions: what to do by default with rows that contradict themselves.
-        val: default fraction of the patients without an official split that go to val.
-        test: the same for test.
+        val, test: default fractions of the patients without an official split that go to val and to test.
     """
 
     dataset: str

@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,8 +28,8 @@ from vivid_monai.ums.states import NULL, PRESENT, encode
 
 _SCHEMA = resources.files("vivid_monai.prepare") / "mapping-1.0.schema.json"
 _SEXES = {"M": "M", "F": "F", "O": "O", "Male": "M", "Female": "F", "Other": "O", "": None}
-_PLAIN = ("image", "patient", "id", "study", "age", "slice", "report")
-_WORDS = ("view", "sex", "split")
+_ROLES = ("image", "patient", "id", "study", "age", "slice", "report", "view", "sex", "split")
+_DELIMITERS = {".tsv": "\t", ".tab": "\t"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class TableMapping:
         data: its content.
         label_space: of the manifest.
         space: the same, opened.
+        columns: role ("image", "view", …, "label_list") → column.
         label_columns: field → column; empty where the labels are a list in one column.
     """
 
@@ -48,12 +49,8 @@ class TableMapping:
     data: dict[str, Any]
     label_space: LabelSpaceSource
     space: LabelSpace
+    columns: dict[str, str]
     label_columns: dict[str, str]
-
-    def column(self, role: str) -> str | None:
-        """The column for a role ("image", "view", …), ``None`` where the mapping has none."""
-        entry = self.data.get(role)
-        return entry["column"] if isinstance(entry, dict) else entry
 
     def words(self, role: str) -> Mapping[str, str | None]:
         """Cell → word for "view", "sex" or "split". Without ``values`` the cells must be the words themselves."""
@@ -63,30 +60,21 @@ class TableMapping:
         views = {view or "": view for view in load_schema()["properties"]["view"]["enum"]}
         return {"view": views, "sex": _SEXES, "split": {**dict(zip(SPLITS, SPLITS, strict=True)), "": None}}[role]
 
-    def columns(self) -> list[str]:
-        """Every column that is read."""
-        return list(dict.fromkeys(name for _, name in self._named()))
-
-    def check_columns(self, there: list[str], table: Path) -> None:
+    def check_columns(self, there: Sequence[str], table: Path) -> None:
         """Raise a VividError that names a column the table lacks, and those like it."""
-        for role, name in self._named():
+        labels = {f"label {label!r}": name for label, name in self.label_columns.items()}
+        for role, name in ({repr(role): name for role, name in self.columns.items()} | labels).items():
             if name not in there:
                 near = difflib.get_close_matches(name, there, n=3)
                 hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(there)}"
                 raise VividError(f"{self.path}: {role} names column {name!r}, which {table.name} does not have; {hint}")
 
-    def _named(self) -> Iterator[tuple[str, str]]:
-        yield from ((repr(role), name) for role in (*_PLAIN, *_WORDS) if (name := self.column(role)))
-        yield from ((f"label {label!r}", name) for label, name in self.label_columns.items())
-        if "label_list" in self.data:
-            yield "'label_list'", self.data["label_list"]["column"]
-
 
 def load_mapping(path: Path | str) -> TableMapping:
     """Read and check a mapping file (its keys: docs/data.md).
 
-    Raises:
-        VividError: unreadable, not JSON, a key missing or unknown, an unknown label or state, labels twice or never.
+    Raises VividError: unreadable, not JSON, a key missing or unknown, an unknown label or state, labels twice or
+    never.
     """
     path = Path(path)
     try:
@@ -106,42 +94,9 @@ def load_mapping(path: Path | str) -> TableMapping:
         raise VividError(f"{path}: split word {unknown[0]!r} is none of {', '.join(SPLITS)} or null")
     source = _label_space(path, data)
     space = open_label_space(source)
-    return TableMapping(path, data, source, space, _fields(path, data.get("label_columns", {}), space))
-
-
-def _label_space(path: Path, data: dict[str, Any]) -> str | dict[str, Any]:
-    """The label space as a manifest stores it; without one, a space of the labels as they are named."""
-    given = data.get("label_space")
-    if given is None:
-        if "label_list" in data:
-            raise VividError(f"{path}: label_list needs a label_space, so that a misspelt label is not a new one")
-        own: dict[str, Any] = {
-            "label_space_version": "1.0",
-            "name": data["dataset"],
-            "description": f"The labels of {data['dataset']}, as its mapping file names them.",
-            "source": path.name,
-            "fields": [{"name": label} for label in data["label_columns"]],
-        }
-        return stored_label_space(own)
-    beside = path.parent / given if isinstance(given, str) else None
-    source = beside if beside is not None and beside.is_file() else given
-    try:
-        return stored_label_space(source)
-    except VividError as error:
-        raise VividError(f"{path}: label_space: {error}") from error
-
-
-def _fields(path: Path, columns: dict[str, str], space: LabelSpace) -> dict[str, str]:
-    """Field → column."""
-    fields: dict[str, str] = {}
-    for label, column in columns.items():
-        try:
-            field = space.resolve(label)
-        except VividError as error:
-            raise VividError(f"{path}: label_columns: {error}") from error
-        if fields.setdefault(field, column) != column:
-            raise VividError(f"{path}: label_columns gives {field!r} two columns, {fields[field]!r} and {column!r}")
-    return fields
+    named = {role: data[role] for role in (*_ROLES, "label_list") if role in data}
+    columns = {role: entry["column"] if isinstance(entry, dict) else entry for role, entry in named.items()}
+    return TableMapping(path, data, source, space, columns, _label_columns(path, data, space))
 
 
 def _sentence(error: ValidationError, schema: dict[str, Any]) -> str:
@@ -155,7 +110,39 @@ def _sentence(error: ValidationError, schema: dict[str, Any]) -> str:
     return f"at {where}: {error.message}"
 
 
-_DELIMITERS = {".tsv": "\t", ".tab": "\t"}
+def _label_space(path: Path, data: dict[str, Any]) -> str | dict[str, Any]:
+    """The label space as a manifest stores it; without one, a space of the labels as they are named."""
+    given = data.get("label_space")
+    if given is None:
+        if "label_list" in data:
+            raise VividError(f"{path}: label_list needs a label_space, so that a misspelt label is not a new one")
+        return stored_label_space(
+            {
+                "label_space_version": "1.0",
+                "name": data["dataset"],
+                "description": f"The labels of {data['dataset']}, as its mapping file names them.",
+                "source": path.name,
+                "fields": [{"name": label} for label in data["label_columns"]],
+            }
+        )
+    beside = isinstance(given, str) and (path.parent / given).is_file()
+    try:
+        return stored_label_space(path.parent / given if beside else given)
+    except VividError as error:
+        raise VividError(f"{path}: label_space: {error}") from error
+
+
+def _label_columns(path: Path, data: dict[str, Any], space: LabelSpace) -> dict[str, str]:
+    """Field → column."""
+    fields: dict[str, str] = {}
+    for label, column in data.get("label_columns", {}).items():
+        try:
+            field = space.resolve(label)
+        except VividError as error:
+            raise VividError(f"{path}: label_columns: {error}") from error
+        if fields.setdefault(field, column) != column:
+            raise VividError(f"{path}: label_columns gives {field!r} two columns, {fields[field]!r} and {column!r}")
+    return fields
 
 
 def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> Source:
@@ -164,15 +151,14 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
     Rows without an image or a patient are listed as skipped. A cell that the mapping gives no meaning is an error that
     names it, because the mapping can be mended.
 
-    Raises:
-        VividError: the table or the mapping cannot be used: the message says which key, column, label, row or cell.
+    Raises VividError: the table or the mapping cannot be used: the message says which key, column, label, row or cell.
     """
     path, root = Path(table), Path(image_root)
     plan = load_mapping(mapping)
     rows = _read_parquet(path, plan) if path.suffix.lower() in (".parquet", ".pq") else _read_text(path, plan)
     for role, reason in (("image", "no-image"), ("patient", "no-patient")):
-        blank = rows.table[plan.column(role)].str.strip() == ""
-        rows.drop(blank, reason, f"column {plan.column(role)!r} is blank")
+        column = plan.columns[role]
+        rows.drop(rows.table[column].str.strip() == "", reason, f"column {column!r} is blank")
     _parse(rows, plan, root)
     return Source(
         dataset=plan.data["dataset"],
@@ -181,7 +167,7 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
         image_root=root,
         files=[path, plan.path],
         official=frozenset(rows.table["split"].dropna().unique()),
-        label_policy=_policy(plan),
+        label_policy=_policy(plan.data),
         contradictions="skip",
     )
 
@@ -191,13 +177,13 @@ def _read_text(path: Path, plan: TableMapping) -> Rows:
     delimiter = plan.data.get("delimiter", _DELIMITERS.get(suffix.lower(), ","))
     text = {"delimiter": delimiter, "encoding": plan.data.get("encoding", "utf-8")}
     plan.check_columns(read_header(path, **text), path)
-    return read_csv(path, required=[], key=str(plan.column("image")), multiline=True, **text)
+    return read_csv(path, required=[], key=plan.columns["image"], multiline=True, **text)
 
 
 def _read_parquet(path: Path, plan: TableMapping) -> Rows:
     try:
         plan.check_columns(pq.read_schema(path).names, path)
-        table = pq.read_table(path, columns=plan.columns())
+        table = pq.read_table(path, columns=list(dict.fromkeys([*plan.columns.values(), *plan.label_columns.values()])))
     except (OSError, pa.ArrowException) as error:
         raise VividError(f"{path}: not a readable Parquet file: {error}") from error
     texts = {}
@@ -210,7 +196,7 @@ def _read_parquet(path: Path, plan: TableMapping) -> Rows:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise VividError(f"{path}: column {name!r} is {column.type}, which is not text or numbers") from error
     index = pd.RangeIndex(table.num_rows)
-    own = {TABLE: constant(path.name, index), ROW: index + 1, KEY: texts[str(plan.column("image"))]}
+    own = {TABLE: constant(path.name, index), ROW: index + 1, KEY: texts[plan.columns["image"]]}
     return Rows(table=pd.DataFrame({**own, **texts}, index=index), n_read=table.num_rows)
 
 
@@ -218,9 +204,9 @@ def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
     cells = CellReader(rows)
 
     def read(role: str, translate: Callable[[str], Any] | Mapping[str, Any], dtype: str) -> pd.Series:
-        if (name := plan.column(role)) is not None:
-            return cells.read(name, translate, dtype)
-        return pd.Series(None, rows.table.index, dtype=dtype)
+        if role not in plan.columns:
+            return pd.Series(None, rows.table.index, dtype=dtype)
+        return cells.read(plan.columns[role], translate, dtype)
 
     def text(role: str) -> pd.Series:
         return read(role, lambda cell: cell or None, "str")
@@ -228,13 +214,13 @@ def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
     image, place = read("image", lambda cell: _under(root, cell), "str"), read("slice", _whole_number, "Int32")
     of_slice = image + "#" + place.astype("str")  # null without a slice
     columns = {
-        "id": (text("id") if plan.column("id") else of_slice).fillna(image),
+        "id": (text("id") if "id" in plan.columns else of_slice).fillna(image),
         "image": image,
         "slice": place,
         "patient_id": read("patient", str, "category"),
         "study_id": text("study"),
         "report": text("report"),
-        **{role: read(role, plan.words(role) if plan.column(role) else {}, "category") for role in _WORDS},
+        **{r: read(r, plan.words(r) if r in plan.columns else {}, "category") for r in ("view", "sex", "split")},
         "age": read("age", age_in_years, "float64"),
         "dataset": plan.data["dataset"],
         "modality": plan.data.get("modality", "DX"),
@@ -244,27 +230,25 @@ def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
         "source": plan.data["source"],
         **_states(cells, plan),
     }
-    if (first := cells.first_problem()) is not None:
-        row, problem = first
+    if cells.problems:
+        row, problem = min(cells.problems.items())
         where = f"{rows.table.at[row, TABLE]}, row {rows.table.at[row, ROW]}"
         raise VividError(f"{where}: {problem}. Say in {plan.path.name} what it means, or mend the table")
     cells.finish(columns)
 
 
 def _states(cells: CellReader, plan: TableMapping) -> dict[str, Any]:
-    space = plan.space
+    fields = plan.space.fields
     if "label_list" in plan.data:
         entry = plan.data["label_list"]
-        codes, listed = cells.distinct(entry["column"], _listed(entry, space), bad=frozenset())
+        codes, listed = cells.distinct(entry["column"], _listed(entry, plan.space), bad=frozenset())
         unlisted = encode(entry["unlisted"])
-        return {
-            FINDING + field: np.array([PRESENT if field in s else unlisted for s in listed], np.int8)[codes]
-            for field in space.fields
-        }
+        states = {field: np.array([PRESENT if field in s else unlisted for s in listed], np.int8) for field in fields}
+        return {FINDING + field: of_text[codes] for field, of_text in states.items()}
     state = _state_of(plan.data["values"])
     never = pd.Series(NULL, cells.rows.table.index, dtype="int8")
     columns = plan.label_columns
-    return {FINDING + f: cells.read(columns[f], state, "int8") if f in columns else never for f in space.fields}
+    return {FINDING + f: cells.read(columns[f], state, "int8") if f in columns else never for f in fields}
 
 
 def _state_of(values: Mapping[str, str | None]) -> Callable[[str], int]:
@@ -273,12 +257,10 @@ def _state_of(values: Mapping[str, str | None]) -> Callable[[str], int]:
     numbers = {number: state for text, state in exact.items() if (number := _number(text)) is not None}
 
     def state(text: str) -> int:
-        if text in exact:
-            return exact[text]
-        number = _number(text)
-        if number is None or number not in numbers:
+        found = exact.get(text, numbers.get(_number(text)))
+        if found is None:
             raise BadCell(f"one of the mapping's values ({', '.join(map(repr, values))})")
-        return numbers[number]
+        return found
 
     return state
 
@@ -309,10 +291,12 @@ def _number(text: str) -> float | None:
 
 
 def _whole_number(text: str) -> int | None:
-    number = _number(text) if text else None
-    if text and (number is None or number != int(number) or number < 0):
+    if not text:
+        return None
+    number = _number(text)
+    if number is None or number < 0 or not number.is_integer():
         raise BadCell("a whole number from 0")
-    return None if number is None else int(number)
+    return int(number)
 
 
 def _under(root: Path, image: str) -> str:
@@ -322,9 +306,8 @@ def _under(root: Path, image: str) -> str:
     return os.path.relpath(path, base) if os.path.isabs(path) and Path(path).is_relative_to(base) else path
 
 
-def _policy(plan: TableMapping) -> str:
-    if "label_list" in plan.data:
-        entry = plan.data["label_list"]
+def _policy(data: Mapping[str, Any]) -> str:
+    if entry := data.get("label_list"):
         return f"A label listed in column {entry['column']!r} is present, any other {entry['unlisted'] or 'null'}."
-    values = ", ".join(f"{cell!r} is {state or 'null'}" for cell, state in plan.data["values"].items())
+    values = ", ".join(f"{cell!r} is {state or 'null'}" for cell, state in data["values"].items())
     return f"{values}. Fields without a column are null."

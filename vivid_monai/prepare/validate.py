@@ -1,8 +1,4 @@
-"""Run the UMS verifier over a whole table, with the same result as row by row.
-
-The schema judges most values by themselves, so each distinct value is tried once, and each distinct combination of
-states once against the label space. Only rows with boxes, details or slices are verified as whole records.
-"""
+"""Run the UMS verifier over a whole table: each distinct value and combination of states once, the rest row by row."""
 
 from typing import Any
 
@@ -12,7 +8,7 @@ import pyarrow as pa
 
 from vivid_monai.data.columns import conform, record_of, state_columns
 from vivid_monai.ums.label_space import LabelSpace
-from vivid_monai.ums.schema import Violation, load_schema, value_violations
+from vivid_monai.ums.schema import Violation, schema_at, schema_violations
 from vivid_monai.ums.states import NULL, STATES
 from vivid_monai.ums.verify import state_violations, verify
 
@@ -74,22 +70,14 @@ def _place(column: str) -> tuple[str, ...] | None:
     if column == "image":
         return ("image", "path")
     paths = ((column,), ("image", column), ("provenance", column))
-    return next((path for path in paths if column in _properties(path[:-1])), None)
-
-
-def _properties(path: tuple[str, ...]) -> dict[str, Any]:
-    """The properties of the schema of records, or of the object in it at a path."""
-    schema = load_schema()
-    for key in path:
-        schema = schema["properties"][key]
-    return schema["properties"]
+    return next((path for path in paths if column in schema_at(path[:-1])["properties"]), None)
 
 
 def _bad_values(column: pd.Series, path: tuple[str, ...]) -> list[tuple[Any, Violation]]:
     """Distinct values of a column that break the schema, each with its first violation."""
-    rule = _properties(path[:-1])[path[-1]]
+    rule = schema_at(path)
     if rule.get("type") == "string" and rule.keys() <= {"type", "minLength", "description"}:
         values = [""] if (column == "").any() else []  # millions of texts, and all that is asked is that there be one
     else:
         values = column.dropna().unique().tolist()
-    return [(value, found[0]) for value in values if (found := value_violations(value, path))]
+    return [(value, found[0]) for value in values if (found := schema_violations(value, path))]

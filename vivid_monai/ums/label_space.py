@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vivid_monai.errors import VividError
-from vivid_monai.ums.schema import label_space_violations, parse_json
+from vivid_monai.ums.schema import parse_json, schema_violations
 
 _FILES = resources.files("vivid_monai.ums") / "label_spaces"
 
@@ -88,12 +88,9 @@ class LabelSpace:
         """
         if (field := self.lookup.get(normalise(label))) is not None:
             return field
-        near = difflib.get_close_matches(normalise(label), self.lookup, n=3)
-        hint = f"did you mean {' or '.join(dict.fromkeys(repr(self.lookup[n]) for n in near))}?" if near else ""
-        raise VividError(f"label {label!r} is not in label space {self.name!r}; {hint or self._known()}")
-
-    def _known(self) -> str:
-        return f"its fields are {', '.join(self.fields)}"
+        near = dict.fromkeys(repr(self.lookup[n]) for n in difflib.get_close_matches(normalise(label), self.lookup))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"its fields are {', '.join(self.fields)}"
+        raise VividError(f"label {label!r} is not in label space {self.name!r}; {hint}")
 
     def ancestors(self, field: str) -> tuple[str, ...]:
         """Return the fields above a field, nearest first."""
@@ -139,29 +136,33 @@ def _packaged(name: str) -> LabelSpace:
 def parse_label_space(text: str, *, where: str = "label space") -> LabelSpace:
     """Build a label space from the text of its file; ``where`` names the file in errors (VividError)."""
     data = parse_json(text, where=where)
-    if violations := label_space_violations(data):
+    if violations := schema_violations(data, schema="label-space-1.0"):
         raise VividError(f"{where}: at {violations[0].pointer or 'the top'}: {violations[0].message}")
     entries: list[dict[str, Any]] = data["fields"]
-    names = tuple(entry["name"] for entry in entries)
     no_finding = data.get("no_finding", {})
+
+    def given(key: str) -> dict[str, Any]:
+        return {entry["name"]: entry[key] for entry in entries if key in entry}
+
     space = LabelSpace(
         name=data["name"],
         description=data["description"],
         source=data["source"],
-        fields=names,
+        fields=tuple(entry["name"] for entry in entries),
         labels=tuple(entry.get("label", entry["name"]) for entry in entries),
         aliases={entry["name"]: tuple(entry.get("aliases", ())) for entry in entries},
-        parents={entry["name"]: entry["parent"] for entry in entries if "parent" in entry},
+        parents=given("parent"),
         sides={e["name"]: side for e in entries if (side := e.get("side") or side_in(e["name"]))},
         exclusive=data.get("exclusive", False),
         no_finding=no_finding.get("field"),
         no_finding_compatible=frozenset(no_finding.get("compatible", ())),
         none_label=data.get("none_label"),
-        ratings={entry["name"]: Rating(**entry["rating"]) for entry in entries if "rating" in entry},
-        concepts={entry["name"]: entry["concept"] for entry in entries if "concept" in entry},
+        ratings={name: Rating(**rating) for name, rating in given("rating").items()},
+        concepts=given("concept"),
         lookup=_lookup(entries, where),
     )
-    _check(space, where)
+    for problem in _problems(space):
+        raise VividError(f"{where}: {problem}")
     return space
 
 
@@ -174,36 +175,31 @@ def _lookup(entries: list[dict[str, Any]], where: str) -> dict[str, str]:
     return lookup
 
 
-def _check(space: LabelSpace, where: str) -> None:
-    """Raise VividError where the parts of a label space do not fit each other."""
-
-    def fail(problem: str) -> None:
-        raise VividError(f"{where}: {problem}")
-
-    repeated = sorted({name for name in space.fields if space.fields.count(name) > 1})
-    if repeated:
-        fail(f"field {repeated[0]!r} is there twice")
+def _problems(space: LabelSpace) -> Iterator[str]:
+    """Where the parts of a label space do not fit each other."""
     for field in space.fields:
+        if space.fields.count(field) > 1:
+            yield f"field {field!r} is there twice"
         if not normalise(field):
-            fail(f"field {field!r} has no letter or digit")
+            yield f"field {field!r} has no letter or digit"
         if (named_side := side_in(field)) not in (None, space.sides.get(field)):
-            fail(f"{field!r} names another side than its side {space.sides[field]!r} ({named_side})")
+            yield f"{field!r} names another side than its side {space.sides[field]!r} ({named_side})"
     named = {f"parent of {child!r}": parent for child, parent in space.parents.items()}
     named |= {"no_finding field": space.no_finding} if space.no_finding else {}
     named |= {f"no_finding companion {i}": field for i, field in enumerate(sorted(space.no_finding_compatible))}
     for what, field in named.items():
         if field not in space.fields:
-            fail(f"{what} is {field!r}, which is not a field")
+            yield f"{what} is {field!r}, which is not a field"
     for field in space.parents:
         seen = [field]
         while (parent := space.parents.get(seen[-1])) is not None:
             if parent in seen:
-                fail(f"{field!r} is its own ancestor ({' → '.join([*seen, parent])})")
+                yield f"{field!r} is its own ancestor ({' → '.join([*seen, parent])})"
             seen.append(parent)
     if len(set(space.concepts.values())) < len(space.concepts):
-        fail("two fields share a concept, so that mappings would not be one to one")
+        yield "two fields share a concept, so that mappings would not be one to one"
     if space.none_label is not None and normalise(space.none_label) in space.lookup:
-        fail(f"none_label {space.none_label!r} is also the name of a field")
+        yield f"none_label {space.none_label!r} is also the name of a field"
     for field, rating in space.ratings.items():
         if not rating.minimum <= rating.absent_at_most < rating.present_at_least <= rating.maximum:
-            fail(f"the rating of {field!r} needs minimum ≤ absent_at_most < present_at_least ≤ maximum")
+            yield f"the rating of {field!r} needs minimum ≤ absent_at_most < present_at_least ≤ maximum"

@@ -9,7 +9,7 @@ from vivid_monai.ums.schema import UMS_VERSION, parse_json, schema_violations
 
 
 def _compact(item: Any) -> dict[str, Any]:
-    """Return a dataclass as a dict without the optional parts it does not have (``None`` and empty tuples)."""
+    """A dataclass as a dict without the optional parts it does not have (``None`` and empty tuples)."""
     return {f.name: v for f in fields(item) if (v := getattr(item, f.name)) is not None and v != ()}
 
 
@@ -57,30 +57,25 @@ class Finding:
     measurements: tuple[Measurement, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the finding as a JSON object; ``state`` is always there, optional parts only where they are known."""
+        """Return the finding as a JSON object; optional parts are there only where they are known."""
         out = {"state": self.state, **_compact(self)}
-        for part in ("boxes", "measurements"):
-            if part in out:
-                out[part] = [_compact(item) for item in out[part]]
-        return out
+        return out | {part: [_compact(item) for item in out[part]] for part in ("boxes", "measurements") if part in out}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Read a finding from an object that follows the schema (``Record.from_dict`` has checked it)."""
-        parts: dict[str, Any] = dict(data)
-        parts["boxes"] = tuple(Box(**box) for box in data.get("boxes", ()))
-        parts["measurements"] = tuple(Measurement(**item) for item in data.get("measurements", ()))
-        return cls(**parts)
+        boxes = tuple(Box(**box) for box in data.get("boxes", ()))
+        measurements = tuple(Measurement(**item) for item in data.get("measurements", ()))
+        return cls(**{**data, "boxes": boxes, "measurements": measurements})
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """Where the states come from.
 
-    ``labeller`` is the program, group or rule that made them, with its version. ``source`` is what it looked at or is:
-    "report" (extracted from a report), "human" (a reader of the image), "model" (a prediction), "simulation" (known
-    because the image was made from it). ``report_ref`` points at the report (a path or identifier), ``reader`` at the
-    human.
+    ``labeller`` is the program, group or rule that made them. ``source``: "report" (extracted from one), "human" (a
+    reader of the image), "model" (a prediction), "simulation" (the image was made from them). ``report_ref`` points at
+    the report (a path or identifier), ``reader`` at the human.
     """
 
     dataset: str

@@ -62,33 +62,27 @@ def load_schema(name: str = f"ums-{UMS_VERSION}") -> dict[str, Any]:
     return json.loads((SCHEMA_FILES / f"{name}.schema.json").read_text(encoding="utf-8"))
 
 
-@cache
-def _validator(name: str, path: tuple[str, ...] = ()) -> Draft202012Validator:
+def schema_at(path: tuple[str, ...], name: str = f"ums-{UMS_VERSION}") -> dict[str, Any]:
+    """Return the part of a schema that a value has at a path of keys: ("image", "height"), () for the whole."""
     schema = load_schema(name)
     for key in path:
         schema = schema["properties"][key]
-    return Draft202012Validator(schema)
+    return schema
 
 
-def schema_violations(record: Any) -> list[Violation]:
-    """Return everything in a record's JSON object that breaks the UMS schema, numbers that are not finite included."""
-    return _violations(_validator(f"ums-{UMS_VERSION}"), record)
+@cache
+def _validator(name: str, path: tuple[str, ...]) -> Draft202012Validator:
+    return Draft202012Validator(schema_at(path, name))
 
 
-def value_violations(value: Any, path: tuple[str, ...]) -> list[Violation]:
-    """Return what is wrong with one value of a record, by itself; ``path``: its keys, as ("image", "height")."""
-    return _violations(_validator(f"ums-{UMS_VERSION}", path), value, path)
+def schema_violations(data: Any, at: tuple[str, ...] = (), *, schema: str = f"ums-{UMS_VERSION}") -> list[Violation]:
+    """Return everything in a record's JSON object that breaks its schema, numbers that are not finite included.
 
-
-def label_space_violations(data: Any) -> list[Violation]:
-    """Return everything in the JSON of a label space that breaks its schema."""
-    return _violations(_validator("label-space-1.0"), data)
-
-
-def _violations(validator: Draft202012Validator, data: Any, at: tuple[str, ...] = ()) -> list[Violation]:
+    ``at``: the keys of a value of the record, ("image", "height"), where ``data`` is that value by itself.
+    """
     numbers = set(_not_finite(data, at))
     try:
-        broken = [v for error in validator.iter_errors(data) for v in _sentences(error, at)]
+        broken = [v for error in _validator(schema, at).iter_errors(data) for v in _sentences(error, at)]
     except RecursionError:
         return [Violation(pointer(*at), "schema", "nested too deeply")]
     # A number that is not finite is one violation, not also one that is out of range.

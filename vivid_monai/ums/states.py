@@ -7,9 +7,7 @@ from vivid_monai.errors import VividError
 STATES: Final = ("absent", "present", "uncertain")
 """The answerable states; the index of a state is its code: absent 0, present 1, uncertain 2."""
 
-ABSENT: Final = 0
-PRESENT: Final = 1
-UNCERTAIN: Final = 2
+ABSENT, PRESENT, UNCERTAIN = 0, 1, 2
 NULL: Final = -1
 """Code of JSON ``null``: the labels there are do not answer the question. It never means "absent"."""
 

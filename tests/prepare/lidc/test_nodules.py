@@ -58,7 +58,7 @@ def test_readings_of_four_readers_are_averaged(tmp_path):
     (one,) = found(tmp_path, *sessions)
     assert (one.n_readers, one.readings) == (4, ("1/0", "2/1", "3/2", "4/3"))
     assert one.ratings["malignancy"] == (1, 2, 5, 5)
-    assert (one.mean("malignancy"), one.median("malignancy"), one.x) == (3.25, 3.5, 31.5)
+    assert (one.average("malignancy"), one.average("malignancy", "median"), one.x) == (3.25, 3.5, 31.5)
 
 
 def test_a_reader_who_marks_a_nodule_twice_counts_once(tmp_path):
@@ -66,7 +66,7 @@ def test_a_reader_who_marks_a_nodule_twice_counts_once(tmp_path):
     (one,) = found(tmp_path, twice, [nodule("c", at=(36, 40), malignancy=5)])
     assert (len(one.readings), one.n_readers) == (3, 2)
     assert one.by_reader("malignancy") == [1.5, 5]
-    assert one.mean("malignancy") == 3.25
+    assert one.average("malignancy") == 3.25
 
 
 def test_one_slice_one_reader_is_a_nodule_and_an_empty_rating_has_no_say(tmp_path):
@@ -75,7 +75,7 @@ def test_one_slice_one_reader_is_a_nodule_and_an_empty_rating_has_no_say(tmp_pat
     (one,) = found(tmp_path, [small], [silent])
     assert (one.sop_uid, one.voxels, one.n_readers, one.by_reader("malignancy")) == (SCAN.sop(2), 5, 2, [3])
     (mute,) = found(tmp_path, [silent])
-    assert mute.mean("malignancy") is None
+    assert mute.average("malignancy") is None
 
 
 def test_nodules_are_numbered_from_below_whoever_drew_first(tmp_path):

@@ -20,7 +20,7 @@ def test_a_reading_has_its_reader_ratings_and_outlines(tmp_path):
     one.rois.append(hole)
     scan = read_xml(write_xml(tmp_path / "a.xml", SCAN.uid, [[], [one]]))
     (reading,) = scan.readings
-    assert (scan.series_uid, scan.study_uid, reading.key, reading.reader) == ("1.2.3", "1.2.9", "2/Nodule 001", 2)
+    assert (scan.series_uid, scan.study_uid, reading.key) == ("1.2.3", "1.2.9", "2/Nodule 001")
     assert (reading.ratings["malignancy"], reading.ratings["calcification"]) == (4, 6)
     outline, inner = reading.contours
     assert (outline.sop_uid, outline.z, outline.inclusion, inner.inclusion) == (SCAN.sop(3), -12.5, True, False)

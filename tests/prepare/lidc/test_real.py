@@ -80,9 +80,11 @@ def test_our_means_and_labels_of_real_readings_are_the_published_ones(real_data)
                 ambiguous += 1
             else:
                 nodule = _nodule([readings[key][0] for key in keys])
-                off = [abs(nodule.mean(name) - float(c)) > 0.005 for name, c in zip(RATINGS, row[21:30], strict=True)]
+                off = [
+                    abs(nodule.average(name) - float(c)) > 0.005 for name, c in zip(RATINGS, row[21:30], strict=True)
+                ]
                 compared, cells_off = compared + 1, cells_off + sum(off)
-                labels_off += STATE(nodule.mean("malignancy")) != STATE(float(row[29]))
+                labels_off += STATE(nodule.average("malignancy")) != STATE(float(row[29]))
     assert (compared, ambiguous, cells_off, labels_off) == (2616, 16, 0, 0)
     assert {patient for patient, _ in unknown} == {101, 974}
 

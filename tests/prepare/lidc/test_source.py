@@ -103,7 +103,7 @@ def test_settings_decide_readers_rating_and_crop(lidc, tmp_path):
     write_xml(next(lidc.rglob("LIDC-IDRI-0001/**/*.xml")), ONE.uid, marks)
     by_mean = made(lidc, tmp_path, min_readers=2, crops=CropRule(crop_mm=20, pixel_mm=1, slice_mm=1))
     assert len(by_mean.manifest) == N_PATIENTS
-    assert by_mean.card.skipped == {"few-readers": N_PATIENTS}
+    assert by_mean.card["skipped"] == {"few-readers": N_PATIENTS}
     assert set(by_mean.manifest.table["height"].to_pylist()) == {20}
     assert len(read_table(tmp_path / "out" / "nodules.csv")) == 2 * N_PATIENTS  # the table keeps all
 
@@ -152,8 +152,8 @@ def test_what_is_broken_is_listed_and_the_rest_goes_on(lidc, tmp_path):
     assert {reason for key, reason in found if key.endswith(("bad.xml", "cxr.xml"))} == {"malformed-xml", "cxr-read"}
     kept = set(prepared.manifest.table["id"].to_pylist())
     assert kept == {f"1.2.{n}_0{k}" for n in (1, 4, 7, 10) for k in (1, 2)} | {"1.2.6_01", "1.2.8_01"}
-    assert prepared.card.rows["read"] == prepared.card.rows["kept"] + prepared.card.rows["skipped"]
-    notes = " ".join(prepared.card.notes)
+    assert prepared.card["rows"]["read"] == prepared.card["rows"]["kept"] + prepared.card["rows"]["skipped"]
+    notes = " ".join(prepared.card["notes"])
     assert "1 other files: DICOM, DX." in notes
     assert "1 scans have slices that are missing" in notes
     assert (str(lidc / "head.dcm"), "unreadable-dicom") in found

@@ -95,7 +95,7 @@ def test_pneumonia_is_one_finding_and_normal_its_absence(tmp_path, monkeypatch):
 
 def test_the_card_tells_the_file_and_that_patients_are_unknown(official, tmp_path):
     prepared = prepare(read("organamnist", root=official.parent, size=28, out=tmp_path), check="images")
-    card = prepared.card.to_dict()
+    card = prepared.card
     notes = " ".join(card["notes"])
     assert f"The official file: MD5 {md5(official)}" in notes
     assert "Licence CC BY 4.0" in notes
@@ -184,8 +184,8 @@ def test_an_unofficial_file_is_marked_in_the_rows_and_on_the_card(tmp_path):
     path = write(tmp_path / "mine.npz", arrays())
     prepared = prepare(read("organamnist", unofficial=path, out=tmp_path / "out"), check="images")
     assert set(prepared.manifest.table["dataset"].to_pylist()) == {"organamnist-unofficial"}
-    assert prepared.card.dataset == "organamnist-unofficial"
-    notes = " ".join(prepared.card.notes)
+    assert prepared.card["dataset"] == "organamnist-unofficial"
+    notes = " ".join(prepared.card["notes"])
     assert f"NOT THE OFFICIAL FILE (MD5 {md5(path)})" in notes
     assert "The official file" not in notes
     assert "by CT volume" not in notes

@@ -1,7 +1,7 @@
 """Nodules: readings grouped by overlap, with ratings, position and size, and their table nodules.csv."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,14 +33,12 @@ def enclosed(points: np.ndarray) -> np.ndarray:
     corner = points.min(axis=0)
     width, height = (points.max(axis=0) - corner + 1).tolist()
     outline = [(x, y) for x, y in (points - corner).tolist()]
-    image = Image.new("1", (width, height))
-    draw = ImageDraw.Draw(image)
+    filled, ring = Image.new("1", (width, height)), Image.new("1", (width, height))
     if len(outline) > 2:
-        draw.polygon(outline, fill=1, outline=1)
-    ring = Image.new("1", (width, height))
+        ImageDraw.Draw(filled).polygon(outline, fill=1, outline=1)
     ImageDraw.Draw(ring).line([*outline, outline[0]], fill=1)
     ImageDraw.Draw(ring).point(outline, fill=1)
-    inside = np.array(image) & ~np.array(ring)
+    inside = np.array(filled) & ~np.array(ring)
     y, x = np.nonzero(inside if inside.any() else np.array(ring))
     return np.sort((y + corner[1]) * _ROW + x + corner[0])
 
@@ -156,32 +154,20 @@ class Nodule:
     @property
     def n_readers(self) -> int:
         """Readers (not readings) who marked it."""
-        return len(set(self._readers()))
+        return len({key.partition("/")[0] for key in self.readings})
 
     def by_reader(self, rating: str) -> list[float]:
         """The rating of each reader that gave one; of one who marked the nodule twice, the mean."""
         given: dict[str, list[int]] = {}
-        for reader, value in zip(self._readers(), self.ratings[rating], strict=True):
+        for key, value in zip(self.readings, self.ratings[rating], strict=True):
             if value is not None:
-                given.setdefault(reader, []).append(value)
+                given.setdefault(key.partition("/")[0], []).append(value)
         return [float(np.mean(values)) for values in given.values()]
 
-    def mean(self, rating: str) -> float | None:
-        """Mean over readers."""
+    def average(self, rating: str, how: Aggregate = "mean") -> float | None:
+        """Mean or median over readers; ``None`` where none rated it."""
         values = self.by_reader(rating)
-        return float(np.mean(values)) if values else None
-
-    def median(self, rating: str) -> float | None:
-        """Median over readers."""
-        values = self.by_reader(rating)
-        return float(np.median(values)) if values else None
-
-    def malignancy(self, aggregate: Aggregate) -> float | None:
-        """Mean or median over readers."""
-        return self.mean("malignancy") if aggregate == "mean" else self.median("malignancy")
-
-    def _readers(self) -> list[str]:
-        return [key.partition("/")[0] for key in self.readings]
+        return float(np.mean(values) if how == "mean" else np.median(values)) if values else None
 
     def measured(self, series: Series) -> "Nodule":
         """With the patient of the series, and in mm where the slice is in it."""
@@ -247,9 +233,8 @@ def _centre(pixels: Region, heights: Mapping[str, float]) -> np.ndarray:
 _WORDS = ("series_uid", "study_uid", "patient_id", "sop_uid")
 _WHOLE = ("number", "slice_index")
 _PLAIN = [field.name for field in fields(Nodule) if field.name not in ("readings", "ratings")]
-_SUMMARIES = {"malignancy_median": lambda nodule: nodule.median("malignancy")} | {
-    f"{name}_mean": (lambda nodule, name=name: nodule.mean(name)) for name in RATINGS
-}
+_SUMMARIES: dict[str, tuple[str, Aggregate]] = {"malignancy_median": ("malignancy", "median")}
+_SUMMARIES |= {f"{name}_mean": (name, "mean") for name in RATINGS}
 COLUMNS = ("id", *_PLAIN[:4], "n_readers", "readings", *_PLAIN[4:], *RATINGS, *_SUMMARIES)
 """In this order; docs/lidc.md says what each is."""
 
@@ -266,7 +251,7 @@ def _row(nodule: Nodule) -> list[str]:
     cells = {name: _text(getattr(nodule, name)) for name in _PLAIN}
     cells |= {"id": nodule.id, "n_readers": str(nodule.n_readers), "readings": "|".join(nodule.readings)}
     cells |= {name: "|".join(map(_text, nodule.ratings[name])) for name in RATINGS}
-    cells |= {name: _text(summary(nodule)) for name, summary in _SUMMARIES.items()}
+    cells |= {name: _text(nodule.average(*summary)) for name, summary in _SUMMARIES.items()}
     return [cells[name] for name in COLUMNS]
 
 
@@ -279,9 +264,8 @@ def _text(value: Any) -> str:
 def read_table(path: Path) -> list[Nodule]:
     """Read a table that `write_table` wrote.
 
-    Raises:
-        VividError: unreadable, columns missing, a cell that is none of its kind, a nodule or a reading twice, or an id,
-            reader count, mean or median that does not follow from the readings of its row.
+    Raises VividError: unreadable, columns missing, a cell that is none of its kind, a nodule or a reading twice, or an
+    id, reader count, mean or median that does not follow from the readings of its row.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -326,6 +310,6 @@ def _parse(row: dict[str, str]) -> Nodule:
     optional = {field.name for field in fields(Nodule) if field.default is None} | {"patient_id"}
     values: dict[str, Any] = {}
     for name in _PLAIN:
-        kind: Callable[[str], Any] = str if name in _WORDS else int if name in _WHOLE else float
+        kind = str if name in _WORDS else int if name in _WHOLE else float
         values[name] = None if not row[name] and name in optional else kind(row[name])
     return Nodule(**values, readings=readings, ratings=ratings)

@@ -7,17 +7,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-RATINGS = {
-    "subtlety": 5,
-    "internalStructure": 4,
-    "calcification": 6,
-    "sphericity": 5,
-    "margin": 5,
-    "lobulation": 5,
-    "spiculation": 5,
-    "texture": 5,
-    "malignancy": 5,
-}
+RATINGS = {"subtlety": 5, "internalStructure": 4, "calcification": 6, "sphericity": 5, "margin": 5}
+RATINGS |= dict.fromkeys(("lobulation", "spiculation", "texture", "malignancy"), 5)
 """The nine characteristics → the highest category; the lowest is 1."""
 
 _LARGEST = 4096  # pixels; LIDC's slices have 512
@@ -53,13 +44,12 @@ class Reading:
     """One reader's mark of one nodule of at least 3 mm.
 
     Attributes:
-        key: "reader/noduleID", unique in its scan ("#2" is added where a reader uses an identifier twice).
-        reader: the number of the reading session in the file, from 1; LIDC's readers are anonymous.
+        key: "reader/noduleID", unique in its scan ("#2" is added where a reader uses an identifier twice). The reader
+            is the number of the session in the file, from 1; LIDC's readers are anonymous.
         ratings: characteristic → category; ``None`` where it is missing or off its scale.
     """
 
     key: str
-    reader: int
     ratings: dict[str, int | None]
     contours: tuple[Contour, ...]
 
@@ -68,7 +58,6 @@ class Reading:
 class ScanReads:
     """All readings of one scan. ``small``: marks without ratings (nodules under 3 mm); ``non_nodules``: other marks."""
 
-    path: Path
     series_uid: str
     study_uid: str
     readings: tuple[Reading, ...]
@@ -88,8 +77,7 @@ def read_xml(path: Path) -> ScanReads:
 
     A mark without any rating is a nodule under 3 mm: counted, not read. Coordinates are taken as 0-based pixels.
 
-    Raises:
-        ReadsError: not XML, another kind of XML, a reading of a chest X-ray, no series, an outline that is none.
+    Raises ReadsError: not XML, another kind of XML, a reading of a chest X-ray, no series, an outline that is none.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -121,9 +109,9 @@ def read_xml(path: Path) -> ScanReads:
             contours = tuple(_contour(roi, key) for roi in mark.findall("roi"))
             if not any(contour.inclusion for contour in contours):
                 raise ReadsError("malformed-xml", f"reading {key} has ratings but no outline")
-            readings.append(Reading(key, reader, ratings, contours))
+            readings.append(Reading(key, ratings, contours))
     others = len(root.findall("readingSession/nonNodule"))
-    return ScanReads(path, series, _text(header, "StudyInstanceUID"), tuple(readings), small, others)
+    return ScanReads(series, _text(header, "StudyInstanceUID"), tuple(readings), small, others)
 
 
 def _text(element: ElementTree.Element, name: str) -> str:

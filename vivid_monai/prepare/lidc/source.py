@@ -3,11 +3,10 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -20,7 +19,7 @@ from vivid_monai.data.columns import FINDING
 from vivid_monai.errors import VividError
 from vivid_monai.images.volume import AIR, Series, SeriesError, read_series
 from vivid_monai.prepare.lidc.nodules import Aggregate, Nodule, nodules_of, read_table, write_table
-from vivid_monai.prepare.lidc.reads import RATINGS, ReadsError, ScanReads, read_xml
+from vivid_monai.prepare.lidc.reads import RATINGS, ReadsError, read_xml
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source, skip_list
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.label_space import load_label_space
@@ -58,25 +57,18 @@ def read_scans(files: Iterable[Path], skips: Skipped) -> tuple[list[Nodule], Cou
         nodules = nodules_of(scan)
         found[scan.series_uid] = (content, path, nodules)
         for key in {r.key for r in scan.readings} - {key for nodule in nodules for key in nodule.readings}:
-            skips.append(
-                (path.name, None, scan.series_uid, "empty-reading", f"the holes of reading {key} leave nothing of it")
-            )
-        counts.update(_counts(scan))
+            why = f"the holes of reading {key} leave nothing of it"
+            skips.append((path.name, None, scan.series_uid, "empty-reading", why))
+        counts["readings"] += len(scan.readings)
+        incomplete = sum(None in reading.ratings.values() for reading in scan.readings)
+        counts[f"readings without all of the {len(RATINGS)} ratings"] += incomplete
+        counts["marks of nodules under 3 mm (no ratings)"] += scan.small
+        counts["marks of non-nodules"] += scan.non_nodules
     for uid, detail in conflicts.items():
         skips.append((found[uid][1].name, None, uid, "conflicting-xml", detail))
         del found[uid]
     every = [nodule for uid in sorted(found) for nodule in found[uid][2]]
     return every, counts + Counter({"scans": len(found), "nodules": len(every)})
-
-
-def _counts(scan: ScanReads) -> dict[str, int]:
-    incomplete = sum(None in reading.ratings.values() for reading in scan.readings)
-    return {
-        "readings": len(scan.readings),
-        "readings without all of the " + str(len(RATINGS)) + " ratings": incomplete,
-        "marks of nodules under 3 mm (no ratings)": scan.small,
-        "marks of non-nodules": scan.non_nodules,
-    }
 
 
 @dataclass
@@ -99,8 +91,7 @@ class Index:
 def index_files(roots: Iterable[Path], *, dicom: bool = True) -> Index:
     """Look at every file below the folders, once each. ``dicom=False``: only for XML.
 
-    Raises:
-        VividError: a root is not a folder.
+    Raises VividError: a root is not a folder.
     """
     paths: dict[str, None] = {}
     for root in roots:
@@ -146,10 +137,6 @@ MAX_GAP = 5.5
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-class CropError(ValueError):
-    """No crop can be cut; the message says why."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class CropRule:
     """What is cut.
@@ -159,8 +146,7 @@ class CropRule:
         pixel_mm: its pixels.
         slice_mm: distance of the lower and of the upper slice from the middle one.
 
-    Raises:
-        VividError: a number that cannot be meant.
+    Raises VividError: a number that cannot be meant.
     """
 
     crop_mm: float = 50.0
@@ -192,20 +178,21 @@ def cut(series: Series, sop_uid: str, x: float, y: float, rule: CropRule) -> nib
         of the scan allow; slice 1 is the middle one; the affine gives scanner coordinates in mm.
 
     Raises:
-        CropError: the slice is not in the series, or a slice would be interpolated over a gap above `MAX_GAP`.
+        ValueError: the slice is not in the series, or a slice would be interpolated over a gap above `MAX_GAP`.
         Exception: pixel data that cannot be decoded, as `read_values` raises it.
     """
     middle = series.index.get(sop_uid)
     if middle is None:
-        raise CropError(f"the series has no slice {sop_uid}")
-    left, back = _plane_axes(series)
+        raise ValueError(f"the series has no slice {sop_uid}")
+    left, back = series.along_row, series.down
+    if abs(left[0]) < abs(back[0]):
+        left, back = back, left
+    left, back = left * np.sign(left[0]), back * np.sign(back[1])  # towards the patient's left and back
     centre = np.array(series.patient_position(middle, x, y))
     offsets = (np.arange(rule.pixels) - (rule.pixels - 1) / 2) * rule.pixel_mm
-    plane = offsets[:, None, None] * left + offsets[None, :, None] * back  # (X, Y, 3), mm
-    planes = [
-        _plane(series, centre + plane + step * rule.slice_mm * series.up, middle if step == 0 else None)
-        for step in (-1, 0, 1)
-    ]
+    plane = centre + (offsets[:, None, None] * left + offsets[None, :, None] * back)  # (X, Y, 3), mm
+    step = rule.slice_mm * series.up
+    planes = [_between(series, plane - step), _sample(series, middle, plane), _between(series, plane + step)]
     affine = np.eye(4)
     affine[:3, :3] = np.stack([left * rule.pixel_mm, back * rule.pixel_mm, series.up * rule.slice_mm], axis=1)
     affine[:3, 3] = centre + offsets[0] * (left + back) - rule.slice_mm * series.up
@@ -215,18 +202,8 @@ def cut(series: Series, sop_uid: str, x: float, y: float, rule: CropRule) -> nib
     return image
 
 
-def _plane_axes(series: Series) -> tuple[np.ndarray, np.ndarray]:
-    """The directions of rows and columns, turned to the patient's left and back."""
-    across, along = series.along_row, series.down
-    if abs(across[0]) < abs(along[0]):
-        across, along = along, across
-    return across * np.sign(across[0]), along * np.sign(along[1])
-
-
-def _plane(series: Series, points: np.ndarray, place: int | None) -> np.ndarray:
-    """HU at points (X, Y, 3) of one plane parallel to the slices; ``place`` is the slice it lies on, where it does."""
-    if place is not None:
-        return _sample(series, place, points)
+def _between(series: Series, points: np.ndarray) -> np.ndarray:
+    """HU at points (X, Y, 3) of one plane parallel to the slices."""
     heights = series.heights
     height = float(points[0, 0] @ series.up)
     nearest = int(np.abs(heights - height).argmin())
@@ -237,7 +214,7 @@ def _plane(series: Series, points: np.ndarray, place: int | None) -> np.ndarray:
         return np.full(points.shape[:2], AIR)
     gap = heights[upper] - heights[upper - 1]
     if gap > MAX_GAP:
-        raise CropError(f"slices are missing: the next ones are {gap:g} mm apart (at most {MAX_GAP:g})")
+        raise ValueError(f"slices are missing: the next ones are {gap:g} mm apart (at most {MAX_GAP:g})")
     weight = (height - heights[upper - 1]) / gap
     return (1 - weight) * _sample(series, upper - 1, points) + weight * _sample(series, upper, points)
 
@@ -250,46 +227,13 @@ def _sample(series: Series, place: int, points: np.ndarray) -> np.ndarray:
     return map_coordinates(series.values(place), coordinates, output=np.float64, order=1, mode="constant", cval=AIR)
 
 
-def crop_path(nodule: Nodule) -> str:
-    """The path of a nodule's crop in the output folder."""
+def _crop_path(nodule: Nodule) -> str:
     return f"crops/{nodule.id}.nii"
 
 
-def manifest_rows(nodules: Sequence[Nodule], states: Sequence[int], rule: CropRule, rating: Aggregate) -> pd.DataFrame:
-    """One row for each nodule."""
-    ids = [nodule.id for nodule in nodules]
-    return pd.DataFrame(
-        {
-            TABLE: NODULES,
-            ROW: range(2, len(ids) + 2),
-            KEY: ids,
-            "id": ids,
-            "image": [crop_path(nodule) for nodule in nodules],
-            "patient_id": [nodule.patient_id or "" for nodule in nodules],
-            "study_id": [nodule.study_uid or None for nodule in nodules],
-            "details": [_details(nodule, rating) for nodule in nodules],
-            "split": None,
-            "modality": "CT",
-            "anatomy": "lung",
-            "dataset": "lidc-idri",
-            "labeller": "LIDC-IDRI readers",
-            "source": "human",
-            "slice": 1,
-            "slices": 3,
-            "height": rule.pixels,
-            "width": rule.pixels,
-            FINDING + FIELD: pd.array(states, "int8"),
-        }
-    )
-
-
-def _details(nodule: Nodule, aggregate: Aggregate) -> str | None:
-    rating = nodule.malignancy(aggregate)
-    found: list[dict[str, Any]] = []
-    if rating is not None:
-        found.append({"name": "rating", "value": round(rating, 3), "unit": "1"})
-    if nodule.diameter_mm:
-        found.append({"name": "diameter", "value": round(nodule.diameter_mm, 3), "unit": "mm"})
+def _details(nodule: Nodule, how: Aggregate) -> str | None:
+    values = {"rating": (nodule.average("malignancy", how), "1"), "diameter": (nodule.diameter_mm, "mm")}
+    found = [{"name": name, "value": round(value, 3), "unit": unit} for name, (value, unit) in values.items() if value]
     return json.dumps({FIELD: {"measurements": found}}) if found else None
 
 
@@ -313,8 +257,7 @@ def read(
         rating: what of the readers' malignancy ratings decides the state.
         crops: what is cut.
 
-    Raises:
-        VividError: no CT series, no readings, or a frozen table that is not right.
+    Raises VividError: no CT series, no readings, or a frozen table that is not right.
     """
     if min_readers < 1:
         raise VividError(f"min_readers is {min_readers}: a nodule has at least 1 reader")
@@ -326,33 +269,62 @@ def read(
     for path, detail in index.unreadable.items():
         skips.append((Path(path).name, None, path, "unreadable-dicom", detail))
     for uid in sorted(index.series.keys() - {nodule.series_uid for nodule in found}):
-        skips.append(
-            (NODULES, None, uid, "no-nodules", "a CT series in which no reader rated a nodule, or without XML")
-        )
+        why = "a CT series in which no reader rated a nodule, or without XML"
+        skips.append((NODULES, None, uid, "no-nodules", why))
 
     rule = crops or CropRule()
+    to_state = load_label_space(SPACE).ratings[FIELD].state
     problems: dict[int, tuple[str, str]] = {}
     measured: list[Nodule] = []
     states: list[int] = []
-    tally: Counter[str] = Counter()
-    for nodule, series, problem in _in_series(found, index, skips, tally):
-        known = nodule.measured(series) if series is not None else nodule
-        state, problem = _state(known, rating, min_readers, problem)
-        if problem is None and series is not None:
-            problem = _write_crop(known, series, rule, out)
-        if problem is not None:
-            problems[len(measured)] = problem
-        measured.append(known)
-        states.append(state)
+    irregular = 0
+    scans = [(uid, list(group)) for uid, group in groupby(found, key=lambda nodule: nodule.series_uid)]
+    for uid, group in tqdm(scans, desc="scans", unit="scan", leave=False, disable=len(scans) < 5):
+        series, missing = _series(uid, index, skips)
+        irregular += series is not None and not series.regular
+        for nodule in group:
+            known = nodule.measured(series) if series is not None else nodule
+            value = known.average("malignancy", rating)
+            problem = missing or _problem(known, value, min_readers)
+            if problem is None and series is not None:
+                problem = _write_crop(known, series, rule, out)
+            if problem is not None:
+                problems[len(measured)] = problem
+            measured.append(known)
+            states.append(encode(None if value is None else to_state(value)))
     write_table(measured if nodules is None else found, out / NODULES)
-    notes += [f"{n:,} scans {what}." for what, n in sorted(tally.items())]
+    if irregular:
+        notes.append(f"{irregular:,} scans have slices that are missing, twice, or not equally far apart.")
     notes.append(
         f"Crops: {rule.crop_mm:g} mm in pixels of {rule.pixel_mm:g} mm, 3 slices {rule.slice_mm:g} mm apart, HU, "
         f"int16, air (-1024) outside the scan. State by the {rating} over readers, at least {min_readers}."
     )
     notes.append(f"{len(skips):,} of the rows read are no nodules but the files and scans that skipped.csv lists.")
-    table, skipped = manifest_rows(measured, states, rule, rating), skip_list(skips)
-    rows = Rows(table=table, n_read=len(table) + len(skips), skipped=[skipped], notes=notes)
+    ids = [nodule.id for nodule in measured]
+    table = pd.DataFrame(
+        {
+            TABLE: NODULES,
+            ROW: range(2, len(ids) + 2),
+            KEY: ids,
+            "id": ids,
+            "image": [_crop_path(nodule) for nodule in measured],
+            "patient_id": [nodule.patient_id or "" for nodule in measured],
+            "study_id": [nodule.study_uid or None for nodule in measured],
+            "details": [_details(nodule, rating) for nodule in measured],
+            "split": None,
+            "modality": "CT",
+            "anatomy": "lung",
+            "dataset": "lidc-idri",
+            "labeller": "LIDC-IDRI readers",
+            "source": "human",
+            "slice": 1,
+            "slices": 3,
+            "height": rule.pixels,
+            "width": rule.pixels,
+            FINDING + FIELD: pd.array(states, "int8"),
+        }
+    )
+    rows = Rows(table=table, n_read=len(table) + len(skips), skipped=[skip_list(skips)], notes=notes)
     rows.drop_each(problems)
     return Source(
         dataset="lidc-idri",
@@ -370,8 +342,7 @@ def read(
 def read_identities(root: Path, *, xml: Path | None = None) -> tuple[list[Nodule], pd.DataFrame, list[str]]:
     """The table without a CT: nodules (nothing in mm but z), the skip list, notes.
 
-    Raises:
-        VividError: no readings.
+    Raises VividError: no readings.
     """
     skips: Skipped = []
     nodules, notes = _identities(index_files([root, *([xml] if xml else [])], dicom=False), None, skips)
@@ -390,42 +361,28 @@ def _identities(index: Index, frozen: Path | None, skips: Skipped) -> tuple[list
     return nodules, [f"XML: {n:,} {what}." for what, n in counts.items()] + others
 
 
-def _in_series(
-    nodules: list[Nodule], index: Index, skips: Skipped, tally: Counter[str]
-) -> Iterator[tuple[Nodule, Series | None, tuple[str, str] | None]]:
-    """Each nodule with its series, one series in memory at a time, or with why there is none."""
-    scans = [(uid, list(group)) for uid, group in groupby(nodules, key=lambda nodule: nodule.series_uid)]
-    for uid, group in tqdm(scans, desc="scans", unit="scan", leave=False, disable=len(scans) < 5):
-        series, problem = None, None
-        if uid not in index.series:
-            problem = ("no-dicom", "its CT series is not there")
-        else:
-            try:
-                series = read_series(index.series[uid])
-            except SeriesError as error:
-                problem = ("unusable-series", str(error))
-            else:
-                if not series.regular:
-                    tally["have slices that are missing, twice, or not equally far apart"] += 1
-                for reason, n in series.left_out.items():
-                    skips.append(
-                        (NODULES, None, uid, "left-out-slices", f"{n} of {len(index.series[uid])} files: {reason}")
-                    )
-        for nodule in group:
-            yield nodule, series, problem
+def _series(uid: str, index: Index, skips: Skipped) -> tuple[Series | None, tuple[str, str] | None]:
+    """The CT series of a scan, or why there is none."""
+    if uid not in index.series:
+        return None, ("no-dicom", "its CT series is not there")
+    try:
+        series = read_series(index.series[uid])
+    except SeriesError as error:
+        return None, ("unusable-series", str(error))
+    for reason, n in series.left_out.items():
+        skips.append((NODULES, None, uid, "left-out-slices", f"{n} of {len(index.series[uid])} files: {reason}"))
+    return series, None
 
 
-def _state(
-    nodule: Nodule, rating: Aggregate, min_readers: int, problem: tuple[str, str] | None
-) -> tuple[int, tuple[str, str] | None]:
-    value = nodule.malignancy(rating)
-    if value is None:
-        return encode(None), problem or ("no-rating", "no reader rated its malignancy")
+def _problem(nodule: Nodule, malignancy: float | None, min_readers: int) -> tuple[str, str] | None:
+    """Why a nodule of a series gets no crop."""
+    if malignancy is None:
+        return "no-rating", "no reader rated its malignancy"
     if nodule.n_readers < min_readers:
-        problem = problem or ("few-readers", f"{nodule.n_readers} of at least {min_readers} readers")
-    elif problem is None and not nodule.patient_id:
-        problem = ("no-patient", "the DICOM files name no patient: no split can be drawn")
-    return encode(load_label_space(SPACE).ratings[FIELD].state(value)), problem
+        return "few-readers", f"{nodule.n_readers} of at least {min_readers} readers"
+    if not nodule.patient_id:
+        return "no-patient", "the DICOM files name no patient: no split can be drawn"
+    return None
 
 
 def _write_crop(nodule: Nodule, series: Series, rule: CropRule, out: Path) -> tuple[str, str] | None:
@@ -434,6 +391,6 @@ def _write_crop(nodule: Nodule, series: Series, rule: CropRule, out: Path) -> tu
     except Exception as error:  # decoders raise whatever they like on damaged files
         reason = "unknown-slice" if nodule.sop_uid not in series.index else "no-crop"
         return reason, str(error) or type(error).__name__
-    with whole_file(out / crop_path(nodule)) as part:
+    with whole_file(out / _crop_path(nodule)) as part:
         part.write_bytes(image.to_bytes())
     return None
