@@ -30,8 +30,8 @@ def test_labels_are_resolved_and_columns_listed(tmp_path):
     plan = load(tmp_path, (), {"view": {"column": "v", "values": {"x": "PA"}}, "sex": "s"})
     assert plan.label_columns == {"Edema": "oedema", "Fracture": "fx"}
     assert plan.columns == {"image": "file", "patient": "mrn", "view": "v", "sex": "s"}
-    assert plan.words("view") == {"x": "PA"}
-    assert plan.words("sex")["Female"] == "F"
+    assert plan.data["view"]["values"] == {"x": "PA"}
+    assert plan.data["sex"]["values"]["Female"] == "F"
 
 
 def test_a_label_space_file_is_looked_for_beside_the_mapping(tmp_path):

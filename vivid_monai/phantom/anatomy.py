@@ -1,7 +1,6 @@
 """The healthy chest, from the front and from the side (sternum left, spine right, both lungs overlaid)."""
 
-from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,7 +13,6 @@ RIB_SPACING = 0.066
 Height = TypeVar("Height", np.ndarray, float)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Chest:
     """Measures of one frontal chest, in body units (1 = image side at zoom 1).
 
@@ -22,31 +20,18 @@ class Chest:
     factor on its upper part; `knob`: half width at the aortic knob; `wall`: soft tissue outside the ribs.
     """
 
-    width: float
-    base: dict[str, float]
-    heart: float
-    mediastinum: float
-    knob: float
-    wall: float
-    rib_slope: float
-
-    @classmethod
-    def of(cls, patient: Patient, shape: Shape, portable: bool) -> Self:
-        """A chest at the bedside is breathed in less, and its heart, farther from the detector, looks larger."""
+    def __init__(self, patient: Patient, shape: Shape, portable: bool) -> None:
+        # At the bedside a chest is breathed in less, and its heart, farther from the detector, looks larger.
         traits = patient.anatomy
-        width = 0.335 + 0.012 * patient.stature
         breath = (0.655 if portable else 0.705) + 0.02 * traits[1]
-        ratio = (0.44 + 0.025 * traits[0]) * (1.09 if portable else 1.0) * shape.heart
         left_dome = breath + 0.02 + 0.008 * traits[2]
-        return cls(
-            width=width,
-            base={"right": breath - shape.raised["right"], "left": left_dome - shape.raised["left"]},
-            heart=ratio * width,
-            mediastinum=(1.0 + 0.08 * traits[3]) * (1.1 if portable else 1.0) * shape.mediastinum,
-            knob=0.072 + 0.008 * traits[4] + 0.0003 * (patient.age - 50),
-            wall=0.05 + 0.018 * max(patient.habitus, -1.5),
-            rib_slope=0.05 + 0.02 * traits[7],
-        )
+        self.width = 0.335 + 0.012 * patient.stature
+        self.base = {"right": breath - shape.raised["right"], "left": left_dome - shape.raised["left"]}
+        self.heart = (0.44 + 0.025 * traits[0]) * (1.09 if portable else 1.0) * shape.heart * self.width
+        self.mediastinum = (1.0 + 0.08 * traits[3]) * (1.1 if portable else 1.0) * shape.mediastinum
+        self.knob = 0.072 + 0.008 * traits[4] + 0.0003 * (patient.age - 50)
+        self.wall = 0.05 + 0.018 * max(patient.habitus, -1.5)
+        self.rib_slope = 0.05 + 0.02 * traits[7]
 
     def outer(self, y: Height) -> Height:
         """Half width of the rib cage at height y, an arch from the apex to the costophrenic angle."""
@@ -83,8 +68,7 @@ def _bump(y: Height, centre: float, width: float) -> Height:
     return np.exp(-(((y - centre) / width) ** 2))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Midline:
+class Midline(NamedTuple):
     """Where a pixel lies against the midline, float32 or bool (n, n): height, distance, side, rib cage width there."""
 
     y: Array
@@ -144,7 +128,7 @@ def frontal(
     rng: np.random.Generator, patient: Patient, shape: Shape, pose: Pose, size: int, *, portable: bool
 ) -> Scene:
     """Draw the chest; `rng` decides what changes between two images of the same patient."""
-    chest = Chest.of(patient, shape, portable)
+    chest = Chest(patient, shape, portable)
     x, y = pose.grid(min(size, MAX_BODY_SIZE))
     level = (np.clip(y, 0, 1) * 511).astype(np.intp)
     left, distance = x > CENTRE, np.abs(x - CENTRE)

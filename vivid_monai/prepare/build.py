@@ -4,9 +4,9 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -30,8 +30,7 @@ _CHECKED = {
 }
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A manifest, its card, and the rows that are not in it (columns table, row, key, reason, detail)."""
 
     manifest: Manifest

@@ -4,10 +4,9 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from vivid_monai.data.columns import FINDING, LabelSpaceSource, open_label_space, stored_label_space
+from vivid_monai.data.columns import FINDING, open_label_space, stored_label_space
 from vivid_monai.data.splits import SPLITS
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.csv_table import BadCell, CellReader, age_in_years, constant, read_csv, read_header
@@ -27,38 +26,32 @@ from vivid_monai.ums.schema import load_schema, parse_json
 from vivid_monai.ums.states import NULL, PRESENT, encode
 
 _SCHEMA = resources.files("vivid_monai.prepare") / "mapping-1.0.schema.json"
-_SEXES = {"M": "M", "F": "F", "O": "O", "Male": "M", "Female": "F", "Other": "O", "": None}
-_ROLES = ("image", "patient", "id", "study", "age", "slice", "report", "view", "sex", "split")
+_OWN_WORDS: dict[str, dict[str, str | None]] = {
+    "view": {view or "": view for view in load_schema(("view",))["enum"]},
+    "sex": {"M": "M", "F": "F", "O": "O", "Male": "M", "Female": "F", "Other": "O", "": None},
+    "split": {**dict(zip(SPLITS, SPLITS, strict=True)), "": None},
+}
+"""Cell → word of a column without ``values``: the cells must be the words themselves."""
+_ROLES = ("image", "patient", "id", "study", "age", "slice", "report", "view", "sex", "split", "label_list")
 _DELIMITERS = {".tsv": "\t", ".tab": "\t"}
 
 
-@dataclass(frozen=True)
-class TableMapping:
+class TableMapping(NamedTuple):
     """A checked mapping file.
 
     Attributes:
         path: where it was read from, for messages.
-        data: its content.
-        label_space: of the manifest.
-        space: the same, opened.
+        data: its content; view, sex and split with the values of their cells, the label space as manifests store it.
+        space: the label space.
         columns: role ("image", "view", …, "label_list") → column.
         label_columns: field → column; empty where the labels are a list in one column.
     """
 
     path: Path
     data: dict[str, Any]
-    label_space: LabelSpaceSource
     space: LabelSpace
     columns: dict[str, str]
     label_columns: dict[str, str]
-
-    def words(self, role: str) -> Mapping[str, str | None]:
-        """Cell → word for "view", "sex" or "split". Without ``values`` the cells must be the words themselves."""
-        entry = self.data[role]
-        if isinstance(entry, dict):
-            return entry["values"]
-        views = {view or "": view for view in load_schema()["properties"]["view"]["enum"]}
-        return {"view": views, "sex": _SEXES, "split": {**dict(zip(SPLITS, SPLITS, strict=True)), "": None}}[role]
 
     def check_columns(self, there: Sequence[str], table: Path) -> None:
         """Raise a VividError that names a column the table lacks, and those like it."""
@@ -89,14 +82,18 @@ def load_mapping(path: Path | str) -> TableMapping:
         raise VividError(f"{path}: give either label_columns (one column for each label) or label_list (all in one)")
     if ("label_columns" in data) != ("values" in data):
         raise VividError(f"{path}: label_columns needs values, the state that each cell means, and label_list has none")
-    split_words = data["split"]["values"].values() if isinstance(data.get("split"), dict) else ()
-    if unknown := [word for word in split_words if word not in (*SPLITS, None)]:
+    data |= {"label_space": _label_space(path, data)}
+    for role, words in _OWN_WORDS.items():
+        if isinstance(data.get(role), str):
+            data[role] = {"column": data[role], "values": words}
+    if unknown := [
+        word for word in data.get("split", {"values": {}})["values"].values() if word not in (*SPLITS, None)
+    ]:
         raise VividError(f"{path}: split word {unknown[0]!r} is none of {', '.join(SPLITS)} or null")
-    source = _label_space(path, data)
-    space = open_label_space(source)
-    named = {role: data[role] for role in (*_ROLES, "label_list") if role in data}
+    named = {role: data[role] for role in _ROLES if role in data}
     columns = {role: entry["column"] if isinstance(entry, dict) else entry for role, entry in named.items()}
-    return TableMapping(path, data, source, space, columns, _label_columns(path, data, space))
+    space = open_label_space(data["label_space"])
+    return TableMapping(path, data, space, columns, _label_columns(path, data, space))
 
 
 def _sentence(error: ValidationError, schema: dict[str, Any]) -> str:
@@ -163,7 +160,7 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
     return Source(
         dataset=plan.data["dataset"],
         rows=rows,
-        label_space=plan.label_space,
+        label_space=plan.data["label_space"],
         image_root=root,
         files=[path, plan.path],
         official=frozenset(rows.table["split"].dropna().unique()),
@@ -220,7 +217,7 @@ def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
         "patient_id": read("patient", str, "category"),
         "study_id": text("study"),
         "report": text("report"),
-        **{r: read(r, plan.words(r) if r in plan.columns else {}, "category") for r in ("view", "sex", "split")},
+        **{role: read(role, plan.data.get(role, {}).get("values", {}), "category") for role in _OWN_WORDS},
         "age": read("age", age_in_years, "float64"),
         "dataset": plan.data["dataset"],
         "modality": plan.data.get("modality", "DX"),

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from vivid_monai.data.columns import conform, record_of, state_columns
 from vivid_monai.ums.label_space import LabelSpace
-from vivid_monai.ums.schema import Violation, schema_at, schema_violations
+from vivid_monai.ums.schema import Violation, load_schema, schema_violations
 from vivid_monai.ums.states import NULL, STATES
 from vivid_monai.ums.verify import state_violations, verify
 
@@ -70,12 +70,12 @@ def _place(column: str) -> tuple[str, ...] | None:
     if column == "image":
         return ("image", "path")
     paths = ((column,), ("image", column), ("provenance", column))
-    return next((path for path in paths if column in schema_at(path[:-1])["properties"]), None)
+    return next((path for path in paths if column in load_schema(path[:-1])["properties"]), None)
 
 
 def _bad_values(column: pd.Series, path: tuple[str, ...]) -> list[tuple[Any, Violation]]:
     """Distinct values of a column that break the schema, each with its first violation."""
-    rule = schema_at(path)
+    rule = load_schema(path)
     if rule.get("type") == "string" and rule.keys() <= {"type", "minLength", "description"}:
         values = [""] if (column == "").any() else []  # millions of texts, and all that is asked is that there be one
     else:

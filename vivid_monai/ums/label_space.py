@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vivid_monai.errors import VividError
 from vivid_monai.ums.schema import parse_json, schema_violations
@@ -28,8 +28,7 @@ def side_in(text: str) -> str | None:
     return next((side for side in ("left", "right") if side in words), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Rating:
+class Rating(NamedTuple):
     """An ordinal scale behind a field: ratings up to ``absent_at_most`` mean absent, from ``present_at_least``
     present, and those between uncertain."""
 

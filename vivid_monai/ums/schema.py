@@ -3,10 +3,9 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
@@ -18,8 +17,7 @@ SCHEMA_FILES: Final = resources.files("vivid_monai.ums") / "schemas"
 _CODES = {"enum": "enum", "const": "enum", "minimum": "range", "maximum": "range"}
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Violation:
+class Violation(NamedTuple):
     """One thing that is wrong: where (JSON pointer, RFC 6901), its kind, and a sentence for people."""
 
     pointer: str
@@ -57,22 +55,20 @@ def parse_json(text: str, *, where: str = "JSON") -> Any:
 
 
 @cache
-def load_schema(name: str = f"ums-{UMS_VERSION}") -> dict[str, Any]:
-    """Return a JSON Schema of the package: that of records, or "label-space-1.0". It is shared: do not change it."""
-    return json.loads((SCHEMA_FILES / f"{name}.schema.json").read_text(encoding="utf-8"))
+def load_schema(path: tuple[str, ...] = (), *, name: str = f"ums-{UMS_VERSION}") -> dict[str, Any]:
+    """Return a JSON Schema of the package: that of records, or "label-space-1.0". It is shared: do not change it.
 
-
-def schema_at(path: tuple[str, ...], name: str = f"ums-{UMS_VERSION}") -> dict[str, Any]:
-    """Return the part of a schema that a value has at a path of keys: ("image", "height"), () for the whole."""
-    schema = load_schema(name)
+    ``path``: the keys of a value, ("image", "height"), for the part of the schema that judges it.
+    """
+    schema = json.loads((SCHEMA_FILES / f"{name}.schema.json").read_text(encoding="utf-8"))
     for key in path:
         schema = schema["properties"][key]
     return schema
 
 
 @cache
-def _validator(name: str, path: tuple[str, ...]) -> Draft202012Validator:
-    return Draft202012Validator(schema_at(path, name))
+def _validator(path: tuple[str, ...], name: str) -> Draft202012Validator:
+    return Draft202012Validator(load_schema(path, name=name))
 
 
 def schema_violations(data: Any, at: tuple[str, ...] = (), *, schema: str = f"ums-{UMS_VERSION}") -> list[Violation]:
@@ -82,7 +78,7 @@ def schema_violations(data: Any, at: tuple[str, ...] = (), *, schema: str = f"um
     """
     numbers = set(_not_finite(data, at))
     try:
-        broken = [v for error in _validator(schema, at).iter_errors(data) for v in _sentences(error, at)]
+        broken = [v for error in _validator(at, schema).iter_errors(data) for v in _sentences(error, at)]
     except RecursionError:
         return [Violation(pointer(*at), "schema", "nested too deeply")]
     # A number that is not finite is one violation, not also one that is out of range.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw
 from scipy.sparse.csgraph import connected_components
 
@@ -241,18 +242,15 @@ COLUMNS = ("id", *_PLAIN[:4], "n_readers", "readings", *_PLAIN[4:], *RATINGS, *_
 
 def write_table(nodules: Iterable[Nodule], path: Path) -> None:
     """Write the table. Numbers have three decimals, what is unknown is blank, lists have ``|``."""
-    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(_row(nodule) for nodule in nodules)
+    with whole_file(path) as part:
+        pd.DataFrame(map(_row, nodules), columns=COLUMNS).to_csv(part, index=False, lineterminator="\n")
 
 
-def _row(nodule: Nodule) -> list[str]:
+def _row(nodule: Nodule) -> dict[str, str]:
     cells = {name: _text(getattr(nodule, name)) for name in _PLAIN}
     cells |= {"id": nodule.id, "n_readers": str(nodule.n_readers), "readings": "|".join(nodule.readings)}
     cells |= {name: "|".join(map(_text, nodule.ratings[name])) for name in RATINGS}
-    cells |= {name: _text(nodule.average(*summary)) for name, summary in _SUMMARIES.items()}
-    return [cells[name] for name in COLUMNS]
+    return cells | {name: _text(nodule.average(*summary)) for name, summary in _SUMMARIES.items()}
 
 
 def _text(value: Any) -> str:
@@ -282,12 +280,11 @@ def read_table(path: Path) -> list[Nodule]:
             nodule = _parse(row)
         except (ValueError, TypeError) as error:
             raise VividError(f"{path}, row {number}: {error}") from error
-        expected = dict(zip(COLUMNS, _row(nodule), strict=True))
+        expected = _row(nodule)
         for name in ("id", "n_readers", *_SUMMARIES):
             if row[name] != expected[name]:
-                raise VividError(
-                    f"{path}, row {number}: {name} is {row[name]!r}, but its other cells give {expected[name]!r}"
-                )
+                told = f"{name} is {row[name]!r}, but its other cells give {expected[name]!r}"
+                raise VividError(f"{path}, row {number}: {told}")
         keys = {(nodule.id,), *((nodule.series_uid, key) for key in nodule.readings)}
         if seen & keys:
             raise VividError(f"{path}, row {number}: {nodule.id} or one of its readings is in an earlier row")

@@ -1,8 +1,8 @@
 """Parse the readers' XML: outlines by slice, and their ratings."""
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,8 +22,7 @@ class ReadsError(ValueError):
         self.reason = reason
 
 
-@dataclass(frozen=True, eq=False)
-class Contour:
+class Contour(NamedTuple):
     """One outline on one slice.
 
     Attributes:
@@ -39,8 +38,7 @@ class Contour:
     points: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Reading:
+class Reading(NamedTuple):
     """One reader's mark of one nodule of at least 3 mm.
 
     Attributes:
@@ -54,8 +52,7 @@ class Reading:
     contours: tuple[Contour, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class ScanReads:
+class ScanReads(NamedTuple):
     """All readings of one scan. ``small``: marks without ratings (nodules under 3 mm); ``non_nodules``: other marks."""
 
     series_uid: str
