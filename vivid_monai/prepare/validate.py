@@ -1,7 +1,5 @@
 """Run the UMS verifier over a whole table: each distinct value and combination of states once, the rest row by row."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -46,9 +44,14 @@ def invalid_rows(table: pd.DataFrame, space: LabelSpace) -> dict[int, Violation]
     """
     bad: dict[int, Violation] = {}
     for name in table.columns:
-        if (path := _place(name)) is not None:
-            for value, violation in _bad_values(table[name], path):
-                for row in table.index[(table[name] == value).to_numpy(bool, na_value=False)]:
+        if (path := _place(name)) is None:
+            continue
+        column, rule = table[name], load_schema(path)
+        # Of millions of texts, all that is asked is that there be one.
+        is_text = rule.get("type") == "string" and rule.keys() <= {"type", "minLength", "description"}
+        for value in [""] if is_text else column.dropna().unique().tolist():
+            for violation in schema_violations(value, path)[:1]:
+                for row in table.index[(column == value).to_numpy(bool, na_value=False)]:
                     bad.setdefault(row, violation)
     whole = [table[name].notna() for name in ("boxes", "details", "slices") if name in table]
     if whole and (chosen := np.logical_or.reduce(whole)).any():
@@ -71,13 +74,3 @@ def _place(column: str) -> tuple[str, ...] | None:
         return ("image", "path")
     paths = ((column,), ("image", column), ("provenance", column))
     return next((path for path in paths if column in load_schema(path[:-1])["properties"]), None)
-
-
-def _bad_values(column: pd.Series, path: tuple[str, ...]) -> list[tuple[Any, Violation]]:
-    """Distinct values of a column that break the schema, each with its first violation."""
-    rule = load_schema(path)
-    if rule.get("type") == "string" and rule.keys() <= {"type", "minLength", "description"}:
-        values = [""] if (column == "").any() else []  # millions of texts, and all that is asked is that there be one
-    else:
-        values = column.dropna().unique().tolist()
-    return [(value, found[0]) for value in values if (found := schema_violations(value, path))]
