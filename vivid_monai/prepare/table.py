@@ -254,7 +254,9 @@ def _state_of(values: Mapping[str, str | None]) -> Callable[[str], int]:
     numbers = {number: state for text, state in exact.items() if (number := _number(text)) is not None}
 
     def state(text: str) -> int:
-        found = exact.get(text, numbers.get(_number(text)))
+        found = exact.get(text)
+        if found is None and (number := _number(text)) is not None:
+            found = numbers.get(number)
         if found is None:
             raise BadCell(f"one of the mapping's values ({', '.join(map(repr, values))})")
         return found
