@@ -111,7 +111,7 @@ def score(
         validation=np.stack([probe.probabilities(validation.x) for probe in probes]),
         test=np.stack([probe.probabilities(test.x) for probe in probes]),
         encoder=encoder.describe(),
-        probes=[probe.describe() for probe in probes],
+        probes=[probe.description for probe in probes],
         untrained=tuple(sorted({column for probe in probes for column in probe.untrained})),
     )
 

@@ -28,8 +28,8 @@ def weights(tmp_path_factory):
     """An encoder of random weights with its SPD beside it, as a training run leaves them."""
     folder = tmp_path_factory.mktemp("run")
     one = encoder(5)
-    save_module(one.vit, folder / "pretrained_vit.safetensors", kind="vit", preprocess=one.preprocess.to_dict())
-    save_module(SPD(dim=one.vit.embed_dim, groups=3, queries=2), folder / "spd.safetensors", kind="spd")
+    save_module(one.network, folder / "pretrained_vit.safetensors", kind="vit", preprocess=one.preprocess.to_dict())
+    save_module(SPD(dim=one.network.embed_dim, groups=3, queries=2), folder / "spd.safetensors", kind="spd")
     return folder / "pretrained_vit.safetensors"
 
 
@@ -130,7 +130,7 @@ def test_nodules_are_seen_through_the_window_in_one_slice_or_three(evaluating, t
 def test_several_runs_of_one_recipe_are_its_seeds(evaluating, tmp_path, weights):
     data = data_set(tmp_path / "data")
     other = tmp_path / "other.safetensors"
-    save_module(encoder(1).vit, other, kind="vit", preprocess=encoder().preprocess.to_dict())
+    save_module(encoder(1).network, other, kind="vit", preprocess=encoder().preprocess.to_dict())
     encoders = {"ours": [str(weights), str(other)], "single": str(weights)}
     knobs = {"manifest": str(data.image_root / "manifest.parquet"), "fields": data.fields[:4]}
     out = evaluating("table", encoder=encoders, baseline="none", **knobs)

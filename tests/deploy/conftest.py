@@ -32,7 +32,11 @@ def make_run(folder: Path, *, n: int = 600, space: str = "chexpert-12", fields=N
     write_evaluation(evaluated, task, run, shown=encoders["pretrained"][0], n_examples=0)
     one = encoders["pretrained"][0]
     save_module(
-        one.vit, run / "pretrained_vit.safetensors", kind="vit", preprocess=one.preprocess.to_dict(), fields=task.fields
+        one.network,
+        run / "pretrained_vit.safetensors",
+        kind="vit",
+        preprocess=one.preprocess.to_dict(),
+        fields=task.fields,
     )
     (run / "config.json").write_text(json.dumps({"pool": "cls"}))
     return run

@@ -24,9 +24,9 @@ def test_scores_are_the_probes_own_on_the_test_features(task):
     got = evaluate({"a": [encoder(1)], "b": [encoder(2)]}, task, FeatureStore(None), **FEW)
     for name, seed in (("a", 1), ("b", 2)):
         _, _, test = task.parts(encoder(seed), FeatureStore(None))
-        np.testing.assert_array_equal(got.scores.scored[name].test[0], got.scores.probes[name][0].probabilities(test.x))
-    assert set(got.scores.seconds["a"]) == {"features", "probes"}
-    assert (got.scores.scored["a"].test != got.scores.scored["b"].test).any()
+        np.testing.assert_array_equal(got.scored[name].test[0], got.probes[name][0].probabilities(test.x))
+    assert set(got.seconds["a"]) == {"features", "probes"}
+    assert (got.scored["a"].test != got.scored["b"].test).any()
 
 
 def test_one_encoder_per_seed_or_one_for_all(task):

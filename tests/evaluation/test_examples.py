@@ -74,7 +74,7 @@ def test_maps_are_the_attention_over_the_patches(encoder: VividEncoder, items: l
     assert (got.maps.dtype, got.maps.shape) == (np.float32, (3, 3, 4, 4))
     images = [encoder.preprocess.transform()({"image": items[number(key)]["image"]})["image"] for key in got.ids]
     with torch.no_grad():
-        output = spd(encoder.vit(torch.stack([image.as_tensor() for image in images])))
+        output = spd(encoder.network(torch.stack([image.as_tensor() for image in images])))
     np.testing.assert_allclose(got.maps[:, :, 2, 1], output.attention[:, :, 1 + 2 * 4 + 1], rtol=1e-4)
     np.testing.assert_allclose(1 - got.maps.sum((2, 3)), output.attention[:, :, 0], atol=1e-5)
     pairs = np.abs(got.cosines()[:, *np.triu_indices(3, 1)])

@@ -74,12 +74,12 @@ def test_transfer_is_exact(chexpert, nih, tmp_path):
     through_b = Task(name="b", manifest=other, fields=SHARED, source=chexpert, label_space="nih-shared")
     options = {"min_present": 1, "min_absent": 1, "n_resamples": 20}
     both = [evaluate({"e": [encoder()]}, task, FeatureStore(None), **options) for task in (through_a, through_b)]
-    np.testing.assert_array_equal(both[0].scores.scored["e"].test, both[1].scores.scored["e"].test)
-    np.testing.assert_array_equal(both[0].scores.test.states[:, :3], both[1].scores.test.states[:, :3])
+    np.testing.assert_array_equal(both[0].scored["e"].test, both[1].scored["e"].test)
+    np.testing.assert_array_equal(both[0].test.states[:, :3], both[1].test.states[:, :3])
     plain = evaluate(
         {"e": [encoder()]}, Task(name="c", manifest=chexpert, fields=SHARED[:3]), FeatureStore(None), **options
     )
-    np.testing.assert_allclose(plain.scores.scored["e"].test, both[1].scores.scored["e"].test[:, :, :3], atol=1e-6)
+    np.testing.assert_allclose(plain.scored["e"].test, both[1].scored["e"].test[:, :, :3], atol=1e-6)
 
 
 def test_a_patient_on_both_sides_is_refused(chexpert):

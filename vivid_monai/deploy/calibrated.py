@@ -145,7 +145,7 @@ def load_calibrated(
 
 def _classifier(encoder: VividEncoder, probe: LinearProbe, calibrations: Sequence[Calibration]) -> Classifier:
     """The encoder with the probe as its head, slope and intercept of each field folded in."""
-    classifier = Classifier(encoder.vit, len(calibrations), pool=encoder.pool)
+    classifier = Classifier(encoder.network, len(calibrations), pool=encoder.pool)
     slope = np.array([one.slope for one in calibrations])
     intercept = np.array([one.intercept for one in calibrations])
     with torch.no_grad():

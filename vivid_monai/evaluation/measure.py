@@ -33,7 +33,7 @@ class Scored:
     Attributes:
         validation: probabilities (S, M, F) of the validation images, for thresholds.
         test: probabilities (S, N, F) of the test images.
-        encoder: ``Encoder.describe()``. probes: ``Probe.describe()`` of each seed.
+        encoder: ``Encoder.describe()``. probes: ``Probe.description`` of each seed.
         untrained: columns without a fitted head.
     """
 

@@ -71,7 +71,7 @@ class Results:
         task: its name. kind: "findings", or "classes" where fields exclude each other.
         test: n_images, n_patients, n_present, n_absent, n_uncertain, n_unanswerable (by field), images_sha256.
         macro_fields: fields in the macro averages; excluded: the others, with the reason.
-        encoders: name → "encoder" (``Encoder.describe``), "probes" (``Probe.describe`` of each seed) and
+        encoders: name → "encoder" (``Encoder.describe``), "probes" (``Probe.description`` of each seed) and
             "untrained_fields" (one state only among the training images, so that no head could be fitted).
         rows: the long table.
         confusion: encoder → images by true (rows) and predicted class, mean over the seeds; where fields exclude each

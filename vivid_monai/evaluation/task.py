@@ -1,7 +1,7 @@
 """Evaluation tasks: the images that a probe is fitted and tested on, the fields, and the checks against leakage."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -60,18 +60,15 @@ def check_leakage(train: Features, validation: Features, test: Features) -> None
     """
     sides = {"training": train, "validation": validation, "test": test}
     for (first, a), (second, b) in combinations(sides.items(), 2):
-        _check("image", a.ids, b.ids, f"the probe's {first} and {second} features")
-        _check("patient", a.patients, b.patients, f"the probe's {first} and {second} features")
-
-
-def _check(what: str, first: Iterable[str], second: Iterable[str], where: str) -> None:
-    both = sorted(set(map(str, first)) & set(map(str, second)))
-    if both:
-        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
-        raise VividError(
-            f"{len(both)} {what}{'s' * (len(both) > 1)} on both sides of {where}: {', '.join(both[:3])}{more}. What is "
-            "tested must be unknown to the probe: prepare the data again with one split by patient"
-        )
+        for what, name in (("image", "ids"), ("patient", "patients")):
+            both = np.intersect1d(getattr(a, name), getattr(b, name))
+            if n := len(both):
+                more = f" and {n - 3} more" if n > 3 else ""
+                raise VividError(
+                    f"{n} {what}{'s' * (n > 1)} on both sides of the probe's {first} and {second} features: "
+                    f"{', '.join(both[:3])}{more}. What is tested must be unknown to the probe: prepare the data again "
+                    "with one split by patient"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +104,22 @@ class Task:
             raise VividError(f"{self.name}: a source data set and the label space it shares go together")
         if not self.fields:
             raise VividError(f"{self.name}: no field is asked for")
-        for manifest in (self.learned_on, self.manifest):
-            self._check_mapping(manifest)
-        self._check_images()
+        wanted = {field: self.space.resolve(field) for field in self.fields}
+        for space in () if self.source is None else (self.source.label_space, self.manifest.label_space):
+            mapped = shared_fields(space, self.space)
+            if missing := [field for field, own in wanted.items() if own not in mapped]:
+                raise VividError(
+                    f"{self.name}: the labels of {space.name!r} do not map to {', '.join(missing)} of "
+                    f"{self.space.name!r}; a head cannot be applied to labels that mean something else. Leave the "
+                    "field out (--fields), or give a label space with shared concepts (--label_space)"
+                )
+        tested = set(_places(self.manifest, "test"))
+        for split in ("train", "val"):
+            if shared := [place for place in _places(self.learned_on, split) if place in tested]:
+                raise VividError(
+                    f"{self.name}: {len(shared)} test images are also {split} images of the probe, for example "
+                    f"{shared[0][0]}: prepare the data again with one split for both"
+                )
 
     @property
     def learned_on(self) -> Manifest:
@@ -140,56 +150,21 @@ class Task:
         Raises:
             VividError: as the store; a patient or an image on two sides.
         """
-        seen = self.view(encoder)
-        train, val = (self._features(seen, store, self.learned_on, split, title, keep) for split in ("train", "val"))
-        test = self._features(seen, store, self.manifest, "test", title, keep)
+        seen, parts = self.view(encoder), []
+        for manifest, split in ((self.learned_on, "train"), (self.learned_on, "val"), (self.manifest, "test")):
+            asked = self.fields if self.source is None else manifest.fields
+            part = store.features(seen, manifest, split, asked, title=f"{title}, {split}".strip(", "), keep=keep)
+            if self.source is not None:
+                states = shared_states(part.states, manifest.label_space, self.space)
+                columns = [self.space.fields.index(self.space.resolve(field)) for field in self.fields]
+                # Two hospitals may both have a patient "17": only data set and number together name a patient.
+                name = manifest.table["dataset"][0].as_py()
+                patients, ids = (np.array([f"{name}/{one}" for one in of]) for of in (part.patients, part.ids))
+                part = replace(part, states=states[:, columns], patients=patients, ids=ids)
+            parts.append(part)
+        train, val, test = parts
         check_leakage(train, val, test)
         return train, val, test
-
-    def _features(
-        self, encoder: Encoder, store: FeatureStore, manifest: Manifest, split: str, title: str, keep: bool
-    ) -> Features:
-        title = f"{title}, {split}".strip(", ")
-        part = store.features(encoder, manifest, split, self._asked(manifest), title=title, keep=keep)
-        if self.source is None:
-            return part
-        states = shared_states(part.states, manifest.label_space, self.space)
-        columns = [self.space.fields.index(self.space.resolve(field)) for field in self.fields]
-        # Two hospitals may both have a patient "17": only data set and number together name a patient.
-        name = manifest.table["dataset"][0].as_py()
-        return replace(
-            part,
-            states=states[:, columns],
-            patients=np.array([f"{name}/{patient}" for patient in part.patients]),
-            ids=np.array([f"{name}/{key}" for key in part.ids]),
-        )
-
-    def _asked(self, manifest: Manifest) -> Sequence[str]:
-        return self.fields if self.source is None else manifest.fields
-
-    def _check_mapping(self, manifest: Manifest) -> None:
-        if self.source is None:
-            for field in self.fields:
-                manifest.label_space.resolve(field)
-            return
-        mapped = shared_fields(manifest.label_space, self.space)
-        missing = [field for field in self.fields if self.space.resolve(field) not in mapped]
-        if missing:
-            raise VividError(
-                f"{self.name}: the labels of {manifest.label_space.name!r} do not map to {', '.join(missing)} of "
-                f"{self.space.name!r}; a head cannot be applied to labels that mean something else. Leave the field "
-                "out (--fields), or give a label space with shared concepts (--label_space)"
-            )
-
-    def _check_images(self) -> None:
-        tested = set(_places(self.manifest, "test"))
-        for split in ("train", "val"):
-            shared = [place for place in _places(self.learned_on, split) if place in tested]
-            if shared:
-                raise VividError(
-                    f"{self.name}: {len(shared)} test images are also {split} images of the probe, for example "
-                    f"{shared[0][0]}: prepare the data again with one split for both"
-                )
 
 
 def _places(manifest: Manifest, split: str) -> list[tuple[str, int | None]]:

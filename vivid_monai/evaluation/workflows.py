@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,14 +26,13 @@ from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.format import summary_table
 from vivid_monai.evaluation.probes import LinearProbe, save_probe
 from vivid_monai.evaluation.report import write_report
-from vivid_monai.evaluation.results import Results, write_predictions
+from vivid_monai.evaluation.results import Results, write_csv, write_predictions
 from vivid_monai.evaluation.task import Task
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.classifier import BACKBONES, Classifier
 from vivid_monai.networks.modules import fingerprint, load_module, save_module
 from vivid_monai.networks.spd import SPD
 from vivid_monai.storage.files import made_by_one, whole_file
-from vivid_monai.storage.skipped import Skipped, SkipReport
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +88,10 @@ def run_evaluation(
     longest = max(len(members) for members in specs.values())
     seeds = list(range(longest)) if longest > 1 and list(seeds) == [0] else list(seeds)
     encoders = {name: [load_encoder(spec, pool=pool) for spec in members] for name, members in specs.items()}
-    first_specs, first = next(zip(specs.values(), encoders.values(), strict=True))
-    if baseline == "untrained" and isinstance(first[0], VividEncoder):
-        encoders["untrained"] = [
-            load_encoder(f"untrained:{spec}", pool=pool, seed=seed)
-            for spec, seed in zip(first_specs, seeds, strict=False)
-        ]
+    first_specs, first = next(iter(specs.values())), next(iter(encoders.values()))[0]
+    if baseline == "untrained" and isinstance(first, VividEncoder):
+        fresh = zip(first_specs, seeds, strict=False)
+        encoders["untrained"] = [load_encoder(f"untrained:{spec}", pool=pool, seed=seed) for spec, seed in fresh]
     elif baseline == "untrained":
         logger.warning(
             "No untrained baseline: it is made for this package's own encoders only; name one with --baseline "
@@ -101,10 +99,10 @@ def run_evaluation(
         )
     elif baseline != "none":
         encoders["baseline"] = [load_encoder(baseline, pool=pool)]
-    evaluated = evaluate(encoders, task, store, seeds=seeds, **options)
-    spd = _spd_of(first[0], Path(first_specs[0]))
-    results = write_evaluation(evaluated, task, Path(output_dir), shown=first[0], spd=spd, n_examples=n_examples)
-    _print_output(results, Path(output_dir), FILES)
+    evaluated, folder = evaluate(encoders, task, store, seeds=seeds, **options), Path(output_dir)
+    spd = _spd_of(first, Path(first_specs[0]))
+    results = write_evaluation(evaluated, task, folder, shown=first, spd=spd, n_examples=n_examples)
+    _print_output(results, folder, FILES)
     return results
 
 
@@ -191,7 +189,7 @@ def finish_training(
         for name, (backbone, file) in both.items()
     }
     evaluated = evaluate(encoders, task, store, keep=["pretrained"], **options)
-    head = evaluated.scores.probes["pretrained"][0]
+    head = evaluated.probes["pretrained"][0]
     assert isinstance(head, LinearProbe)
     with torch.no_grad():
         network.head.weight.copy_(torch.from_numpy(head.weight))
@@ -252,13 +250,12 @@ def write_evaluation(
     Raises:
         VividError: a file cannot be written; as the examples and the page.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    scores = evaluated.scores
-    results = replace(evaluated.results, run={**provenance(), "seconds": scores.seconds, "data": _data(task)})
+    run = {**provenance(), "seconds": evaluated.seconds, "data": _data(task)}
+    results = replace(evaluated.results, run=run)
     results.save(folder / "results.json")
-    of_test = {name: one.test for name, one in scores.scored.items()}
-    write_predictions(folder / "predictions.csv", scores.test, results.fields, of_test, seeds=results.seeds)
-    for name, probes in scores.probes.items():
+    of_test = {name: one.test for name, one in evaluated.scored.items()}
+    write_predictions(folder / "predictions.csv", evaluated.test, results.fields, of_test, seeds=results.seeds)
+    for name, probes in evaluated.probes.items():
         for seed, probe in zip(results.seeds, probes, strict=True):
             if isinstance(probe, LinearProbe):  # others are as large as their training sets
                 save_probe(probe, folder / "probes" / f"{name}-{seed}.safetensors", fields=results.fields)
@@ -269,9 +266,7 @@ def write_evaluation(
         collect_examples(seen, items, spd=spd, n=n_examples).save(folder / "examples.npz")
     (folder / "skipped.csv").unlink(missing_ok=True)  # of an earlier run into the same folder
     if results.skipped:
-        report = SkipReport()
-        report.add(Skipped(*one) for one in results.skipped)
-        report.write(folder / "skipped.csv")
+        write_csv(folder / "skipped.csv", ("path", "reason", "times"), [(*one, 1) for one in results.skipped])
     if not (folder / "config.json").exists():
         _write_config(folder / "config.json")
     write_report(folder)
@@ -288,19 +283,13 @@ def _print_output(results: Results, folder: Path, files: Mapping[str, str]) -> N
 
 
 def provenance() -> dict[str, Any]:
-    """The command, the versions and the time (UTC, to the second), as they are stored with results."""
+    """The command as one can type it again, the versions and the time (UTC, to the second), as stored with results."""
     versions = {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in PACKAGES}}
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"command": command_line(), "versions": versions, "created": created}
-
-
-def command_line() -> str:
-    """The command that started this process, as one can type it again."""
     program = Path(sys.argv[0])
-    start = (
-        ["python", "-m", "monai.bundle"] if program.parts[-3:] == ("monai", "bundle", "__main__.py") else [program.name]
-    )
-    return " ".join(map(_quoted, [*start, *sys.argv[1:]]))
+    bundle = program.parts[-3:] == ("monai", "bundle", "__main__.py")
+    words = [*(("python", "-m", "monai.bundle") if bundle else (program.name,)), *sys.argv[1:]]
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"command": " ".join(map(_quoted, words)), "versions": versions, "created": created}
 
 
 def _quoted(word: str) -> str:
@@ -308,37 +297,29 @@ def _quoted(word: str) -> str:
     return f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
 
 
-def resolved_config() -> dict[str, Any]:
-    """The merged config of the bundle workflow that is running this code, overrides included; ``{}`` outside of one.
+def _write_config(path: Path) -> None:
+    """Write the merged config of the bundle workflow that is running, overrides included; ``{}`` outside of one.
 
     A config cannot name itself in MONAI's language, so the workflow is found among the callers.
     """
-    frame = sys._getframe()
-    while frame is not None:
-        workflow = frame.f_locals.get("self")
-        if isinstance(workflow, ConfigWorkflow):
-            return dict(workflow.parser.get())
-        frame = frame.f_back  # type: ignore[assignment]
-    return {}
-
-
-def _write_config(path: Path) -> None:
+    callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_stack(sys._getframe()))
+    workflow = next((one for one in callers if isinstance(one, ConfigWorkflow)), None)
     with whole_file(path) as part:
-        part.write_text(json.dumps(resolved_config(), indent=2, default=str) + "\n")
+        part.write_text(json.dumps(workflow.parser.get() if workflow else {}, indent=2, default=str) + "\n")
 
 
 def _data(task: Task) -> dict[str, Any]:
     """What the numbers rest on: the data set, how it was split, its card."""
+
+    def datasets(manifest: Manifest) -> str:
+        return ", ".join(sorted(set(manifest.table["dataset"].to_pylist())))
+
     manifest = task.manifest
     return {
-        "dataset": _datasets(manifest),
-        "source": None if task.source is None else _datasets(task.source),
+        "dataset": datasets(manifest),
+        "source": None if task.source is None else datasets(task.source),
         "splits": manifest.splits,
         "image_root": str(manifest.image_root),
         "manifest": None if manifest.path is None else os.path.abspath(manifest.path),
         "card": manifest.card,
     }
-
-
-def _datasets(manifest: Manifest) -> str:
-    return ", ".join(sorted(set(manifest.table["dataset"].to_pylist())))

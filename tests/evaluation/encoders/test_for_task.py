@@ -44,7 +44,7 @@ def test_a_window_is_part_of_the_preprocessing_and_the_weights_are_shared(vit_fi
     assert isinstance(seen, VividEncoder)
     assert encoder.preprocess == PREPROCESS
     assert seen.preprocess == replace(PREPROCESS, window=WINDOW)
-    assert seen.vit is encoder.vit
+    assert seen.network is encoder.network
     assert seen.describe()["preprocess"]["window"] == list(WINDOW)
     images = prepared(seen, volume, slice=2)
     assert not torch.allclose(seen(images), encoder(prepared(encoder, volume, slice=2)), atol=1e-3)

@@ -210,7 +210,7 @@ def test_a_misfit_is_an_error(tmp_path: Path) -> None:
 def test_no_processor_is_an_error_and_not_a_default(tmp_path: Path) -> None:
     saved(small.vit, tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(VividError, match=r"has no preprocessor_config\.json, and .* is not to be guessed"):
+    with pytest.raises(VividError, match=r"has no preprocessor_config\.json, .* is not to be guessed"):
         load_encoder(str(tmp_path))
 
 

@@ -38,9 +38,9 @@ def test_an_untrained_network_is_the_same_but_for_its_weights(vit_file: str) -> 
     trained, fresh = load_encoder(vit_file), load_encoder(f"untrained:{vit_file}")
     assert isinstance(trained, VividEncoder)
     assert isinstance(fresh, VividEncoder)
-    assert fresh.vit.config == trained.vit.config
+    assert fresh.network.config == trained.network.config
     assert fresh.preprocess == trained.preprocess
-    assert not torch.equal(fresh.vit.cls_token, trained.vit.cls_token)
+    assert not torch.equal(fresh.network.cls_token, trained.network.cls_token)
     assert fresh.describe()["source"] == f"untrained:{vit_file} (seed 0)"
 
 
@@ -55,7 +55,7 @@ def test_fresh_weights_depend_on_the_seed_alone(vit_file: str) -> None:
     assert load_encoder(f"untrained:{vit_file}", seed=8).fingerprint() != first.fingerprint()
     assert load_encoder(vit_file, seed=7).fingerprint() == load_encoder(vit_file, seed=8).fingerprint()
     torch.manual_seed(7)
-    assert torch.equal(ViT(**first.vit.config).cls_token, first.vit.cls_token)
+    assert torch.equal(ViT(**first.network.config).cls_token, first.network.cls_token)
 
 
 def test_a_vit_of_ours_has_no_pooled_output(vit_file: str) -> None:

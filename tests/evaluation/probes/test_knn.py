@@ -48,7 +48,7 @@ def test_classes_sum_to_one_and_equal_the_definition():
 def test_k_has_the_lowest_validation_loss(exclusive):
     make = classes if exclusive else findings
     train, validation = make(seed=1), make(seed=2)
-    told = fit_knn(train, validation, exclusive=exclusive).describe()
+    told = fit_knn(train, validation, exclusive=exclusive).description
     assert sorted(map(int, told["tried"])) == sorted(KS)
     for f, k in enumerate(told["k"]):
         assert told["tried"][str(k)][f] == min(losses[f] for losses in told["tried"].values())
@@ -73,7 +73,7 @@ def test_untrained_columns_are_named():
     probe = fit_knn(train, validation)
     assert probe.untrained == (1,)
     assert (probe.probabilities(validation.x)[:, 1] == 0.5).all()
-    assert probe.describe()["k"][1] is None
+    assert probe.description["k"][1] is None
 
 
 def test_bad_input_is_told():

@@ -83,7 +83,7 @@ def test_axes_are_standardised_uncorrelated_and_turn_back():
 
 def test_every_field_gets_the_strength_that_is_best_for_it_on_validation():
     train, validation = findings(n=80, d=40, seed=1), findings(n=300, d=40, seed=2)
-    told = fit_linear(train, validation).describe()
+    told = fit_linear(train, validation).description
     tried = {float(strength): losses for strength, losses in told["tried"].items()}
     assert sorted(tried) == pytest.approx(sorted(STRENGTHS), rel=1e-4)
     for f, strength in enumerate(told["strengths"]):
@@ -95,7 +95,7 @@ def test_the_validation_loss_is_that_of_the_probe():
     train, validation = findings(seed=1), findings(seed=2)
     probe = fit_linear(train, validation, strengths=[0.1])
     p, states = probe.probabilities(validation.x), validation.states
-    for f, told in enumerate(probe.describe()["tried"]["0.1"]):
+    for f, told in enumerate(probe.description["tried"]["0.1"]):
         rows = np.isin(states[:, f], (0, 1))
         truth = states[rows, f] == 1
         assert told == pytest.approx(-np.log(np.where(truth, p[rows, f], 1 - p[rows, f])).mean(), abs=1e-5)
@@ -104,7 +104,7 @@ def test_the_validation_loss_is_that_of_the_probe():
 def test_a_field_with_few_validation_records_gets_what_is_best_on_average():
     train, validation = findings(n=80, d=40, seed=1, blanks=0), findings(n=300, d=40, seed=2, blanks=0)
     validation.states[:, 0] = np.where(np.cumsum(validation.states[:, 0] == 1) > 9, 0, validation.states[:, 0])
-    told = fit_linear(train, validation).describe()
+    told = fit_linear(train, validation).description
     tried = {float(strength): losses for strength, losses in told["tried"].items()}
     average = min(tried, key=lambda s: np.mean(tried[s]))
     own = min(tried, key=lambda s: tried[s][0])
@@ -113,19 +113,19 @@ def test_a_field_with_few_validation_records_gets_what_is_best_on_average():
 
 
 def test_classes_share_one_strength():
-    told = fit_linear(classes(n=60, d=40, seed=1), classes(seed=2, d=40), exclusive=True).describe()
+    told = fit_linear(classes(n=60, d=40, seed=1), classes(seed=2, d=40), exclusive=True).description
     assert len(set(told["strengths"])) == 1
 
 
 def test_a_strength_at_the_edge_of_the_grid_is_told():
     train, validation = findings(n=80, d=40, seed=1), findings(n=300, d=40, seed=2)
-    assert fit_linear(train, validation).describe()["warnings"] == []
-    (told,) = fit_linear(train, validation, strengths=[1e-6, 1e-2]).describe()["warnings"]
+    assert fit_linear(train, validation).description["warnings"] == []
+    (told,) = fit_linear(train, validation, strengths=[1e-6, 1e-2]).description["warnings"]
     assert told["columns"] == [0, 1, 2]
     assert "got the strongest regularisation of the grid (0.01)" in told["message"]
-    (told,) = fit_linear(train, validation, strengths=[10, 100]).describe()["warnings"]
+    (told,) = fit_linear(train, validation, strengths=[10, 100]).description["warnings"]
     assert "weakest regularisation of the grid (10)" in told["message"]
-    assert fit_linear(train, validation, strengths=[1e3, 1e4]).describe()["warnings"] == []
+    assert fit_linear(train, validation, strengths=[1e3, 1e4]).description["warnings"] == []
 
 
 def test_uncertain_and_null_rows_change_nothing():
@@ -149,7 +149,7 @@ def test_a_field_with_one_state_gets_no_weights_and_is_named():
     assert probe.untrained == (1,)
     assert not probe.weight[1].any()
     assert (probe.probabilities(validation.x)[:, 1] == 0.5).all()
-    assert probe.describe()["strengths"][1] is None
+    assert probe.description["strengths"][1] is None
     assert probe.weight[0].any()
 
 

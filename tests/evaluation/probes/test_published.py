@@ -22,7 +22,7 @@ def test_defaults_are_the_published_ones(monkeypatch):
             yield rows
 
     monkeypatch.setattr(linear, "_batches", counted)
-    told = fit_published(train, validation).describe()
+    told = fit_published(train, validation).description
     assert (told["steps"], told["batch_size"]) == (3000, 32)
     assert len(drawn) == 3000
     assert {len(rows) for rows in drawn} == {32}
@@ -58,9 +58,9 @@ def test_one_step_is_adamw_on_the_mean_of_the_answered_states():
 def test_the_best_validation_step_is_kept():
     train, validation = findings(seed=1), findings(seed=2)
     probe = fit_published(train, validation, steps=300, evaluate_every=20, lr=0.05)
-    tried = probe.describe()["tried"]
+    tried = probe.description["tried"]
     assert len(tried) == 15
-    best = probe.describe()["best_step"]
+    best = probe.description["best_step"]
     assert tried[str(best)] == max(tried.values())
     kept = masked_auroc(probe.logits(validation.x), validation.states).mean()
     assert kept == pytest.approx(tried[str(best)], abs=1e-5)
@@ -77,7 +77,7 @@ def test_classes():
     assert probe.untrained == (3,)
     assert (p[:, 3] == 0).all()
     accuracy = (p.argmax(1) == validation.states.argmax(1)).mean()
-    assert accuracy == pytest.approx(max(probe.describe()["tried"].values()), abs=1e-5)
+    assert accuracy == pytest.approx(max(probe.description["tried"].values()), abs=1e-5)
     assert accuracy > 0.5
 
 
@@ -105,5 +105,5 @@ def test_bad_input_is_told():
     with pytest.raises(VividError, match="best step cannot be chosen"):
         fit_published(train, validation)
     train.states[:] = -1
-    with pytest.raises(VividError, match="no field with both"):
+    with pytest.raises(VividError, match="no field has both"):
         fit_published(train, validation)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vivid_monai.errors import VividError, first_line
 from vivid_monai.images.preprocess import BasePreprocess, Preprocess
 from vivid_monai.networks.modules import fingerprint
+from vivid_monai.networks.pooling import pool_tokens
 
 
 class Encoder(nn.Module):
@@ -22,8 +23,10 @@ class Encoder(nn.Module):
     Attributes:
         kind: the library the network comes from.
         architecture: the network's name in that library.
+        network: any module; frozen and set to evaluation mode.
         preprocess: how images become its input, a :class:`BasePreprocess`; belongs to the weights.
         pool: what the features are: "cls", "mean", "cls+mean" or "pooled" (the network's own pooled output).
+        prefix: tokens before those of the grid.
         dim: width D of the features.
         source: where the weights came from, as the user said it.
     """
@@ -34,14 +37,18 @@ class Encoder(nn.Module):
     preprocess: Any  # of any kind
 
     def __init__(
-        self, network: nn.Module, preprocess: BasePreprocess, *, pool: str, source: str, settings: Mapping[str, Any]
+        self,
+        network: nn.Module,
+        preprocess: BasePreprocess,
+        *,
+        pool: str,
+        source: str,
+        settings: Mapping[str, Any],
+        architecture: str = "",
+        prefix: int = 0,
     ) -> None:
         """
         Args:
-            network: an :class:`~torch.nn.Module` that :meth:`forward` calls; frozen and set to evaluation mode.
-            preprocess: see above.
-            pool: see above.
-            source: see above.
             settings: what the tensors do not show of the network (heads, epsilons, activations), as JSON.
 
         Raises:
@@ -49,21 +56,25 @@ class Encoder(nn.Module):
         """
         super().__init__()
         self.network = network.requires_grad_(False)
-        self.preprocess, self.pool, self.source = preprocess, pool, source
+        self.preprocess, self.pool, self.source, self.prefix = preprocess, pool, source, prefix
+        self.architecture = architecture or self.architecture
         self.settings = json.loads(json.dumps(settings, sort_keys=True, default=str))
         self.eval()
         self.dim = self._measure()
 
+    def tokens(self, images: Tensor) -> Tensor:
+        """Tokens (B, prefix + grid, D) of images."""
+        return self.network(images)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The network's own pooled output (B, D)."""
+        return self.network(images)
+
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images.
-
-        Args:
-            images: (B, C, *spatial) float32, as :attr:`preprocess` makes them.
-
-        Returns:
-            (B, D) float32.
-        """
-        raise NotImplementedError
+        """Features (B, D) float32 of images (B, C, *spatial) float32, as :attr:`preprocess` makes them."""
+        if self.pool == "pooled":
+            return self.pooled(images).float()
+        return pool_tokens(self.tokens(images).float(), self.pool, prefix=self.prefix)
 
     def describe(self) -> dict[str, Any]:
         """What a result must say of its encoder, as JSON."""
@@ -142,28 +153,29 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], where: str)
 
 
 def square_preprocess(
-    where: str, size: int | Sequence[int], resize: tuple[str, str], interpolation: str, **rest: Any
+    where: str, size: int | Sequence[int], resize: tuple[str, str, Mapping[str, str]], interpolation: str, **rest: Any
 ) -> Preprocess:
     """A library's preprocessing as ours.
 
     Args:
         where: what an error names.
         size: of the network's input.
-        resize: the library's key for it, and our word or what it says instead.
+        resize: the library's key for it, what it says, and our word for each thing it may say.
         interpolation, rest: of :class:`Preprocess`.
 
     Raises:
         VividError: something that :class:`Preprocess` cannot express.
     """
     height, width = (size, size) if isinstance(size, int) else size
+    resize_key, said, ours = resize
     for key, value, ok in (
         ("size", size, height == width),
         ("interpolation", interpolation, interpolation in ("bilinear", "bicubic")),
-        (*resize, resize[1] in ("crop", "stretch", "pad")),
+        (resize_key, said, said in ours),
     ):
         if not ok:
             raise VividError(f"{where}: {key} = {value!r} cannot be expressed (square, bilinear or bicubic)")
-    return Preprocess(size=height, resize=resize[1], interpolation=interpolation, **rest)  # type: ignore[arg-type]
+    return Preprocess(size=height, resize=ours[said], interpolation=interpolation, **rest)  # type: ignore[arg-type]
 
 
 def for_task(encoder: Encoder, *, window: tuple[float, float] | None = None, slices: int = 1) -> Encoder:

@@ -5,22 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from torch import Tensor
 
-from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import (
-    Encoder,
-    first_line,
-    library,
-    load_strictly,
-    square_preprocess,
-    structure,
-)
+from vivid_monai.errors import VividError, first_line
+from vivid_monai.evaluation.encoders.base import Encoder, library, load_strictly, square_preprocess, structure
 from vivid_monai.evaluation.encoders.from_timm import timm_pool
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.checkpoint import read_checkpoint
 from vivid_monai.networks.language import HUB_NAME
-from vivid_monai.networks.pooling import choose_pool, pool_tokens
+from vivid_monai.networks.pooling import choose_pool
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -36,21 +30,13 @@ class OpenClipEncoder(Encoder):
 
     kind = "open_clip"
 
-    def __init__(self, tower: Any, preprocess: Preprocess, *, pool: str, source: str, architecture: str) -> None:
-        self.architecture = architecture
-        super().__init__(tower, preprocess, pool=pool, source=source, settings=structure(tower))
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.pool == "pooled":
-            return self.network(images).float()
+    def tokens(self, images: Tensor) -> Tensor:
         if hasattr(self.network, "trunk"):
-            trunk = self.network.trunk
-            return pool_tokens(trunk.forward_features(images).float(), self.pool, prefix=trunk.num_prefix_tokens)
+            return self.network.trunk.forward_features(images)
         output = self.network.forward_intermediates(
             images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
         )
-        cls, patches = output["image_intermediates_prefix"][0], output["image_intermediates"][0]
-        return pool_tokens(torch.cat((cls, patches), dim=1).float(), self.pool, prefix=cls.shape[1])
+        return torch.cat((output["image_intermediates_prefix"][0], output["image_intermediates"][0]), dim=1)
 
 
 def load_open_clip(name: str, *, pool: str | None = None) -> OpenClipEncoder:
@@ -60,8 +46,7 @@ def load_open_clip(name: str, *, pool: str | None = None) -> OpenClipEncoder:
         VividError: open_clip is not installed; files are missing; the tensors are not those of the configuration; the
             preprocessing is not complete or cannot be expressed.
     """
-    open_clip = library("open_clip", "open_clip_torch")
-    where = f"open_clip:{name}"
+    open_clip, source = library("open_clip", "open_clip_torch"), f"open_clip:{name}"
     config_file, weights_file = _files(name)
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -71,20 +56,25 @@ def load_open_clip(name: str, *, pool: str | None = None) -> OpenClipEncoder:
             model["embed_dim"], vision, quick_gelu=model.get("quick_gelu", False)
         )
     except Exception as error:  # open_clip and timm raise their own kinds on configurations they do not know
-        raise VividError(f"{where}: {CONFIG} cannot be used: {error!r}") from error
-    preprocess = _preprocess(open_clip, images, vision, where)
-    _fill(tower, weights_file, where)
-    architecture = vision.get("timm_model_name") or type(tower).__name__
-    return OpenClipEncoder(
-        tower, preprocess, pool=_pool(tower, pool), source=where, architecture=f"{architecture} (open_clip)"
-    )
-
-
-def _pool(tower: Any, asked: str | None) -> str:
+        raise VividError(f"{source}: {CONFIG} cannot be used: {error!r}") from error
+    preprocess = _preprocess(open_clip, images, vision, source)
+    tensors = {name.removeprefix("module."): tensor for name, tensor in read_checkpoint(weights_file).tensors.items()}
+    visual = {name.removeprefix("visual."): t for name, t in tensors.items() if name.startswith("visual.")}
+    load_strictly(tower, visual, f"{source}: {weights_file.name} does not fit {CONFIG}")
     if hasattr(tower, "trunk"):
-        return timm_pool(tower.trunk, asked)
-    tokens = hasattr(tower, "class_embedding") and getattr(tower, "attn_pool", None) is None
-    return choose_pool(asked, cls=tokens, patches=tokens)
+        pool, prefix = timm_pool(tower.trunk, pool), getattr(tower.trunk, "num_prefix_tokens", 0)
+    else:
+        tokens = hasattr(tower, "class_embedding") and getattr(tower, "attn_pool", None) is None
+        pool, prefix = choose_pool(pool, cls=tokens, patches=tokens), 1
+    return OpenClipEncoder(
+        tower,
+        preprocess,
+        pool=pool,
+        prefix=prefix,
+        source=source,
+        architecture=f"{vision.get('timm_model_name') or type(tower).__name__} (open_clip)",
+        settings=structure(tower),
+    )
 
 
 def _files(name: str) -> tuple[Path, Path]:
@@ -97,17 +87,16 @@ def _files(name: str) -> tuple[Path, Path]:
     hub_name = name.removeprefix("hf-hub:")
     if not HUB_NAME.fullmatch(hub_name):
         raise VividError(f"open_clip:{name}: no such folder")
-    hub = library("huggingface_hub", "huggingface_hub")
-    error: Exception | None = None
-    for weights_name in WEIGHTS:
+    problem: Exception = OSError()
+    for file in WEIGHTS:
         try:
-            return Path(hub.hf_hub_download(hub_name, CONFIG)), Path(hub.hf_hub_download(hub_name, weights_name))
-        except Exception as failure:  # no connection, no such repository, no such file
-            error = failure
+            return Path(hf_hub_download(hub_name, CONFIG)), Path(hf_hub_download(hub_name, file))
+        except Exception as error:  # no connection, no such repository, no such file
+            problem = error
     raise VividError(
-        f"open_clip:{name}: no such folder, and the hub does not give it ({first_line(error or OSError())}). Where "
-        f"there is a connection run `hf download {hub_name} --local-dir FOLDER` and give that folder instead"
-    ) from error
+        f"open_clip:{name}: no such folder, and the hub does not give it ({first_line(problem)}). Where there is a "
+        f"connection run `hf download {hub_name} --local-dir FOLDER` and give that folder instead"
+    ) from problem
 
 
 def _preprocess(open_clip: Any, said: Any, vision: dict[str, Any], where: str) -> Preprocess:
@@ -122,15 +111,9 @@ def _preprocess(open_clip: Any, said: Any, vision: dict[str, Any], where: str) -
     return square_preprocess(
         f"{where}, preprocess_cfg",
         size,
-        ("resize_mode", RESIZE.get(config.resize_mode, config.resize_mode)),
+        ("resize_mode", config.resize_mode, RESIZE),
         config.interpolation,
         channels=config.num_channels,
         mean=tuple(config.mean),
         std=tuple(config.std),
     )
-
-
-def _fill(tower: Any, file: Path, where: str) -> None:
-    tensors = {name.removeprefix("module."): tensor for name, tensor in read_checkpoint(file).tensors.items()}
-    visual = {name.removeprefix("visual."): t for name, t in tensors.items() if name.startswith("visual.")}
-    load_strictly(tower, visual, f"{where}: {file.name} does not fit {CONFIG}")

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +9,19 @@ from torch import Tensor
 
 from vivid_monai.errors import VividError, first_line
 from vivid_monai.evaluation.encoders.base import Encoder, library, square_preprocess, structure
-from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.pooling import choose_pool, pool_tokens
+from vivid_monai.networks.pooling import choose_pool
 
 NEEDED = ("input_size", "mean", "std", "interpolation", "crop_pct")
 RESIZE = {"center": "crop", "squash": "stretch"}
 
 
 class TimmEncoder(Encoder):
-    """A timm network without its classifier. Tokens are those of ``forward_features``.
-
-    "pooled" is what timm pools before the classifier.
-    """
+    """A timm network without its classifier; "pooled" is what timm pools before it."""
 
     kind = "timm"
 
-    def __init__(self, model: Any, preprocess: Preprocess, *, pool: str, source: str) -> None:
-        self.architecture = str(model.pretrained_cfg["architecture"])
-        self.prefix = int(getattr(model, "num_prefix_tokens", 0))
-        super().__init__(model, preprocess, pool=pool, source=source, settings=structure(model))
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.pool == "pooled":
-            return self.network(images).float()
-        return pool_tokens(self.network.forward_features(images).float(), self.pool, prefix=self.prefix)
+    def tokens(self, images: Tensor) -> Tensor:
+        return self.network.forward_features(images)
 
 
 def load_timm(name: str, *, pool: str | None = None) -> TimmEncoder:
@@ -43,52 +31,47 @@ def load_timm(name: str, *, pool: str | None = None) -> TimmEncoder:
         VividError: timm is not installed; there is no such model; its weights are not those of the architecture; its
             preprocessing is not complete or cannot be expressed.
     """
-    timm = library("timm", "timm")
-    folder = Path(name).expanduser()
+    timm, source, folder = library("timm", "timm"), f"timm:{name}", Path(name).expanduser()
     if folder.exists():
         _check_folder(folder)
     try:
         # With the classifier, which is loaded strictly; asked for no classes, timm would let anything be missing.
         model = timm.create_model(f"local-dir:{folder}" if folder.exists() else name, pretrained=True)
     except Exception as error:  # timm, safetensors and the hub each raise their own kinds
-        raise VividError(f"timm:{name}: cannot be loaded: {first_line(error)}") from error
+        raise VividError(f"{source}: cannot be loaded: {first_line(error)}") from error
     if model.num_classes != model.pretrained_cfg.get("num_classes"):  # then timm would not have been strict
         raise VividError(
-            f"timm:{name}: num_classes is {model.num_classes} in the arguments of the model and "
+            f"{source}: num_classes is {model.num_classes} in the arguments of the model and "
             f"{model.pretrained_cfg.get('num_classes')} in pretrained_cfg; its weights cannot be checked"
         )
-    preprocess = read_timm_config(timm.data.resolve_model_data_config(model), f"timm:{name}")
-    model.reset_classifier(0)
-    return TimmEncoder(model, preprocess, pool=timm_pool(model, pool), source=f"timm:{name}")
-
-
-def timm_pool(model: Any, asked: str | None) -> str:
-    """The pooling of a timm network for the one asked for."""
-    cls = getattr(model, "cls_token", None) is not None
-    return choose_pool(asked, cls=cls, patches=hasattr(model, "num_prefix_tokens"))
-
-
-def read_timm_config(config: Mapping[str, Any], where: str) -> Preprocess:
-    """timm's evaluation transform as our preprocessing.
-
-    Args:
-        config: of ``timm.data.resolve_model_data_config``.
-        where: what an error names.
-
-    Raises:
-        VividError: a key whose value cannot be expressed.
-    """
+    config = timm.data.resolve_model_data_config(model)
     channels, height, width = config["input_size"]
-    return square_preprocess(
-        where,
+    preprocess = square_preprocess(
+        source,
         (height, width),
-        ("crop_mode", RESIZE.get(config["crop_mode"], config["crop_mode"])),
+        ("crop_mode", config["crop_mode"], RESIZE),
         config["interpolation"],
         channels=channels,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         resize_to=math.floor(height / config["crop_pct"]),
     )
+    model.reset_classifier(0)
+    return TimmEncoder(
+        model,
+        preprocess,
+        pool=timm_pool(model, pool),
+        prefix=getattr(model, "num_prefix_tokens", 0),
+        source=source,
+        architecture=str(model.pretrained_cfg["architecture"]),
+        settings=structure(model),
+    )
+
+
+def timm_pool(model: Any, asked: str | None) -> str:
+    """The pooling of a timm network for the one asked for."""
+    cls = getattr(model, "cls_token", None) is not None
+    return choose_pool(asked, cls=cls, patches=hasattr(model, "num_prefix_tokens"))
 
 
 def _check_folder(folder: Path) -> None:

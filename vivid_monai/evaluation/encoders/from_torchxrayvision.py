@@ -13,21 +13,12 @@ from vivid_monai.networks.pooling import choose_pool
 
 
 class TorchXRayVisionEncoder(Encoder):
-    """A DenseNet-121 or ResNet-50 of TorchXRayVision without its classifier: the averaged last map.
-
-    Its values lie in [−1024, 1024]; here that is mean 1/2 and std 1/2048 of values in [0, 1].
-    """
+    """A DenseNet-121 or ResNet-50 of TorchXRayVision without its classifier: the averaged last map."""
 
     kind = "torchxrayvision"
 
-    def __init__(self, network: nn.Module, name: str, size: int, source: str) -> None:
-        self.architecture = name.split("-")[0]
-        preprocess = Preprocess(size=size, channels=1, mean=0.5, std=1 / 2048, resize="crop")
-        super().__init__(network, preprocess, pool="pooled", source=source, settings=structure(network))
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = getattr(self.network, "features2", self.network)  # torchvision's ResNet ends where its fc was
-        return features(images).float()
+    def pooled(self, images: Tensor) -> Tensor:
+        return getattr(self.network, "features2", self.network)(images)  # torchvision's ResNet ends where its fc was
 
 
 def load_torchxrayvision(name: str, *, pool: str | None = None) -> TorchXRayVisionEncoder:
@@ -43,7 +34,7 @@ def load_torchxrayvision(name: str, *, pool: str | None = None) -> TorchXRayVisi
         VividError: TorchXRayVision is not installed; no such weights; they cannot be had, or are no plain tensors;
             tensors are missing.
     """
-    choose_pool(pool, cls=False, patches=False)
+    pool = choose_pool(pool, cls=False, patches=False)
     xrv = library("torchxrayvision", "torchxrayvision")
     source, (name, _, file) = f"torchxrayvision:{name}", name.partition("=")
     known = xrv.models.model_urls
@@ -52,13 +43,23 @@ def load_torchxrayvision(name: str, *, pool: str | None = None) -> TorchXRayVisi
         raise VividError(f"{source}: no such weights; choose one of {', '.join(names)}")
     tensors = read_checkpoint(file or _published(xrv, name, source)).tensors
     classes = len(known[name]["labels"])
-    network = _resnet(classes) if name.startswith("resnet") else xrv.models.DenseNet(num_classes=classes)
+    if name.startswith("resnet"):
+        network = library("torchvision", "torchvision").models.resnet50(num_classes=classes)
+        network.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    else:
+        network = xrv.models.DenseNet(num_classes=classes)
     tensors.pop("op_threshs", None)  # the operating points are of the classifier
     load_strictly(network, tensors, f"{source}: the file does not fit {name}")
     for head in ("classifier", "fc"):
         if hasattr(network, head):
             setattr(network, head, nn.Identity())
-    return TorchXRayVisionEncoder(network, name, known[name]["input_resolution"], source)
+    # Its values lie in [-1024, 1024]; here that is mean 1/2 and std 1/2048 of values in [0, 1].
+    size = known[name]["input_resolution"]
+    preprocess = Preprocess(size=size, channels=1, mean=0.5, std=1 / 2048, resize="crop")
+    settings, architecture = structure(network), name.split("-")[0]
+    return TorchXRayVisionEncoder(
+        network, preprocess, pool=pool, source=source, settings=settings, architecture=architecture
+    )
 
 
 def _published(xrv: Any, name: str, source: str) -> Path:
@@ -78,9 +79,3 @@ def _published(xrv: Any, name: str, source: str) -> Path:
             f"{source}: cannot be downloaded ({first_line(error)}); fetch {xrv.models.model_urls[name]['weights_url']} "
             f"where there is a connection and name the file: {source}=FILE"
         ) from error
-
-
-def _resnet(classes: int) -> nn.Module:
-    network = library("torchvision", "torchvision").models.resnet50(num_classes=classes)
-    network.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    return network

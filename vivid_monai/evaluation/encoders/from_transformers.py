@@ -1,11 +1,11 @@
 """Vision models of transformers as encoders, from a folder or the hub. Code that comes with a model is never run."""
 
-import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from PIL.Image import Resampling
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_backends import PilBackend
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from vivid_monai.errors import VividError, first_line
 from vivid_monai.evaluation.encoders.base import Encoder
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.language import HUB_NAME
-from vivid_monai.networks.pooling import choose_pool, pool_tokens
+from vivid_monai.networks.pooling import choose_pool
 
 # Model types whose last hidden state is tokens, and how many stand before the patches': 0, or CLS and whatever follows
 # it. Register tokens (config.num_register_tokens) come on top.
@@ -57,32 +57,24 @@ class TransformersEncoder(Encoder):
 
     kind = "transformers"
 
-    def __init__(self, model: Any, preprocess: Preprocess, *, pool: str, source: str) -> None:
-        self.architecture = type(model).__name__
-        config = model.config
-        self.prefix = PREFIX.get(config.model_type, 0)
-        if self.prefix:
-            self.prefix += getattr(config, "num_register_tokens", None) or 0
-        settings = {
-            key: value for key, value in config.to_dict().items() if key not in VOLATILE and not key.startswith("_")
-        }
-        super().__init__(model, preprocess, pool=pool, source=source, settings=settings)
+    def tokens(self, images: Tensor) -> Tensor:
+        tokens = self._output(images).last_hidden_state
+        if self.network.config.model_type == "clip_vision_model":  # applied there to the CLS token alone
+            tokens = _tower(self.network).post_layernorm(tokens)
+        return tokens
 
-    def forward(self, images: Tensor) -> Tensor:
+    def pooled(self, images: Tensor) -> Tensor:
+        pooled = getattr(self._output(images), "pooler_output", None)
+        if pooled is None:
+            raise VividError("it gives no pooled output, and where its tokens stand is not known")
+        return pooled.flatten(1)
+
+    def _output(self, images: Tensor) -> Any:
         more = {}
         if self.network.config.model_type == "vit_mae":  # with nothing masked, the noise is the order of the patches
             order = torch.arange(self.network.embeddings.patch_embeddings.num_patches, device=images.device)
             more["noise"] = order.expand(len(images), -1).float()
-        output = self.network(pixel_values=images, **more)
-        if self.pool == "pooled":
-            pooled = getattr(output, "pooler_output", None)
-            if pooled is None:
-                raise VividError("it gives no pooled output, and where its tokens stand is not known")
-            return pooled.flatten(1).float()
-        tokens = output.last_hidden_state
-        if self.network.config.model_type == "clip_vision_model":  # applied there to the CLS token alone
-            tokens = _tower(self.network).post_layernorm(tokens)
-        return pool_tokens(tokens.float(), self.pool, prefix=self.prefix)
+        return self.network(pixel_values=images, **more)
 
 
 def load_transformers(name: str, *, pool: str | None = None) -> TransformersEncoder:
@@ -96,84 +88,75 @@ def load_transformers(name: str, *, pool: str | None = None) -> TransformersEnco
             or has ones that the network has no place for; is no vision model.
     """
     folder = Path(name).expanduser()
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise VividError(f"{name}: not a folder with a config.json, as a transformers model has it")
-        return _read(str(folder), name, pool, offline=True)
-    if not HUB_NAME.fullmatch(name):
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise VividError(f"{name}: not a folder with a config.json, as a transformers model has it")
+    if not folder.exists() and not HUB_NAME.fullmatch(name):
         raise VividError(f"{name}: no such folder")
+    place = str(folder) if folder.exists() else name
     try:
-        return _read(name, name, pool, offline=True)
-    except _NotThereError:
-        pass
-    try:
-        return _read(name, name, pool, offline=False)
-    except _NotThereError as error:
-        raise VividError(
-            f"{error}: no such folder, not whole in the hub's cache on this machine, and the hub does not give it. "
-            f"Where there is a connection run `hf download {name} --local-dir FOLDER`, copy FOLDER here and give its "
-            "path instead of the name"
-        ) from error
-
-
-class _NotThereError(VividError):
-    """A file of the model could not be had."""
-
-
-def _read(place: str, name: str, pool: str | None, *, offline: bool) -> TransformersEncoder:
-    where = {"local_files_only": offline, "trust_remote_code": False}
-    try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(place, **where)
-            values = _processor_values(place, offline)
-            if not values:
-                raise _NotThereError(
-                    f"{name}: has no preprocessor_config.json, and how its images are prepared is not to be guessed; "
-                    "write one with its image processor's save_pretrained"
-                )
-            vision = getattr(config, "vision_config", None) or config
-            if vision.model_type == "vit_mae":
-                vision.mask_ratio = 0.0
-            preprocess = read_processor(
-                values, model_type=config.model_type, channels=getattr(vision, "num_channels", 3)
-            )
-            loaded: Any = AutoModel.from_pretrained(
-                place, config=vision, dtype=torch.float32, output_loading_info=True, **where
-            )
-    except _NotThereError:
-        raise
+        try:
+            model, report, preprocess = _read(place, offline=True)
+        except OSError:
+            if folder.exists():
+                raise
+            model, report, preprocess = _read(place, offline=False)
     except VividError as error:
         raise VividError(f"{name}: {error}") from error
     except OSError as error:
-        raise _NotThereError(f"{name}: {first_line(error)}") from error
+        way_out = (
+            ": no such folder, not whole in the hub's cache on this machine, and the hub does not give it. Where there "
+            f"is a connection run `hf download {name} --local-dir FOLDER`, copy FOLDER here and give its path instead "
+            "of the name"
+        )
+        raise VividError(f"{name}: {first_line(error)}{'' if folder.exists() else way_out}") from error
     except Exception as error:  # transformers, safetensors and pickle each raise their own kinds on a broken file
         raise VividError(f"{name}: cannot be read as a vision model: {first_line(error)}") from error
-    model, report = loaded
+    kind, config = model.config.model_type, model.config
     if model.main_input_name != "pixel_values":
-        raise VividError(f"{name}: a {model.config.model_type} model takes no images")
-    return _encoder(model, report, preprocess, name, pool)
-
-
-def _processor_values(place: str, offline: bool) -> dict[str, Any]:
-    """The image processor's part of a processor's file, or the file of its own; {} where there is neither."""
-    for file, part in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
-        try:
-            found = cached_file(place, file, local_files_only=offline)
-        except OSError:
-            continue
-        values = json.loads(Path(str(found)).read_text(encoding="utf-8"))
-        if part is None or part in values:
-            return values if part is None else values[part]
-    return {}
-
-
-def _encoder(
-    model: Any, report: dict[str, Any], preprocess: Preprocess, name: str, asked: str | None
-) -> TransformersEncoder:
-    kind = model.config.model_type
-    pool = choose_pool(asked, cls=PREFIX.get(kind, 0) > 0, patches=kind in PREFIX)
+        raise VividError(f"{name}: a {kind} model takes no images")
+    prefix = PREFIX.get(kind, 0)
+    pool = choose_pool(pool, cls=prefix > 0, patches=kind in PREFIX)
     if pool != "pooled":
         _drop_pooler(model)
+    _check_keys(model, report, name)
+    if prefix:
+        prefix += getattr(config, "num_register_tokens", None) or 0
+    settings = {key: said for key, said in config.to_dict().items() if key not in VOLATILE and not key.startswith("_")}
+    return TransformersEncoder(
+        model,
+        preprocess,
+        pool=pool,
+        prefix=prefix,
+        source=name,
+        architecture=type(model).__name__,
+        settings=settings,
+    )
+
+
+def _read(place: str, *, offline: bool) -> tuple[Any, dict[str, Any], Preprocess]:
+    """The model, transformers' report on its tensors, and its preprocessing; an OSError where a file is not there."""
+    where = {"local_files_only": offline, "trust_remote_code": False}
+    values: dict[str, Any] = {}
+    with _quiet():
+        config = AutoConfig.from_pretrained(place, **where)
+        with suppress(OSError):
+            values, _ = PilBackend.get_image_processor_dict(place, local_files_only=offline)
+        if not values:
+            raise FileNotFoundError(
+                "has no preprocessor_config.json, or a broken one, and how its images are prepared is not to be "
+                "guessed; write one with its image processor's save_pretrained"
+            )
+        vision = getattr(config, "vision_config", None) or config
+        if vision.model_type == "vit_mae":
+            vision.mask_ratio = 0.0
+        preprocess = read_processor(values, model_type=config.model_type, channels=getattr(vision, "num_channels", 3))
+        loaded: Any = AutoModel.from_pretrained(
+            place, config=vision, dtype=torch.float32, output_loading_info=True, **where
+        )
+    return *loaded, preprocess
+
+
+def _check_keys(model: Any, report: dict[str, Any], name: str) -> None:
     own = model.state_dict().keys()
     missing = [key for key in report["missing_keys"] if key in own and not key.endswith(INERT)]
     foreign = [
@@ -184,7 +167,6 @@ def _encoder(
         if keys:
             some = ", ".join(sorted(keys)[:4])
             raise VividError(f"{name}: as a {type(model).__name__} it {what}: {some} ({len(keys)} in all)")
-    return TransformersEncoder(model, preprocess, pool=pool, source=name)
 
 
 def _drop_pooler(model: Any) -> None:
@@ -244,95 +226,64 @@ def read_processor(values: Mapping[str, Any], *, model_type: str, channels: int)
     Raises:
         VividError: a processor that is unknown or does what :class:`Preprocess` cannot say; the message names the key.
     """
-    name = _processor_name(values, model_type)
+
+    def require(condition: Any, key: str, value: Any, why: str) -> None:
+        if not condition:
+            raise VividError(f"preprocessor_config.json: {key} = {value!r} {why}")
+
+    def said(key: str) -> Any:
+        value = getattr(processor, key, None)
+        require(value is not None, key, None, "is missing")
+        return value
+
+    named = values.get("image_processor_type") or str(values.get("feature_extractor_type", ""))
+    named = named.replace("FeatureExtractor", "ImageProcessor")
+    named = named or IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {}).get("torchvision", "")
+    name = named.removesuffix("Fast").removesuffix("Pil")
+    known = name in {f"{one}ImageProcessor" for one in KNOWN}
+    require(known, "image_processor_type", named or None, f"must be that of {', '.join(KNOWN)}")
     for key in values.keys() - READ - SILENT:
-        if values[key] not in (None, False):
-            raise _error(key, values[key], "is not known")
-    # The classes that need torchvision have twins that do not, with the same defaults; DINOv3's has none, and no
-    # defaults then: its file must say everything.
-    kind = getattr(transformers, f"{name}Pil", PilBackend)
+        require(values[key] in (None, False), key, values[key], "is not known")
     try:
-        processor = kind.from_dict(dict(values))
+        # The classes that need torchvision have twins that do not, with the same defaults; DINOv3's has none, and no
+        # defaults then: its file must say everything.
+        processor = getattr(transformers, f"{name}Pil", PilBackend).from_dict(dict(values))
     except Exception as error:  # transformers raises several kinds on values it cannot read
         raise VividError(f"preprocessor_config.json: {name} does not take these values: {error}") from error
 
-    interpolation = INTERPOLATIONS.get(_said(processor, "resample"))
-    if interpolation is None:
-        raise _error("resample", processor.resample, "must be 2 (bilinear) or 3 (bicubic)")
-    if processor.do_pad:
-        raise _error("do_pad", True, "cannot be expressed")
-    resize, resize_to, size = _geometry(processor, convnext=name.startswith("ConvNext"))
-    mean, std = _statistics(processor)
+    interpolation = INTERPOLATIONS.get(said("resample"))
+    require(interpolation, "resample", processor.resample, "must be 2 (bilinear) or 3 (bicubic)")
+    require(not processor.do_pad, "do_pad", True, "cannot be expressed")
+    require(said("do_resize"), "do_resize", False, "must be true: images come in all sizes")
+    sides = {key: value for key, value in dict(said("size")).items() if value is not None}
+    convnext = name.startswith("ConvNext")
+    resize = "crop" if sides.keys() == {"shortest_edge"} else "stretch"
+    known = resize == "crop" or (sides.keys() == {"height", "width"} and not convnext)
+    require(known, "size", sides, "cannot be expressed")
+    not_square = "is not square; only square images are supported"
+    require(len({*sides.values()}) == 1, "size", sides, not_square)
+    size = resize_to = next(iter(sides.values()))
+    if convnext:  # below 384 pixels it resizes to more and cuts, from there on it stretches
+        resize, resize_to = ("crop", int(size / said("crop_pct"))) if size < 384 else ("stretch", size)
+    elif processor.do_center_crop:
+        crop = dict(said("crop_size"))
+        size = crop.get("height")
+        require(size and size == crop.get("width"), "crop_size", crop, not_square)
+        require(size <= resize_to, "crop_size", size, f"is larger than the resized image ({resize_to})")
+    else:
+        why = "must be true where size is a shortest_edge"
+        require(resize == "stretch", "do_center_crop", processor.do_center_crop, why)
+    factor = said("rescale_factor") if said("do_rescale") else 1.0
+    # Up to the rounding of 1/255 the usual factor is 1 / 255 exactly, and its numbers should stay as they are written.
+    unit = 1.0 if abs(factor * 255 - 1) < 1e-6 else factor * 255
+    mean, std = (said("image_mean"), said("image_std")) if said("do_normalize") else (0.0, 1.0)
+    mean, std = (tuple((np.atleast_1d(numbers) / unit).tolist()) for numbers in (mean, std))
     return Preprocess(
         size=size,
         channels=channels,
         mean=mean,
         std=std,
-        resize=resize,
+        resize=resize,  # type: ignore[arg-type]
         resize_to=resize_to,
         interpolation=interpolation,  # type: ignore[arg-type]
     )
-
-
-def _processor_name(values: Mapping[str, Any], model_type: str) -> str:
-    named = values.get("image_processor_type")
-    if named is None:
-        named = str(values.get("feature_extractor_type", "")).replace("FeatureExtractor", "ImageProcessor")
-    if not named:
-        named = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {}).get("torchvision", "")
-    name = named.removesuffix("Fast").removesuffix("Pil")
-    if name not in {f"{known}ImageProcessor" for known in KNOWN}:
-        raise _error("image_processor_type", named or None, f"must be that of {', '.join(KNOWN)}")
-    return name
-
-
-def _geometry(processor: Any, *, convnext: bool) -> tuple[Any, int, int]:
-    """(resize, resize_to, size) of a Preprocess."""
-    if not _said(processor, "do_resize"):
-        raise _error("do_resize", processor.do_resize, "must be true: images come in all sizes")
-    said = {key: value for key, value in dict(_said(processor, "size")).items() if value is not None}
-    match said:
-        case {"shortest_edge": edge} if len(said) == 1:
-            resize, resize_to = "crop", edge
-        case {"height": height, "width": width} if len(said) == 2 and height == width and not convnext:
-            resize, resize_to = "stretch", height
-        case {"height": _, "width": _} if not convnext:
-            raise _error("size", said, "is not square; only square images are supported")
-        case _:
-            raise _error("size", said, "cannot be expressed")
-    if convnext:  # below 384 pixels it resizes to more and cuts, from there on it stretches
-        return ("crop", int(edge / _said(processor, "crop_pct")), edge) if edge < 384 else ("stretch", edge, edge)
-    if not processor.do_center_crop:
-        if resize == "crop":
-            raise _error("do_center_crop", processor.do_center_crop, "must be true where size is a shortest_edge")
-        return resize, resize_to, resize_to
-    crop = dict(_said(processor, "crop_size"))
-    if crop.get("height") != crop.get("width") or not crop.get("height"):
-        raise _error("crop_size", crop, "is not square; only square images are supported")
-    if crop["height"] > resize_to:
-        raise _error("crop_size", crop["height"], f"is larger than the resized image ({resize_to})")
-    return resize, resize_to, crop["height"]
-
-
-def _statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation on the scale [0, 1], whatever the processor rescales its bytes to."""
-    factor = _said(processor, "rescale_factor") if _said(processor, "do_rescale") else 1.0
-    normalised = _said(processor, "do_normalize")
-    mean, std = (_said(processor, "image_mean"), _said(processor, "image_std")) if normalised else (0.0, 1.0)
-    # Up to the rounding of 1/255 the usual factor is 1 / 255 exactly, and its numbers should stay as they are written.
-    unit = 1.0 if abs(factor * 255 - 1) < 1e-6 else factor * 255
-    return tuple(
-        tuple(value / unit for value in (numbers if isinstance(numbers, list | tuple) else [numbers]))
-        for numbers in (mean, std)
-    )  # type: ignore[return-value]
-
-
-def _said(processor: Any, key: str) -> Any:
-    value = getattr(processor, key, None)
-    if value is None:
-        raise _error(key, None, "is missing")
-    return value
-
-
-def _error(key: str, value: Any, why: str) -> VividError:
-    return VividError(f"preprocessor_config.json: {key} = {value!r} {why}")

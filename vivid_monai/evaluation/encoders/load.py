@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import Encoder
@@ -16,7 +15,7 @@ from vivid_monai.evaluation.encoders.from_transformers import load_transformers
 from vivid_monai.images.preprocess import BasePreprocess, preprocess_from_dict
 from vivid_monai.networks.classifier import BACKBONES
 from vivid_monai.networks.modules import load_module
-from vivid_monai.networks.pooling import choose_pool, pool_tokens
+from vivid_monai.networks.pooling import choose_pool
 
 
 class VividEncoder(Encoder):
@@ -35,53 +34,15 @@ class VividEncoder(Encoder):
     kind = "vivid"
 
     def __init__(self, backbone: Any, preprocess: BasePreprocess, *, pool: str | None = None, source: str = "") -> None:
-        pool = choose_pool(pool, cls=backbone.prefix > 0, patches=True, pooled=False)
-        self.architecture = backbone.architecture
-        settings = {name: value for name, value in backbone.config.items() if name != "drop_path"}
-        super().__init__(backbone, preprocess, pool=pool, source=source, settings=settings)
-
-    @property
-    def vit(self) -> Any:
-        """The backbone."""
-        return self.network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return pool_tokens(self.network(images).float(), self.pool, prefix=self.network.prefix)
-
-
-def load_vivid(path: str, *, pool: str | None = None) -> VividEncoder:
-    """The encoder of a file of :func:`~vivid_monai.networks.modules.save_module`.
-
-    Raises:
-        VividError: the file cannot be read, or its preprocessing is not complete.
-    """
-    saved = load_module(path, BACKBONES)
-    return VividEncoder(saved.module, _preprocess(path, saved.preprocess), pool=pool, source=path)
-
-
-def untrained(path: str, *, pool: str | None = None, seed: int = 0) -> VividEncoder:
-    """The network of such a file as it was before any training: same architecture and preprocessing, fresh weights.
-
-    The weights depend on `seed` alone.
-
-    Raises:
-        VividError: as :func:`load_vivid`.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        saved = load_module(path, BACKBONES, pretrained=False)
-    return VividEncoder(
-        saved.module, _preprocess(path, saved.preprocess), pool=pool, source=f"untrained:{path} (seed {seed})"
-    )
-
-
-def _preprocess(path: str, stored: object) -> BasePreprocess:
-    if not isinstance(stored, dict):
-        raise VividError(f"{path}: its preprocessing is a {type(stored).__name__}, not a set of named values")
-    try:
-        return preprocess_from_dict(stored)
-    except VividError as error:
-        raise VividError(f"{path}: {error}") from error
+        super().__init__(
+            backbone,
+            preprocess,
+            pool=choose_pool(pool, cls=backbone.prefix > 0, patches=True, pooled=False),
+            prefix=backbone.prefix,
+            source=source,
+            settings={name: value for name, value in backbone.config.items() if name != "drop_path"},
+            architecture=backbone.architecture,
+        )
 
 
 LIBRARIES: dict[str, Callable[..., Encoder]] = {
@@ -106,27 +67,27 @@ def load_encoder(spec: str, *, pool: str | None = None, seed: int = 0) -> Encode
         VividError: the spec names nothing that can be had; the library is not installed; weights or preprocessing are
             not complete; the network lacks the pool.
     """
-    with torch.random.fork_rng(devices=[]):  # libraries draw random weights before they load the real ones
-        return _load(spec, pool, seed)
-
-
-def _load(spec: str, pool: str | None, seed: int) -> Encoder:
     kind, colon, name = spec.partition(":")
-    if colon and kind == "untrained":
-        return untrained(_file(name, spec), pool=pool, seed=seed)
-    if colon and kind in LIBRARIES:
-        if not name:
-            raise VividError(f"{spec!r} names no model: write {kind}:FOLDER-OR-NAME")
-        return LIBRARIES[kind](name, pool=pool)
-    if (Path(spec).expanduser() / "config.json").is_file():
-        return load_transformers(spec, pool=pool)
-    return load_vivid(_file(spec, spec), pool=pool)
-
-
-def _file(path: str, spec: str) -> str:
-    if path.endswith(".safetensors"):
-        return path
-    raise VividError(
-        f"{spec!r} is no encoder: give a .safetensors file of this package (or untrained: and such a file), a folder "
-        f"with a config.json, or one of {', '.join(f'{library}:NAME' for library in LIBRARIES)}"
-    )
+    with torch.random.fork_rng(devices=[]):  # libraries draw random weights before they load the real ones
+        if colon and kind in LIBRARIES:
+            if not name:
+                raise VividError(f"{spec!r} names no model: write {kind}:FOLDER-OR-NAME")
+            return LIBRARIES[kind](name, pool=pool)
+        if (Path(spec).expanduser() / "config.json").is_file():
+            return load_transformers(spec, pool=pool)
+        path = spec.removeprefix("untrained:")
+        if not path.endswith(".safetensors"):
+            raise VividError(
+                f"{spec!r} is no encoder: give a .safetensors file of this package (or untrained: and such a file), a "
+                f"folder with a config.json, or one of {', '.join(f'{library}:NAME' for library in LIBRARIES)}"
+            )
+        torch.manual_seed(seed)
+        saved = load_module(path, BACKBONES, pretrained=path == spec)
+    if not isinstance(saved.preprocess, dict):
+        raise VividError(f"{path}: its preprocessing is a {type(saved.preprocess).__name__}, not a set of named values")
+    try:
+        preprocess = preprocess_from_dict(saved.preprocess)
+    except VividError as error:
+        raise VividError(f"{path}: {error}") from error
+    source = path if path == spec else f"{spec} (seed {seed})"
+    return VividEncoder(saved.module, preprocess, pool=pool, source=source)

@@ -1,6 +1,7 @@
 """Fitting any kind of probe, and linear probes on disk."""
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,12 +14,13 @@ from torch import nn
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
-from vivid_monai.evaluation.probes.base import Probe, check_sides, draw_patients
+from vivid_monai.evaluation.probes.base import Probe
 from vivid_monai.evaluation.probes.knn import fit_knn
 from vivid_monai.evaluation.probes.linear import LinearProbe, fit_linear, fit_published
 from vivid_monai.networks.modules import load_module, save_module
+from vivid_monai.ums.states import ABSENT, PRESENT
 
-KINDS: dict[str, Callable[..., Any]] = {"linear": fit_linear, "knn": fit_knn, "published": fit_published}
+KINDS: dict[str, Callable[..., Probe]] = {"linear": fit_linear, "knn": fit_knn, "published": fit_published}
 
 
 def fit_probe(
@@ -50,11 +52,12 @@ def fit_probe(
     known = set(inspect.signature(KINDS[kind]).parameters) - {"train", "validation", "exclusive", "seed"}
     if unknown := sorted(options.keys() - known):
         raise VividError(f"the {kind} probe has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    check_sides(train, validation, exclusive=exclusive)
+    _check(train, validation, exclusive)
     started = time.perf_counter()
-    drawn = draw_patients(train, train_fraction, seed)
-    seeded = {"seed": seed} if kind == "published" else {}
-    probe = KINDS[kind](drawn, validation, exclusive=exclusive, **seeded, **options)
+    drawn = _draw_patients(train, train_fraction, seed)
+    if kind == "published":
+        options["seed"] = seed
+    probe = KINDS[kind](drawn, validation, exclusive=exclusive, **options)
     description = {
         "kind": kind,
         "exclusive": exclusive,
@@ -70,7 +73,45 @@ def fit_probe(
     return replace(probe, description=description)
 
 
-def save_probe(probe: Probe, path: str | PathLike, *, fields: Sequence[str]) -> None:
+def _check(train: Features, validation: Features, exclusive: bool) -> None:
+    for name, part in (("training", train), ("validation", validation)):
+        lengths = {len(part.x), len(part.states), len(part.patients), len(part.ids)}
+        if lengths == {0} or len(lengths) > 1 or part.x.ndim != 2 or part.states.ndim != 2:
+            raise VividError(
+                f"the {name} features are not usable: x {part.x.shape}, states {part.states.shape}, "
+                f"{len(part.patients)} patients, {len(part.ids)} ids"
+            )
+        finite = np.isfinite(part.x).all(1)
+        if not finite.all():
+            raise VividError(f"the {name} features of image {part.ids[np.argmin(finite)]} are not finite")
+        one = ((part.states == PRESENT).sum(1) == 1) & ((part.states == ABSENT).sum(1) == part.states.shape[1] - 1)
+        if exclusive and not one.all():
+            raise VividError(
+                f"classes exclude each other here, but the {name} image {part.ids[np.argmin(one)]} has the states "
+                f"{part.states[np.argmin(one)].tolist()}: exactly one must be present and all others absent"
+            )
+    if train.x.shape[1] != validation.x.shape[1] or train.states.shape[1] != validation.states.shape[1]:
+        raise VividError(
+            f"training and validation do not go together: features {train.x.shape[1]} and {validation.x.shape[1]}, "
+            f"fields {train.states.shape[1]} and {validation.states.shape[1]}"
+        )
+    if train.encoder != validation.encoder:
+        raise VividError("the training and validation features are of different encoders; extract both with the same")
+
+
+def _draw_patients(train: Features, fraction: float, seed: int) -> Features:
+    """The rows of a share of the patients, at least one: of one seed, a smaller share is part of a larger one."""
+    if not 0 < fraction <= 1:
+        raise VividError(f"train_fraction must lie in (0, 1], but is {fraction}")
+    if fraction == 1:
+        return train
+    patients = np.unique(train.patients)
+    drawn = np.random.default_rng(seed).permutation(patients)[: math.ceil(fraction * len(patients))]
+    rows = np.flatnonzero(np.isin(train.patients, drawn))
+    return replace(train, **{name: getattr(train, name)[rows] for name in ("x", "states", "patients", "ids")})
+
+
+def save_probe(probe: LinearProbe, path: str | PathLike, *, fields: Sequence[str]) -> None:
     """Write a linear or published probe with :func:`~vivid_monai.networks.modules.save_module`.
 
     Args:
@@ -78,21 +119,20 @@ def save_probe(probe: Probe, path: str | PathLike, *, fields: Sequence[str]) -> 
         fields: names of its columns.
 
     Raises:
-        VividError: another kind of probe, an unknown encoder, not a name for each column, a file that cannot be
-            written.
+        VividError: an unknown encoder, not a name for each column, a file that cannot be written.
     """
-    if not isinstance(probe, LinearProbe):
-        raise VividError(f"{path}: a {type(probe).__name__} is as large as its training set and is not stored")
     columns, dim = probe.weight.shape
     if len(set(fields)) != columns or len(fields) != columns or not probe.encoder:
         raise VividError(f"{path}: a probe of {columns} columns needs a name for each and its encoder's fingerprint")
     head = nn.Linear(dim, columns, device="meta")
     head.load_state_dict({"weight": torch.tensor(probe.weight), "bias": torch.tensor(probe.bias)}, assign=True)
-    extra = {"encoder": probe.encoder, "exclusive": probe.exclusive, "untrained": probe.untrained}
-    extra["description"] = probe.describe()
+    extra = {name: getattr(probe, name) for name in EXTRA}
     save_module(
         head, path, kind="probe", config={"in_features": dim, "out_features": columns}, fields=fields, extra=extra
     )
+
+
+EXTRA = ("encoder", "exclusive", "untrained", "description")
 
 
 def load_probe(path: str | PathLike, *, encoder: str) -> tuple[LinearProbe, tuple[str, ...]]:
@@ -109,8 +149,7 @@ def load_probe(path: str | PathLike, *, encoder: str) -> tuple[LinearProbe, tupl
     """
     saved = load_module(path, {"probe": nn.Linear})
     extra, fields = saved.extra, saved.fields or ()
-    whole = {"encoder", "exclusive", "untrained", "description"} <= extra.keys()
-    if len(fields) != saved.module.out_features or not whole:
+    if len(fields) != saved.module.out_features or not extra.keys() >= {*EXTRA}:
         raise VividError(f"{path}: is not a whole probe: {len(fields)} fields, {', '.join(extra) or 'nothing else'}")
     if extra["encoder"] != encoder:
         raise VividError(
@@ -118,5 +157,5 @@ def load_probe(path: str | PathLike, *, encoder: str) -> tuple[LinearProbe, tupl
             "weights, pooling and preprocessing must be the very same. Fit a probe for this encoder"
         )
     weight, bias = (one.detach().numpy() for one in (saved.module.weight, saved.module.bias))
-    untrained = tuple(extra["untrained"])
-    return LinearProbe(weight, bias, extra["exclusive"], untrained, extra["encoder"], extra["description"]), fields
+    values = {name: extra[name] for name in EXTRA} | {"untrained": tuple(extra["untrained"])}
+    return LinearProbe(weight, bias, **values), fields

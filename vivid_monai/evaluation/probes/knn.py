@@ -1,16 +1,14 @@
 """The k-nearest-neighbour probe."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import xlogy
 from sklearn.neighbors import NearestNeighbors
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
-from vivid_monai.evaluation.probes.base import check_width, choose, columns_with_both, is_answered, moments
+from vivid_monai.evaluation.probes.base import Probe, check_width, choose, columns_taught, is_answered, moments, told
 from vivid_monai.ums.states import PRESENT
 
 KS = (200, 100, 50, 20, 10, 5, 2, 1)
@@ -18,7 +16,7 @@ TEMPERATURE = 0.07
 
 
 @dataclass(frozen=True)
-class KNNProbe:
+class KNNProbe(Probe):
     """Votes of the nearest training images that answer a field, weighted by their cosine similarity.
 
     With similarities s_1 ≥ … ≥ s_k to the k nearest images that answer field f, weights v_j = exp(s_j / 0.07) (Wu et
@@ -27,13 +25,9 @@ class KNNProbe:
     probabilities of classes sum to one.
 
     Attributes:
-        z: float32 (N, D) training features, standardised and of length one.
-        states: int64 (N, F) of the training images.
+        z: float32 (N, D) training features, standardised and of length one. states: int64 (N, F).
         shift, scale: (D,) of the standardisation.
         k: int (F,) neighbours of each field.
-        exclusive: the columns are classes, of which exactly one is present.
-        untrained: columns without both states among the training rows.
-        description: how it was fitted, as JSON.
     """
 
     z: np.ndarray
@@ -41,9 +35,6 @@ class KNNProbe:
     shift: np.ndarray
     scale: np.ndarray
     k: np.ndarray
-    exclusive: bool = False
-    untrained: tuple[int, ...] = ()
-    description: dict[str, Any] = field(default_factory=dict)
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """(N, D) → float64 (N, F); 0.5 in untrained columns, 0 for classes without a training image."""
@@ -53,9 +44,6 @@ class KNNProbe:
         if not self.exclusive:
             out[:, list(self.untrained)] = 0.5
         return out
-
-    def describe(self) -> dict[str, Any]:
-        return dict(self.description)
 
 
 def fit_knn(
@@ -72,25 +60,24 @@ def fit_knn(
     ks = sorted(neighbours, reverse=True)
     if not ks or min(ks) < 1:
         raise VividError(f"neighbours must be at least 1, not {list(neighbours)}")
-    seen = (train.states == PRESENT).any(0) if exclusive else columns_with_both(train.states)
-    if not seen.any():
-        raise VividError("no probe can be fitted: no field has both a present and an absent training record")
+    taught = columns_taught(train.states, exclusive=exclusive)
     shift, scale = moments(train.x)
     z = _direction(train.x, shift, scale)
     by_k = vote(z, train.states, _direction(validation.x, shift, scale), ks)
-    losses = np.array([_log_loss(by_k[k], validation.states, seen, exclusive) for k in ks])
-    chosen = choose(losses, validation.states, together=exclusive)
-    description = {
-        "k": [ks[step] if ok else None for step, ok in zip(chosen.tolist(), seen, strict=True)],
-        "tried": {
-            str(k): [None if np.isnan(value) else round(float(value), 6) for value in row]
-            for k, row in zip(ks, losses, strict=True)
-        },
-        "temperature": TEMPERATURE,
-        "warnings": [],
-    }
-    untrained = tuple(int(column) for column in np.flatnonzero(~seen))
-    return KNNProbe(z, train.states, shift, scale, np.array(ks)[chosen], exclusive, untrained, description)
+    truth = validation.states[:, taught] == PRESENT
+    losses = []
+    for k in ks:
+        p = by_k[k][:, taught]
+        losses.append(-np.log(np.where(truth, p, 1 if exclusive else 1 - p)))
+    chosen, means = choose(losses, validation.states, taught, exclusive=exclusive)
+    description = {**told("k", ks, chosen, means, taught), "temperature": TEMPERATURE, "warnings": []}
+    untrained = tuple(np.flatnonzero(~taught).tolist())
+    return KNNProbe(
+        *(z, train.states, shift, scale, np.array(ks)[chosen]),
+        exclusive=exclusive,
+        untrained=untrained,
+        description=description,
+    )
 
 
 def vote(z: np.ndarray, states: np.ndarray, queries: np.ndarray, ks: Sequence[int]) -> dict[int, np.ndarray]:
@@ -122,16 +109,3 @@ def _direction(x: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarra
     z = (x - shift) / scale
     length = np.linalg.norm(z, axis=1, keepdims=True)
     return (z / np.where(length > 0, length, 1)).astype(np.float32)
-
-
-def _log_loss(p: np.ndarray, states: np.ndarray, seen: np.ndarray, exclusive: bool) -> np.ndarray:
-    """Mean log loss per field (F,), NaN where there is nothing to judge; of classes the same for all."""
-    present, out = states == PRESENT, np.full(len(seen), np.nan)
-    if exclusive:
-        known = present[:, seen].any(1)
-        if known.any():
-            out[seen] = -np.log(p[known][present[known]]).mean()
-        return out
-    counted = is_answered(states) & seen
-    loss, n = -(xlogy(present, p) + xlogy(~present, 1 - p)), counted.sum(0)
-    return np.divide(np.where(counted, loss, 0).sum(0), n, out=out, where=n > 0)

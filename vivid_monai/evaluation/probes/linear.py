@@ -1,7 +1,7 @@
 """Linear probes: logistic regression with a validated L2 penalty, and the published protocol by AdamW."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
-from vivid_monai.evaluation.probes.base import check_width, choose, columns_with_both, is_answered, moments
-from vivid_monai.metrics.masked import masked_auroc
+from vivid_monai.evaluation.probes.base import Probe, check_width, choose, columns_taught, is_answered, moments, told
+from vivid_monai.metrics.masked import counts, masked_auroc
 from vivid_monai.ums.states import PRESENT
 
 CHUNK = 16_384
@@ -137,24 +137,20 @@ UNSEEN = -1e4
 
 
 @dataclass(frozen=True)
-class LinearProbe:
+class LinearProbe(Probe):
     """A fitted head: ``logits = x @ weight.T + bias`` on raw features; any standardisation is folded in.
+
+    Columns without both states among the training rows have weight and bias 0 (probability 0.5), classes without a
+    training image probability 0.
 
     Attributes:
         weight: float64 (F, D). bias: float64 (F,).
-        exclusive: softmax over the columns instead of a sigmoid of each.
-        untrained: columns without both states among the training rows (weight and bias 0, probability 0.5); with
-            ``exclusive``, classes without a training image (probability 0).
         encoder: fingerprint of the encoder whose features it takes; "" where it is not known.
-        description: how it was fitted, as JSON.
     """
 
     weight: np.ndarray
     bias: np.ndarray
-    exclusive: bool = False
-    untrained: tuple[int, ...] = ()
     encoder: str = ""
-    description: dict[str, Any] = field(default_factory=dict)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """(N, D) → float64 (N, F)."""
@@ -165,9 +161,6 @@ class LinearProbe:
         """(N, D) → float64 (N, F)."""
         logits = self.logits(x)
         return softmax(logits, axis=1) if self.exclusive else expit(logits)
-
-    def describe(self) -> dict[str, Any]:
-        return dict(self.description)
 
 
 def fit_linear(
@@ -188,74 +181,46 @@ def fit_linear(
     grid = sorted(strengths, reverse=True)  # from the stiffest on: each start is near its solution
     if not grid or min(grid) <= 0:
         raise VividError(f"strengths must be positive numbers, not {list(strengths)}")
-    seen = (train.states == PRESENT).any(0) if exclusive else columns_with_both(train.states)
-    fitted = np.flatnonzero(seen)
-    if fitted.size < (2 if exclusive else 1):
-        raise VividError(
-            "no probe can be fitted: "
-            + (
-                "all training images are of one class"
-                if exclusive
-                else "no field has both a present and an absent record"
-            )
-        )
+    taught = columns_taught(train.states, exclusive=exclusive)
     axes = Axes.of(train.x)
     u, u_val = axes(train.x), axes(validation.x)
-    counted = np.ones_like(train.states, bool) if exclusive else is_answered(train.states)
-    target = (train.states[:, fitted] == PRESENT).astype(np.float64)
-    share = counted[:, fitted] / counted[:, fitted].sum(0)
+    target, target_val = ((one.states[:, taught] == PRESENT).astype(np.float64) for one in (train, validation))
+    counted = np.ones_like(target, bool) if exclusive else is_answered(train.states[:, taught])
+    share = counted / counted.sum(0)
     loss = softmax_loss if exclusive else sigmoid_loss
 
-    path = np.zeros((len(grid), len(seen), u.shape[1] + 1))
-    losses = np.full((len(grid), len(seen)), np.nan)
-    start = np.zeros((len(fitted), u.shape[1] + 1))
-    evaluations = 0
+    path = np.zeros((len(grid), len(taught), u.shape[1] + 1))
+    w = np.zeros((target.shape[1], u.shape[1] + 1))
+    losses, evaluations = [], 0
     for step, strength in enumerate(tqdm(grid, "fitting", unit="strength", delay=2, leave=False)):
-        start, needed = solve(u, target, share, strength, loss=loss, variance=axes.variance, start=start)
+        w, needed = solve(u, target, share, strength, loss=loss, variance=axes.variance, start=w)
         evaluations += needed
-        path[step, fitted] = start
-        losses[step] = _validation_loss(u_val, validation.states, path[step], seen, exclusive)
-    chosen = choose(losses, validation.states, together=exclusive)
+        path[step, taught] = w
+        losses.append(loss(u_val @ w[:, :-1].T + w[:, -1], target_val)[0])
+    chosen, means = choose(losses, validation.states, taught, exclusive=exclusive)
 
-    weight, bias = axes.unfold(path[chosen, np.arange(len(seen))])
+    weight, bias = axes.unfold(path[chosen, np.arange(len(taught))])
     if exclusive:
-        bias -= bias[fitted].mean()  # probabilities do not depend on it; one solution of many
-        bias[~seen] = UNSEEN
-    untrained = tuple(int(column) for column in np.flatnonzero(~seen))
-    description = {
-        "strengths": [grid[step] if ok else None for step, ok in zip(chosen.tolist(), seen, strict=True)],
-        "tried": {f"{strength:g}": _numbers(row) for strength, row in zip(grid, losses, strict=True)},
-        "evaluations": evaluations,
-        "warnings": _warnings(np.array(grid), losses, chosen, seen),
-    }
-    return LinearProbe(weight, bias, exclusive, untrained, train.encoder, description)
+        bias -= bias[taught].mean()  # probabilities do not depend on it; one solution of many
+        bias[~taught] = UNSEEN
+    description = told("strengths", grid, chosen, means, taught) | {"evaluations": evaluations}
+    description["warnings"] = _warnings(np.array(grid), means, chosen, taught)
+    return _probe(weight, bias, train, taught, exclusive, description)
 
 
-def _validation_loss(u: np.ndarray, states: np.ndarray, w: np.ndarray, seen: np.ndarray, exclusive: bool) -> np.ndarray:
-    """Mean log loss per field (F,), NaN for fields without a head or an answer; of classes the same for all."""
-    out = np.full(len(seen), np.nan)
-    logits, target = u @ w[seen, :-1].T + w[seen, -1], (states[:, seen] == PRESENT).astype(np.float64)
-    if exclusive:
-        known = target.any(1)  # an image of a class that no training image showed can teach nothing here
-        if known.any():
-            out[seen] = softmax_loss(logits[known], target[known])[0].sum(1).mean()
-        return out
-    counted = is_answered(states[:, seen])
-    total, n = np.where(counted, sigmoid_loss(logits, target)[0], 0).sum(0), counted.sum(0)
-    out[seen] = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
-    return out
+def _probe(
+    weight: np.ndarray, bias: np.ndarray, train: Features, taught: np.ndarray, exclusive: bool, description: dict
+) -> LinearProbe:
+    untrained = tuple(np.flatnonzero(~taught).tolist())
+    return LinearProbe(weight, bias, train.encoder, exclusive=exclusive, untrained=untrained, description=description)
 
 
-def _numbers(row: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(value) else round(float(value), 6) for value in row]
-
-
-def _warnings(grid: np.ndarray, losses: np.ndarray, chosen: np.ndarray, seen: np.ndarray) -> list[dict[str, Any]]:
+def _warnings(grid: np.ndarray, losses: np.ndarray, chosen: np.ndarray, taught: np.ndarray) -> list[dict[str, Any]]:
     """A strength at the end of the grid says that a better one may lie beyond, where the last step still mattered."""
     out = []
     for edge, before, side in ((0, 1, "strongest"), (-1, -2, "weakest")) if len(grid) > 1 else ():
         gain = losses[before] - losses[edge]
-        columns = np.flatnonzero(seen & (grid[chosen] == grid[edge]) & (gain > WORTH_TELLING))
+        columns = np.flatnonzero(taught & (grid[chosen] == grid[edge]) & (gain > WORTH_TELLING))
         if columns.size:
             message = (
                 f"got the {side} regularisation of the grid ({grid[edge]:g}), and a better one may lie beyond: "
@@ -294,22 +259,20 @@ def fit_published(
     """
     if min(steps, batch_size, evaluate_every) < 1 or lr <= 0 or weight_decay < 0:
         raise VividError("the published protocol needs at least one step, an image to a batch and a positive lr")
-    seen = (train.states == PRESENT).any(0) if exclusive else columns_with_both(train.states)
-    if seen.sum() < (2 if exclusive else 1):
-        raise VividError("no probe can be fitted: the training rows show no field with both states")
-    if not (exclusive or columns_with_both(validation.states)[seen].any()):
+    taught = columns_taught(train.states, exclusive=exclusive)
+    if not (exclusive or np.minimum(*counts(validation.states))[taught].any()):
         raise VividError("the best step cannot be chosen: no fitted field has both states among the validation rows")
     generator = torch.Generator().manual_seed(seed)
-    dim, width = train.x.shape[1], len(seen)
+    dim, width = train.x.shape[1], len(taught)
     weight, bias = (
         ((torch.rand(shape, generator=generator) * 2 - 1) / dim**0.5).requires_grad_()
         for shape in ((width, dim), (width,))
     )
     optimiser = torch.optim.AdamW([weight, bias], lr=lr, weight_decay=weight_decay)
-    answered = is_answered(train.states) & seen
+    answered = is_answered(train.states) & taught
     batches = _batches(np.flatnonzero(answered.any(1)), batch_size, generator)
     scores: dict[int, float] = {}
-    best = (-1.0, weight.detach().clone(), bias.detach().clone())
+    best = (-1.0, weight.detach().numpy(), bias.detach().numpy())
     for step in tqdm(range(1, steps + 1), "published protocol", unit="step", delay=2, leave=False):
         rows = next(batches)
         logits = torch.from_numpy(train.x[rows]) @ weight.T + bias
@@ -323,21 +286,18 @@ def fit_published(
         loss.backward()
         optimiser.step()
         if step % evaluate_every == 0 or step == steps:
-            now = weight.detach().clone(), bias.detach().clone()
-            scores[step] = _score(validation, *now, seen=seen, exclusive=exclusive)
-            if scores[step] > best[0]:
-                best = (scores[step], *now)
-    w, b = (part.double().numpy() for part in best[1:])
-    w[~seen], b[~seen] = 0.0, UNSEEN if exclusive else 0.0
+            now = weight.detach().numpy().copy(), bias.detach().numpy().copy()
+            scores[step] = _score(validation, *now, taught, exclusive)
+            best = max(best, (scores[step], *now), key=lambda one: one[0])  # of equal ones the first
+    w, b = (part.astype(np.float64) for part in best[1:])
+    w[~taught], b[~taught] = 0.0, UNSEEN if exclusive else 0.0
     description = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
-        "best_step": max(scores, key=lambda step: (scores[step], -step)),
+        "best_step": max(scores, key=scores.__getitem__),
         "tried": {str(step): round(score, 6) for step, score in scores.items()},
         "warnings": [],
     }  # fmt: skip
-    return LinearProbe(
-        w, b, exclusive, tuple(int(column) for column in np.flatnonzero(~seen)), train.encoder, description
-    )
+    return _probe(w, b, train, taught, exclusive, description)
 
 
 def _batches(rows: np.ndarray, size: int, generator: torch.Generator) -> Iterator[np.ndarray]:
@@ -350,9 +310,9 @@ def _batches(rows: np.ndarray, size: int, generator: torch.Generator) -> Iterato
         queue = queue[size:]
 
 
-def _score(part: Features, weight: torch.Tensor, bias: torch.Tensor, *, seen: np.ndarray, exclusive: bool) -> float:
-    logits = part.x @ weight.numpy().T + bias.numpy()
+def _score(part: Features, weight: np.ndarray, bias: np.ndarray, taught: np.ndarray, exclusive: bool) -> float:
+    logits = part.x @ weight.T + bias
     if exclusive:
-        logits[:, ~seen] = UNSEEN
+        logits[:, ~taught] = UNSEEN
         return float((logits.argmax(1) == part.states.argmax(1)).mean())
-    return float(np.nanmean(masked_auroc(logits[:, seen], part.states[:, seen])))
+    return float(np.nanmean(masked_auroc(logits[:, taught], part.states[:, taught])))
