@@ -1,8 +1,11 @@
+from unittest.mock import patch
+
 import pytest
 import torch
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.teacher import SlotTeacher
+from vivid_monai.networks.teacher import SlotTeacher, slots
+from vivid_monai.networks.teacher.slots import branch_logits
 from vivid_monai.networks.teacher.text import schema_text
 from vivid_monai.ums.states import NULL
 
@@ -20,9 +23,13 @@ def gradient(output, embeddings):
 class Uncached(SlotTeacher):
     """Reads the schema anew with every batch."""
 
-    def _context(self, embeddings):
-        schema = self.lm.embed(self.schema_ids).expand(len(embeddings), -1, -1)
-        return torch.cat([schema, embeddings.to(self.lm.dtype)], 1), None
+    def forward(self, embeddings, states, asked):
+        def logits(lm, context, *args, past, **kwargs):
+            schema = lm.embed(self.schema_ids).expand(len(context), -1, -1)
+            return branch_logits(lm, torch.cat([schema, context], 1), *args, **kwargs)
+
+        with patch.object(slots, "branch_logits", logits):
+            return super().forward(embeddings, states, asked)
 
 
 def test_the_cached_schema_changes_nothing(lm, embeddings):

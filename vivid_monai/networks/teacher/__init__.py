@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from vivid_monai.assets import tiny_teacher_path
 from vivid_monai.errors import VividError
@@ -39,15 +38,8 @@ def build_teacher(
     kind: str = "lm",
     path: str | Path | None = None,
     layout: str = "short_slots",
-    dtype: str = "float32",
-    device: str | torch.device = "cpu",
-    attn_implementation: str = "sdpa",
-    seed: int = 0,
-    layers: int | None = None,
-    bits: int | None = None,
-    shard: bool = False,
     embed_dim: int = 256,
-    **settings: object,
+    **settings: Any,
 ) -> Teacher:
     """Build a teacher.
 
@@ -58,10 +50,9 @@ def build_teacher(
         path: folder or hub name of the LM; None is the tiny teacher that comes with the package.
         layout: "short_slots", "slots", "published", or "phrases" (the LM reads the possible answers once and is not
             kept).
-        dtype, device, attn_implementation, layers, bits, shard: how the LM is held; see `load_language_model`.
-        seed: of the random weights of kind "random".
         embed_dim: width of the image embeddings for kind "none"; an LM dictates its own.
-        settings: of the layout's own teacher, such as `choose_from` of "slots"; None leaves what it has by itself.
+        settings: how the LM is held (`load_language_model`), and of the layout's own teacher, such as `choose_from` of
+            "slots"; None leaves what it is by itself.
 
     Raises:
         VividError: for a wrong argument, or an LM that cannot be had.
@@ -71,20 +62,11 @@ def build_teacher(
     if layout not in LAYOUTS:
         raise VividError(f"teacher layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     settings = {name: value for name, value in settings.items() if value is not None}
-    for name in settings:
-        if name not in signature(LAYOUTS[layout]).parameters:
-            raise VividError(f"a teacher of layout {layout} has no setting {name}, got {settings[name]!r}")
+    held = {name: settings.pop(name) for name in settings.keys() & signature(load_language_model).parameters.keys()}
+    for name in settings.keys() - signature(LAYOUTS[layout]).parameters.keys():
+        raise VividError(f"a teacher of layout {layout} has no setting {name}, got {settings[name]!r}")
     if kind == "none":
         return StateClassifier(fields, embed_dim)
-    lm = load_language_model(
-        tiny_teacher_path() if path is None else path,
-        weights="random" if kind == "random" else "pretrained",
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        attn_implementation=attn_implementation,
-        layers=layers,
-        bits=bits,
-        shard=shard,
-    )
+    weights = "random" if kind == "random" else "pretrained"
+    lm = load_language_model(tiny_teacher_path() if path is None else path, weights=weights, **held)
     return LAYOUTS[layout](lm, fields, **settings)

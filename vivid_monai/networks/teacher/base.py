@@ -65,9 +65,13 @@ class Teacher(nn.Module, ABC):
             VividError: on another shape or dtype, a state out of range, or a sequence too long for the model.
         """
 
-    @abstractmethod
     def count(self, states: Tensor, asked: Tensor) -> Tensor:
-        """Supervised tokens per image, int64 (B,), equal to `forward(...).count.sum(1)`, without a forward."""
+        """Supervised tokens per image, int64 (B,), equal to `forward(...).count.sum(1)`, without a forward.
+
+        Here: one for each field that is asked and has a state.
+        """
+        self.check_questions(states, asked)
+        return is_answered(states, asked).sum(1)
 
     def check_questions(self, states: Tensor, asked: Tensor) -> None:
         """Raise VividError on another shape or dtype, or, where `states` is on the CPU, a state out of range.
@@ -108,6 +112,24 @@ def is_answered(states: Tensor, asked: Tensor) -> Tensor:
     return asked & (states != NULL)
 
 
+def choose(logits: Tensor, words: Tensor, cells: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """What N questions make of the states.
+
+    Args:
+        logits: float32 (N, vocabulary).
+        words: int64 (F, 3), for each field the columns of `logits` in which its states begin.
+        cells: int64 (N, 2), for each question its image and its field.
+        shape: (B, F).
+
+    Returns:
+        Logits (N, 3) of the states, and log-probabilities (B, F, 3) without graph, NaN where nothing was asked.
+    """
+    chosen = logits.gather(1, words[cells[:, 1]].to(logits.device, non_blocking=True))
+    log_probs = logits.new_full((*shape, len(STATES)), torch.nan)
+    log_probs[cells.to(logits.device, non_blocking=True).unbind(1)] = chosen.detach().log_softmax(1)
+    return chosen, log_probs
+
+
 def nll_per_cell(
     logits: Tensor, targets: Tensor | Sequence[int], cells: Tensor | Sequence[tuple[int, int]], shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
@@ -115,12 +137,9 @@ def nll_per_cell(
 
     Args:
         logits: float32 (N, vocabulary).
-        targets: int64 (N,) token ids; −100 is not scored.
+        targets: int64 (N,) columns of `logits`; −100 is not scored.
         cells: int64 (N, 2), for each token its row and column in the table.
-        shape: of the table.
-
-    Returns:
-        nll float32 and count int64, both of `shape`.
+        shape: of the table, nll float32 and count int64, that is returned.
     """
     target = torch.as_tensor(targets, dtype=torch.int64).to(logits.device, non_blocking=True)
     place = torch.as_tensor(cells, dtype=torch.int64).to(logits.device, non_blocking=True).reshape(-1, 2).unbind(1)

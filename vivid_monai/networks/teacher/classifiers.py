@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from vivid_monai.networks.language import LanguageModel
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput, is_answered
-from vivid_monai.networks.teacher.text import schema_text, slot_pieces
+from vivid_monai.networks.teacher.slots import schema_ids
+from vivid_monai.networks.teacher.text import slot_pieces
 from vivid_monai.ums.states import STATES
 
 
@@ -31,16 +32,12 @@ class ClassifyingTeacher(Teacher):
             log_probs.detach().masked_fill(~asked[..., None], torch.nan),
         )
 
-    def count(self, states: Tensor, asked: Tensor) -> Tensor:
-        self.check_questions(states, asked)
-        return is_answered(states, asked).sum(1)
-
 
 class StateClassifier(ClassifyingTeacher):
     """Trained with the ViT: every field attends to the image embeddings with a query of its own and chooses a state.
 
     Field f reads the mean of the embeddings z weighted by softmax_k(q_f · z_k / √embed_dim) and applies its own linear
-    layer to 3 logits. All q_f start at 0, a plain mean. One "token" per field; `F' = F`.
+    layer to 3 logits. All q_f start at 0, a plain mean.
 
     Args:
         fields: names of the fields, in label-space order.
@@ -70,7 +67,7 @@ class PhraseTeacher(ClassifyingTeacher):
 
         a = softmax_k(α · nameᵀ z_k),   logit(state) = τ · stateᵀ Σ_k a_k z_k + bias.
 
-    α, τ and the bias of every answer are trained, nothing else is. One "token" per field; `F' = F`.
+    α, τ and the bias of every answer are trained, nothing else is.
 
     Args:
         lm: the language model; not kept.
@@ -103,8 +100,7 @@ class PhraseTeacher(ClassifyingTeacher):
 
 def _phrase(lm: LanguageModel, fields: Sequence[str], field: str, state: str) -> Tensor:
     """Mean hidden state (D,) of one answer."""
-    schema = lm.bos + lm.tokenizer(schema_text(fields), add_special_tokens=False)["input_ids"]
-    slot = lm.tokenizer("".join(piece.text for piece in slot_pieces(field, state)), add_special_tokens=False)[
-        "input_ids"
-    ]
+    schema = schema_ids(lm, fields)
+    text = "".join(piece.text for piece in slot_pieces(field, state))
+    slot = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
     return lm.read([*schema, *slot])[len(schema) :].mean(0)

@@ -1,45 +1,33 @@
 """Slot layouts: after schema and image, each asked field is asked for itself, in a branch or in one position."""
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.language import KeysValues, LanguageModel, additive
-from vivid_monai.networks.teacher.base import Teacher, TeacherOutput, is_answered, nll_per_cell
+from vivid_monai.networks.teacher.base import Teacher, TeacherOutput, choose, is_answered, nll_per_cell
 from vivid_monai.networks.teacher.text import Answers, read_answers, schema_text, slot_pieces
 from vivid_monai.ums.states import NULL, STATES
-
-Ids = Sequence[int]
-
-
-class Query(NamedTuple):
-    """A position whose logits are wanted: token `offset` of branch `branch` of row `row`."""
-
-    row: int
-    branch: int
-    offset: int
 
 
 def branch_logits(
     lm: LanguageModel,
     context: Tensor,
-    branches: Sequence[Sequence[Ids]],
-    queries: Sequence[Query],
+    branches: Sequence[tuple[int, Sequence[int]]],
+    queries: Sequence[tuple[int, int]],
     *,
     past: KeysValues | None = None,
     words: Tensor | None = None,
 ) -> Tensor:
-    """Logits float32 (len(queries), vocabulary) of branches after a context.
+    """Logits float32 (len(queries), vocabulary) of branches, each of which sees the context and itself.
 
     Args:
         lm: the language model.
         context: (B, C, embed_dim) embeddings, C ≥ 1, read causally.
-        branches: per row its branches' token ids; rows may differ in number and length.
-        queries: where logits are wanted.
+        branches: row and token ids of each; all start at the same position. Rows may have any number of them.
+        queries: where logits are wanted: the number of a branch, and which of its tokens.
         past: keys and values of a text before the context, shared by all rows.
         words: int64 (W,): only these tokens' logits, (len(queries), W).
 
@@ -48,20 +36,17 @@ def branch_logits(
     """
     batch, length = context.shape[:2]
     before = past[0][0].shape[2] if past else 0
-    widths = [sum(map(len, row)) for row in branches]
-    width = max(widths)
-    longest = max((len(ids) for row in branches for ids in row), default=0)
-    lm.check_length(before + length + longest, masked=before + length + width)
-
     # Columns of the branches' part: token id, branch number (context 0, padding −1), offset within the branch.
-    filled = torch.tensor([0, -1, 0]).repeat(batch, width, 1)
-    starts: list[list[int]] = []
-    for row, (texts, used) in enumerate(zip(branches, widths, strict=True)):
-        cells = [(token, number, at) for number, ids in enumerate(texts, 1) for at, token in enumerate(ids)]
-        if cells:
-            filled[row, :used] = torch.tensor(cells)
-        starts.append(list(accumulate(map(len, texts), initial=0)))
-    ids, number, offset = filled.to(context.device, non_blocking=True).unbind(-1)
+    rows: list[list[tuple[int, int, int]]] = [[] for _ in range(batch)]
+    starts: list[tuple[int, int]] = []
+    for branch, (row, text) in enumerate(branches, 1):
+        starts.append((row, length + len(rows[row])))
+        rows[row] += [(token, branch, at) for at, token in enumerate(text)]
+    width = max(map(len, rows))
+    longest = max((len(text) for _, text in branches), default=0)
+    lm.check_length(before + length + longest, masked=before + length + width)
+    filled = torch.tensor([[*row, *[(0, -1, 0)] * (width - len(row))] for row in rows], dtype=torch.int64)
+    ids, number, offset = filled.reshape(batch, width, 3).to(context.device, non_blocking=True).unbind(-1)
 
     segment = torch.cat([number.new_zeros(batch, length), number], 1)
     position = torch.cat([torch.arange(length, device=context.device).expand(batch, -1), length + offset], 1) + before
@@ -70,29 +55,21 @@ def branch_logits(
     allowed = earlier & ((segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None]))
     allowed = torch.cat([allowed.new_ones(batch, length + width, before), allowed], 2)
 
-    places = [(query.row, length + starts[query.row][query.branch] + query.offset) for query in queries]
-    rows, columns = (
-        torch.tensor(places, dtype=torch.int64).reshape(-1, 2).to(context.device, non_blocking=True).unbind(1)
-    )
-    return lm.logits(
-        torch.cat([context, lm.embed(ids)], 1),
-        additive(allowed[:, None], lm.dtype),
-        position,
-        (rows, columns),
-        past,
-        words=words,
-    )
+    places = [(starts[branch][0], starts[branch][1] + at) for branch, at in queries]
+    wanted = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).to(context.device, non_blocking=True)
+    embedded = torch.cat([context, lm.embed(ids)], 1)
+    mask = additive(allowed[:, None], lm.dtype)
+    return lm.logits(embedded, mask, position, (wanted[:, 0], wanted[:, 1]), past, words=words)
 
 
 class SharedText:
     """Keys and values of a text that precedes every sequence, computed once for as long as they stay right.
 
     They are computed anew where the LM has moved or changed its type, under another autocast dtype, and, as long as
-    adapters are trained, at every call.
+    adapters are trained, at every call. Arguments are those of `LanguageModel.keys_values`, on the CPU.
     """
 
     def __init__(self, lm: LanguageModel, ids: Sequence[int], **places: Tensor) -> None:
-        """Arguments as of `LanguageModel.keys_values`, on the CPU."""
         self.lm, self.ids, self._places = lm, list(ids), places
         self._known: dict[tuple[int, torch.dtype | None], KeysValues] = {}
 
@@ -103,9 +80,8 @@ class SharedText:
         key = (self.lm.moves, kind)
         if key in self._known and not self.lm.trainable:
             return self._known[key]
-        computed = self.lm.keys_values(
-            self.ids, **{name: place.to(device, non_blocking=True) for name, place in self._places.items()}
-        )
+        places = {name: place.to(device, non_blocking=True) for name, place in self._places.items()}
+        computed = self.lm.keys_values(self.ids, **places)
         if not self.lm.trainable:
             self._known = {old: value for old, value in self._known.items() if old[0] == self.lm.moves}
             self._known[key] = computed
@@ -132,55 +108,39 @@ class SlotTeacher(Teacher):
             raise VividError(f"choose_from must be vocabulary or states, got {choose_from!r}")
         self.lm = lm
         self.choose_from = choose_from
-        self.answers = [
-            read_answers(lm.tokenizer, {state: slot_pieces(field, state) for state in STATES}) for field in self.fields
-        ]
+        self.answers = _read_slots(lm, self.fields)
+        self._words, self._columns = None, first_tokens(self.answers)
         if choose_from == "states":
-            self.answers = [Answers(prefix, tuple((word[0],) for word in words)) for prefix, words in self.answers]
-        self._firsts = [[word[0] for word in words] for _, words in self.answers]
-        self._words = sorted({token for row in self._firsts for token in row})
-        self._columns = [[self._words.index(token) for token in row] for row in self._firsts]
+            self.answers = [Answers(prefix, tuple(word[:1] for word in words)) for prefix, words in self.answers]
+            self._words, self._columns = self._columns.unique(return_inverse=True)
         self.schema_ids = schema_ids(lm, self.fields)
         self._schema = SharedText(lm, self.schema_ids)
 
     def forward(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> TeacherOutput:
         known, wanted = self.questions(embeddings, states, asked)
-        branches: list[list[Sequence[int]]] = []
-        queries: list[Query] = []
+        shape, cells, device = tuple(known.shape), wanted.nonzero(), embeddings.device
+        codes = known[wanted]
+        branches: list[tuple[int, Sequence[int]]] = []
+        queries: list[tuple[int, int]] = []
         targets: list[int] = []
-        cells: list[tuple[int, int]] = []
+        scored: list[tuple[int, int]] = []
         first: list[int] = []
-        for row, (codes, fields) in enumerate(zip(known.tolist(), wanted.tolist(), strict=True)):
-            texts: list[Sequence[int]] = []
-            for field, (code, is_asked) in enumerate(zip(codes, fields, strict=True)):
-                if not is_asked:
-                    continue
-                prefix, answers = self.answers[field]
-                # An unanswerable field is asked all the same, to know what the teacher thinks, but nothing is scored.
-                word = (-100,) if code == NULL else answers[code]
-                first.append(len(queries))
-                queries += [Query(row, len(texts), len(prefix) - 1 + step) for step in range(len(word))]
-                targets += word
-                cells += [(row, field)] * len(word)
-                texts.append((*prefix, *word[:-1]))
-            branches.append(texts)
-        context, past = self._context(embeddings)
-        shape = (len(states), len(self.fields))
-        few = self.choose_from == "states"
-        device = embeddings.device
-        words = torch.tensor(self._words, device=device) if few else None
-        logits = branch_logits(self.lm, context, branches, queries, past=past, words=words)
-        log_probs = logits.new_full((*shape, len(STATES)), torch.nan)
-        if not first:
-            return TeacherOutput(*nll_per_cell(logits, targets, cells, shape), log_probs)
-        places = torch.tensor([cells[at] for at in first])
-        starts = torch.tensor(self._columns if few else self._firsts)[places[:, 1]].to(device, non_blocking=True)
-        chosen = logits[torch.tensor(first, device=device)].gather(1, starts)
-        log_probs[places.to(device, non_blocking=True).unbind(1)] = chosen.detach().log_softmax(1)
-        if few:
-            codes = known[places.unbind(1)]
-            return TeacherOutput(*nll_per_cell(chosen, _targets(codes), places, shape), log_probs)
-        return TeacherOutput(*nll_per_cell(logits, targets, cells, shape), log_probs)
+        for branch, ((row, field), code) in enumerate(zip(cells.tolist(), codes.tolist(), strict=True)):
+            prefix, answers = self.answers[field]
+            # An unanswerable field is asked all the same, to know what the teacher thinks, but nothing is scored.
+            word = (-100,) if code == NULL else answers[code]
+            first.append(len(queries))
+            queries += [(branch, len(prefix) - 1 + step) for step in range(len(word))]
+            targets += word
+            scored += [(row, field)] * len(word)
+            branches.append((row, (*prefix, *word[:-1])))
+        context, words = embeddings.to(self.lm.dtype), None if self._words is None else self._words.to(device)
+        logits = branch_logits(self.lm, context, branches, queries, past=self._schema(), words=words)
+        at = torch.tensor(first, dtype=torch.int64, device=device)
+        chosen, log_probs = choose(logits[at], self._columns, cells, shape)
+        if words is None:
+            return TeacherOutput(*nll_per_cell(logits, targets, scored, shape), log_probs)
+        return TeacherOutput(*nll_per_cell(chosen, _targets(codes), cells, shape), log_probs)
 
     def count(self, states: Tensor, asked: Tensor) -> Tensor:
         self.check_questions(states, asked)
@@ -188,14 +148,19 @@ class SlotTeacher(Teacher):
         tokens = lengths.expand(len(states), -1, -1).gather(2, states.clamp(min=0)[..., None])[..., 0]
         return (tokens * is_answered(states, asked)).sum(1)
 
-    def _context(self, embeddings: Tensor) -> tuple[Tensor, KeysValues]:
-        """What precedes the slots: embeddings to compute, and what is already computed."""
-        return embeddings.to(self.lm.dtype), self._schema()
-
 
 def schema_ids(lm: LanguageModel, fields: Sequence[str]) -> list[int]:
     """Token ids of the schema's text, BOS first where the model expects it."""
     return lm.bos + lm.tokenizer(schema_text(fields), add_special_tokens=False)["input_ids"]
+
+
+def first_tokens(answers: Sequence[Answers]) -> Tensor:
+    """The first token of each field's states, int64 (F, 3)."""
+    return torch.tensor([[word[0] for word in answer.words] for answer in answers])
+
+
+def _read_slots(lm: LanguageModel, fields: Sequence[str]) -> list[Answers]:
+    return [read_answers(lm.tokenizer, {state: slot_pieces(field, state) for state in STATES}) for field in fields]
 
 
 def _targets(codes: Tensor) -> Tensor:
@@ -219,64 +184,48 @@ class ShortSlotTeacher(Teacher):
     def __init__(self, lm: LanguageModel, fields: Sequence[str]) -> None:
         super().__init__(fields, lm.embed_dim, embed_scale=lm.embed_scale)
         self.lm = lm
-        answers = [
-            read_answers(lm.tokenizer, {state: slot_pieces(field, state) for state in STATES}) for field in self.fields
-        ]
+        answers = _read_slots(lm, self.fields)
         schema = schema_ids(lm, self.fields)
         names = [answer.prefix[:-1] for answer in answers]
         # Every name ends right before the image, so that all fields see it at the same positions.
         self._start = len(schema) + max(map(len, names))
-        owners = [-1] * len(schema) + [field for field, name in enumerate(names) for _ in name]
         positions = [*range(len(schema)), *(self._start - len(n) + i for n in names for i in range(len(n)))]
-        self._owners = torch.tensor(owners)
+        self._owners = torch.tensor([-1] * len(schema) + [field for field, name in enumerate(names) for _ in name])
         # Each name sees the schema and itself.
         allowed = (self._owners == -1) | (self._owners == self._owners[:, None])
-        self._before = SharedText(
-            lm,
-            schema + [token for name in names for token in name],
-            positions=torch.tensor(positions),
-            allowed=allowed.tril(),
-        )
+        text = schema + [token for name in names for token in name]
+        self._before = SharedText(lm, text, positions=torch.tensor(positions), allowed=allowed.tril())
         self._last = torch.tensor([answer.prefix[-1] for answer in answers])
-        firsts = [[word[0] for word in answer.words] for answer in answers]
-        words = sorted({token for row in firsts for token in row})
-        self._words = torch.tensor(words)
-        self._columns = torch.tensor([[words.index(token) for token in row] for row in firsts])
+        self._words, self._columns = first_tokens(answers).unique(return_inverse=True)
 
     def forward(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> TeacherOutput:
         # Where to look is worked out on the CPU; nothing below waits for the GPU.
         known, wanted = self.questions(embeddings, states, asked)
-        device, (batch, images) = embeddings.device, embeddings.shape[:2]
-        rows, fields = wanted.nonzero(as_tuple=True)
+        batch, images = embeddings.shape[:2]
+        cells = wanted.nonzero()
+        rows, fields = cells.unbind(1)
         slots = (wanted.cumsum(1) - 1)[rows, fields]
         width = int(wanted.sum(1).max())
         self.lm.check_length(self._start + images + 1, masked=len(self._owners) + images + width)
 
+        def put(tensor: Tensor) -> Tensor:
+            return tensor.to(embeddings.device, non_blocking=True)
+
         slot_field = torch.full((batch, width), -2)  # −2: filled up, sees the schema alone
         slot_field[rows, slots] = fields
-        last = self.lm.embed(self._last[slot_field.clamp(min=0)].to(device, non_blocking=True))
-        context = torch.cat([embeddings.to(self.lm.dtype), last], 1)
+        last = self.lm.embed(put(self._last[slot_field.clamp(min=0)]))
         position = torch.cat([torch.arange(images), torch.full((width,), images)]) + self._start
-        mask = additive(self._allowed(slot_field, images)[:, None].to(device, non_blocking=True), self.lm.dtype)
-        at = rows.to(device, non_blocking=True), (images + slots).to(device, non_blocking=True)
         logits = self.lm.logits(
-            context,
-            mask,
-            position.to(device, non_blocking=True).expand(batch, -1),
-            at,
+            torch.cat([embeddings.to(self.lm.dtype), last], 1),
+            additive(put(self._allowed(slot_field, images)[:, None]), self.lm.dtype),
+            put(position).expand(batch, -1),
+            (put(rows), put(images + slots)),
             self._before(),
-            words=self._words.to(device, non_blocking=True),
+            words=put(self._words),
         )
-        chosen = logits.gather(1, self._columns[fields].to(device, non_blocking=True))
-        log_probs = logits.new_full((*asked.shape, len(STATES)), torch.nan)
-        cells = torch.stack([rows, fields], 1)
-        log_probs[cells.to(device, non_blocking=True).unbind(1)] = chosen.detach().log_softmax(1)
-        nll, count = nll_per_cell(chosen, _targets(known[rows, fields]), cells, tuple(asked.shape))
-        return TeacherOutput(nll, count, log_probs)
-
-    def count(self, states: Tensor, asked: Tensor) -> Tensor:
-        self.check_questions(states, asked)
-        return is_answered(states, asked).sum(1)
+        shape = tuple(known.shape)
+        chosen, log_probs = choose(logits, self._columns, cells, shape)
+        return TeacherOutput(*nll_per_cell(chosen, _targets(known[wanted]), cells, shape), log_probs)
 
     def _allowed(self, slot_field: Tensor, images: int) -> Tensor:
         """Who sees whom: bool (B, images + slots, known + images + slots)."""
