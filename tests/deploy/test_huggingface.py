@@ -58,7 +58,7 @@ def test_its_encoder_can_be_trained_on(tmp_path):
     torch.testing.assert_close(vit(make_images(2)), ours.encoder(make_images(2)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: f"{naming.library}, {naming.block}")
+@pytest.mark.parametrize("naming", NAMINGS.values(), ids=NAMINGS)
 def test_renamed_weights_are_read_again(naming, tmp_path):
     from safetensors.torch import save_file
 

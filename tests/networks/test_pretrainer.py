@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.objectives import StateObjective
-from vivid_monai.networks.pretrainer import Pretrainer, parameter_groups
+from vivid_monai.networks.pretrainer import Pretrainer, TrainableWeights, parameter_groups
 from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.teacher import StateClassifier
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
@@ -102,13 +102,14 @@ def test_only_a_frozen_teacher_stays_in_evaluation_mode() -> None:
 def test_the_checkpoint_holds_what_is_trained_and_restores_it() -> None:
     frozen, trained = build(), build(frozen=False)
     teacher = {f"objectives.states.teacher.lm.1.{name}" for name in ("weight", "bias")}
-    assert frozen.state_dict().keys() - frozen.trainable_state_dict().keys() == teacher
-    assert trained.trainable_state_dict().keys() == trained.state_dict().keys()
+    assert frozen.state_dict().keys() - TrainableWeights(frozen).state_dict().keys() == teacher
+    assert TrainableWeights(trained).state_dict().keys() == trained.state_dict().keys()
     for source, is_frozen in ((frozen, True), (trained, False)):
         other = build(frozen=is_frozen, seed=1)
         kept = other.objectives["states"].teacher.lm[1].weight.clone()
-        other.load_trainable_state_dict(source.trainable_state_dict())
-        assert all(torch.equal(a, source.state_dict()[n]) for n, a in other.trainable_state_dict().items())
+        weights = TrainableWeights(other)
+        weights.load_state_dict(TrainableWeights(source).state_dict())
+        assert all(torch.equal(a, source.state_dict()[n]) for n, a in weights.state_dict().items())
         assert torch.equal(other.objectives["states"].teacher.lm[1].weight, kept) == is_frozen
 
 
@@ -130,15 +131,16 @@ def test_a_checkpoint_that_does_not_fit_is_refused_whole() -> None:
     ]
     for given, message in bad:
         with pytest.raises(VividError, match=message):
-            pretrainer.load_trainable_state_dict(given)
+            TrainableWeights(pretrainer).load_state_dict(given)
         assert all(torch.equal(tensor, before[name]) for name, tensor in pretrainer.state_dict().items())
 
 
 def test_a_checkpoint_of_version_0_1_is_loaded_whose_objective_was_the_pretrainer_itself() -> None:
     trained, other = build(frozen=False), build(frozen=False, seed=1)
-    state = {name.removeprefix("objectives.states."): tensor for name, tensor in trained.trainable_state_dict().items()}
+    weights = TrainableWeights(trained).state_dict()
+    state = {name.removeprefix("objectives.states."): tensor for name, tensor in weights.items()}
     assert {"spd.queries", "projector.0.weight", "teacher.lm.1.bias", "encoder.cls_token"} <= state.keys()
-    other.load_trainable_state_dict(state)
+    TrainableWeights(other).load_state_dict(state)
     assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in other.state_dict().items())
 
 

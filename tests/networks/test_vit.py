@@ -29,7 +29,7 @@ def test_presets_have_their_published_sizes(preset: str, parameters: int) -> Non
         vit = ViT(preset=preset, in_channels=3)
     assert sum(p.numel() for p in vit.parameters()) == parameters - vit.embed_dim
     assert vit(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 197, PRESETS[preset].width)
-    assert (vit.embed_dim, vit.num_patches, vit.grid) == (PRESETS[preset].width, 196, (14, 14))
+    assert (vit.embed_dim, vit.grid) == (PRESETS[preset].width, (14, 14))
 
 
 def test_tokens_are_normalised_and_patches_run_row_by_row(vit: ViT) -> None:
@@ -102,7 +102,7 @@ VOLUME = {"img_size": (16, 32, 24), "patch_size": (4, 16, 8), "spatial_dims": 3,
 def test_a_volume_is_tokens_on_a_grid_of_three_axes(stem: str) -> None:
     torch.manual_seed(0)
     vit = ViT(**VOLUME, stem=stem)
-    assert (vit.grid, vit.num_patches, vit.prefix, vit.embed_dim, vit.heads) == ((4, 2, 3), 24, 1, 64, 4)
+    assert (vit.grid, vit.prefix, vit.embed_dim, vit.heads) == ((4, 2, 3), 1, 64, 4)
     assert (vit.image_shape, vit.architecture) == ((1, 16, 32, 24), "vit-64x2x4/4x16x8-3d")
     tokens = vit(torch.randn(2, *vit.image_shape))
     assert tokens.shape == (2, 25, 64)

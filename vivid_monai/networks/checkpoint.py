@@ -41,35 +41,27 @@ def read_checkpoint(path: str | PathLike, *, tensors: bool = True) -> Checkpoint
     Raises:
         VividError: there is no such file, it is of another kind, broken, or holds anything but tensors.
     """
-    file = _find(Path(path))
+    file = Path(path)
+    if file.is_dir():
+        inside = [file / name for name in FOLDER_FILES if (file / name).is_file()]
+        if not inside:
+            raise VividError(f"{file}: holds none of {', '.join(FOLDER_FILES)}; name the file itself")
+        file = inside[0]
+    if not file.is_file():
+        raise VividError(f"{file}: no such file or folder; weights are never downloaded, give a path on this disk")
     metadata: dict[str, str] = {}
     if file.suffix == ".safetensors":
-        values, metadata = _read_safetensors(file, tensors=tensors)
+        try:
+            with safe_open(file, framework="pt") as content:
+                values = {name: content.get_tensor(name) for name in (content.keys() if tensors else ())}
+                metadata = content.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise VividError(f"{file}: is no whole safetensors file ({error}); fetch or write it again") from error
     elif file.suffix in PICKLED:
         values = _read_pickled(file)
     else:
         raise VividError(f"{file}: weights are read from .safetensors, {', '.join(PICKLED)}; convert the file to one")
     return CheckpointFile(path=file, tensors=values, metadata=metadata, config=read_json(file.parent, "config.json"))
-
-
-def _find(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise VividError(f"{path}: no such file or folder; weights are never downloaded, give a path on this disk")
-    for name in FOLDER_FILES:
-        if (path / name).is_file():
-            return path / name
-    raise VividError(f"{path}: holds none of {', '.join(FOLDER_FILES)}; name the file itself")
-
-
-def _read_safetensors(file: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(file, framework="pt") as content:
-            names = list(content.keys()) if tensors else []
-            return {name: content.get_tensor(name) for name in names}, content.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise VividError(f"{file}: is no whole safetensors file ({error}); fetch or write it again") from error
 
 
 def _read_pickled(file: Path) -> dict[str, Tensor]:
@@ -85,8 +77,7 @@ def _read_pickled(file: Path) -> dict[str, Tensor]:
         content = content[wrapped[0]] if wrapped else content
     if not isinstance(content, Mapping) or not content:
         raise VividError(f"{file}: holds a {type(content).__name__}, not named tensors")
-    foreign = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if foreign:
+    if foreign := [name for name, value in content.items() if not isinstance(value, Tensor)]:
         raise VividError(f"{file}: {foreign[0]!r} is no tensor; save the state dict alone")
     return dict(content)
 

@@ -5,6 +5,8 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -28,11 +30,6 @@ from transformers.utils import cached_file
 
 from vivid_monai.errors import VividError, first_line
 
-
-class _NotThereError(VividError):
-    """A file of the model could not be had."""
-
-
 KeysValues = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values (1, heads, length, head width) of a text shared by all images."""
 
@@ -40,9 +37,12 @@ KeysValues = list[tuple[Tensor, Tensor]]
 class LanguageModel(nn.Module):
     """A transformers causal LM and its tokenizer, in eval mode, with the graph to its inputs kept.
 
-    Its own weights are frozen, and no submodule: optimizers, checkpoints, DDP and `train()` never see them. `.to()`
-    moves and casts them all the same. LoRA adapters, where the model has some (`add_adapters`), are trained, and
-    registered under `adapters`: what optimizers, checkpoints and DDP see is exactly what is trained.
+    Its own weights are frozen, and no submodule: optimizers, checkpoints, DDP and `train()` never see them, `.to()`
+    moves and casts them all the same. LoRA adapters (`add_adapters`) are trained, and registered under `adapters`.
+
+    Attributes:
+        embed_dim: width of the token embeddings.
+        moves: how often the weights have been moved or cast.
 
     Args:
         model: any decoder-only causal LM that takes `position_ids` and honours 4-D attention masks, with sdpa or eager
@@ -66,7 +66,8 @@ class LanguageModel(nn.Module):
         self.moves = 0
         self.tokenizer = tokenizer
         self.name = name
-        if len(tokenizer) > (known := self._embeddings.shape[0]):
+        known, self.embed_dim = self._embeddings.shape
+        if len(tokenizer) > known:
             raise VividError(
                 f"{name}: the tokenizer has {len(tokenizer)} tokens but the model only {known} embeddings; "
                 "they are not of one model"
@@ -110,11 +111,6 @@ class LanguageModel(nn.Module):
     @property
     def _embeddings(self) -> Tensor:
         return cast(nn.Embedding, self.model.get_input_embeddings()).weight
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of the token embeddings."""
-        return self._embeddings.shape[1]
 
     @property
     def embed_scale(self) -> float:
@@ -238,33 +234,32 @@ class LanguageModel(nn.Module):
     def _verify(self) -> None:
         """Let three tokens show who sees whom: a token unseen has a gradient of exactly 0, in any dtype."""
         kind = type(self.model).__name__
+        positions = torch.arange(3, device=self.device)
+        inputs = self.embed([[0, 1, 2]]).detach().requires_grad_()
+
+        def seen(attention_mask: Tensor) -> list[list[bool]]:
+            """Which of the three the first and the last one see."""
+            at = (torch.zeros_like(positions[:2]), positions[::2])
+            rows = self.logits(inputs, attention_mask, positions[None], at)
+            gradients = [torch.autograd.grad(row[:8].sum(), inputs, retain_graph=True)[0][0] for row in rows]
+            return [gradient.any(-1).tolist() for gradient in gradients]
+
         forbidden = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool, device=self.device)
         try:
-            first, _ = self._seen(torch.ones(1, 3, dtype=torch.int64, device=self.device))
-            _, last = self._seen(additive(forbidden[None, None], self.dtype))
+            first, _ = seen(torch.ones_like(positions[None]))
+            _, last = seen(additive(forbidden[None, None], self.dtype))
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise VividError(
                 f"{self.name}: {kind} does not run with "
                 f"attn_implementation={self.model.config._attn_implementation!r} (the other one may): {error}"
             ) from error
-        if first[1:].any():
+        if any(first[1:]):
             raise VividError(f"{self.name}: {kind} sees future tokens; it is not a causal LM")
-        if last.tolist() != [True, False, True]:
+        if last != [True, False, True]:
             raise VividError(
                 f"{self.name}: {kind} does not honour a 4-D attention mask, on which teachers rely to keep "
                 "fields apart; choose a plain decoder such as Qwen2, Llama or GPT-2"
             )
-
-    def _seen(self, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of three tokens the first and the last one see, bool (3,) each."""
-        positions = torch.arange(3, device=self.device)
-        inputs = self.embed([[0, 1, 2]]).detach().clone().requires_grad_()
-        at = (torch.zeros_like(positions[:2]), positions[::2])
-        first, last = (
-            torch.autograd.grad(row[:8].sum(), inputs, retain_graph=True)[0][0].any(-1)
-            for row in self.logits(inputs, attention_mask, positions[None], at)
-        )
-        return first, last
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -272,16 +267,8 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def quantization(name: str, bits: int, *, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
-    """Keyword arguments that make `from_pretrained` quantise what it reads.
-
-    8 bits: LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339), weights by row and activations by token. 4 bits: NF4
-    (Dettmers et al. 2023, arXiv:2305.14314), weights in blocks of 64, multiplied in `dtype`. Embeddings, norms and the
-    head keep `dtype`, as teachers read them directly. The gradient to the inputs is that of the quantised weights.
-
-    Raises:
-        VividError: other bits, or the libraries are not installed.
-    """
+def _quantization(name: str, bits: int, *, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+    """Keyword arguments that make `from_pretrained` quantise what it reads."""
     if bits not in (8, 4):
         raise VividError(f"{name}: bits must be 8, 4 or null, got {bits!r}")
     if missing := [package for package in ("bitsandbytes", "accelerate") if not importlib.util.find_spec(package)]:
@@ -290,10 +277,8 @@ def quantization(name: str, bits: int, *, dtype: torch.dtype, device: str | torc
         )
     # It warns at every product that activations are rounded, which is what 8 bits are.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    if bits == 8:
-        config = BitsAndBytesConfig(load_in_8bit=True)
-    else:
-        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if bits == 4 else {}
+    config = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, **four)
     return {"quantization_config": config, "device_map": {"": device}}
 
 
@@ -328,13 +313,11 @@ def spread(lm: LanguageModel, device: torch.device) -> LanguageModel:
 
 
 def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any], *, name: str, seed: int = 0) -> None:
-    """Put LoRA adapters into a model, in place. They are its only parameters with a gradient; the global random state
-    is left alone.
+    """Put LoRA adapters into a model, in place: its only parameters with a gradient, drawn by `seed` alone.
 
     Args:
         settings: arguments of `peft.LoraConfig`.
         name: what error messages call the model.
-        seed: of the adapters' first weights.
 
     Raises:
         VividError: peft is not installed, or does not take the settings.
@@ -381,7 +364,10 @@ def load_language_model(
         device: where to put it.
         attn_implementation: "sdpa" or "eager".
         layers: keep the first so many decoder layers only, before the final norm and the head; None: all.
-        bits: 8 or 4: quantise the linear layers while they are read, see `quantization`; None: all in `dtype`.
+        bits: quantise the linear layers while they are read. 8: LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339),
+            weights by row and activations by token; 4: NF4 (Dettmers et al. 2023, arXiv:2305.14314), weights in blocks
+            of 64, multiplied in `dtype`. Embeddings, norms and the head keep `dtype`, as teachers read them directly;
+            the gradient to the inputs is that of the quantised weights. None: all in `dtype`.
         shard: spread the LM over the processes of the run, each of which reads all of it first; see `spread`.
         adapters: arguments of `peft.LoraConfig` (Hu et al. 2022, arXiv:2106.09685), such as `{"r": 8, "target_modules":
             ["q_proj", "v_proj"]}`; drawn by `seed`. At the start they change nothing. None: no adapters.
@@ -396,104 +382,99 @@ def load_language_model(
     ):
         if value not in known:
             raise VividError(f"{option} must be {' or '.join(known)}, got {value!r}")
+    name = f"LM {path}"
     settings: dict[str, Any] = {"dtype": DTYPES[dtype], "attn_implementation": attn_implementation}
-    settings["trust_remote_code"] = False
     if bits is not None:
         if weights == "random" or shard:
-            raise VividError(f"LM {path}: bits={bits} is for pretrained weights that are whole on every process")
-        settings |= quantization(f"LM {path}", bits, dtype=DTYPES[dtype], device=device)
-    folder = Path(path).expanduser()
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise VividError(f"LM {folder}: not a folder with a config.json, as a transformers model has it")
-        model, tokenizer = _read(str(folder), weights, seed, settings, layers, offline=True)
-    else:
-        model, tokenizer = _from_hub(str(path), weights, seed, settings, layers)
+            raise VividError(f"{name}: bits={bits} is for pretrained weights that are whole on every process")
+        settings |= _quantization(name, bits, dtype=DTYPES[dtype], device=device)
+    if adapters is not None and shard:
+        raise VividError(f"{name}: adapters are not trained in an LM that is spread (shard=True)")
+    model, tokenizer = _find(
+        path, partial(_read, seed=seed if weights == "random" else None, layers=layers, settings=settings)
+    )
     for module in model.modules():
         # bitsandbytes repacks 4-bit weights once a CPU reads without gradient; they give none ever after.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     if adapters is not None:
-        if shard:
-            raise VividError(f"LM {path}: adapters are not trained in an LM that is spread (shard=True)")
-        add_adapters(model, adapters, name=f"LM {path}", seed=seed)
+        add_adapters(model, adapters, name=name, seed=seed)
     try:
         if shard:
-            return spread(LanguageModel(model, tokenizer, name=f"LM {path}"), torch.device(device))
-        torch.nn.Module.to(model, torch.device(device))
+            return spread(LanguageModel(model, tokenizer, name=name), torch.device(device))
+        nn.Module.to(model, torch.device(device))
     except (RuntimeError, AssertionError) as error:
-        raise VividError(f"LM {path}: cannot be placed on device {device!r}: {first_line(error)}") from error
-    return LanguageModel(model, tokenizer, name=f"LM {path}")
+        raise VividError(f"{name}: cannot be placed on device {device!r}: {first_line(error)}") from error
+    return LanguageModel(model, tokenizer, name=name)
 
 
-def _from_hub(
-    name: str, weights: str, seed: int, settings: dict[str, Any], layers: int | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if not HUB_NAME.fullmatch(name):
-        raise VividError(f"LM {name}: no such folder")
-    for offline in (True, False):  # the hub's cache on this machine first
+_Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def _find(path: str | Path, read: Callable[..., _Loaded]) -> _Loaded:
+    """What `read` makes of a folder, of the hub's cache on this machine, or of the hub."""
+    folder = Path(path).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise VividError(f"LM {folder}: not a folder with a config.json, as a transformers model has it")
         try:
-            return _read(name, weights, seed, settings, layers, offline=offline)
-        except _NotThereError as error:
-            missing = error
-    raise VividError(
-        f"LM {name}: no such folder, not in the hub's cache on this machine, and the hub does not give it "
-        f"({first_line(missing.__cause__ or missing)}). Where there is a connection run "
-        f"`hf download {name} --local-dir FOLDER`, copy FOLDER here and give its path instead of the name"
-    ) from missing
+            return read(str(folder), offline=True)
+        except OSError as error:
+            raise VividError(f"LM {folder}: {first_line(error)}") from error
+    if not HUB_NAME.fullmatch(str(path)):
+        raise VividError(f"LM {path}: no such folder")
+    with suppress(OSError):
+        return read(str(path), offline=True)
+    try:
+        return read(str(path), offline=False)
+    except OSError as error:
+        raise VividError(
+            f"LM {path}: no such folder, not in the hub's cache on this machine, and the hub does not give it "
+            f"({first_line(error)}). Where there is a connection run "
+            f"`hf download {path} --local-dir FOLDER`, copy FOLDER here and give its path instead of the name"
+        ) from error
 
 
-def _read(
-    source: str, weights: str, seed: int, settings: dict[str, Any], layers: int | None, *, offline: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    where = {"local_files_only": offline, "trust_remote_code": False}
+def _read(source: str, *, seed: int | None, layers: int | None, settings: dict[str, Any], offline: bool) -> _Loaded:
+    """Model and tokenizer of a folder or hub name; with random weights where there is a seed. OSError: not there."""
+    where: dict[str, Any] = {"local_files_only": offline, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(source, **where)
-        _check_causal(source, config)
+        classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
+        expected = {classes} if isinstance(classes, str) else set(classes)
+        found = set(config.architectures or expected)
+        if not expected & found:
+            raise VividError(
+                f"LM {source}: a {config.model_type} model ({', '.join(sorted(found)) or 'no architecture named'}) is "
+                "not a causal LM; choose one such as Qwen2ForCausalLM, LlamaForCausalLM or GPT2LMHeadModel"
+            )
         if layers is not None:  # those of the file that are over are not read
             if not 1 <= layers <= config.num_hidden_layers:
                 raise VividError(f"LM {source}: layers={layers}, but it has {config.num_hidden_layers}")
             config.num_hidden_layers = layers
             if getattr(config, "layer_types", None):
                 config.layer_types = config.layer_types[:layers]
-        if weights == "random":
+        if seed is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = AutoModelForCausalLM.from_config(config, **settings)
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, config=config, local_files_only=offline, output_loading_info=True, **settings
+                source, config=config, output_loading_info=True, **where, **settings
             )
             model, report = loaded
             # transformers fills gaps with random numbers and a warning; a model with gaps is none.
             if missing := sorted(report["missing_keys"]):
                 names = ", ".join(missing[:5])
                 raise VividError(f"LM {source}: the folder lacks weights: {names} ({len(missing)} in all)")
-        return model, _read_tokenizer(source, where)
-    except VividError:
+        try:
+            cached_file(source, "tokenizer.json", local_files_only=offline)
+        except OSError:
+            return model, AutoTokenizer.from_pretrained(source, **where)
+        # AutoTokenizer rebuilds the tokenizer of some model types by a class of its own and drops what tokenizer.json
+        # says of splitting; the file itself is what the model was trained with.
+        return model, PreTrainedTokenizerFast.from_pretrained(source, **where)
+    except (VividError, OSError):
         raise
-    except OSError as error:
-        raise _NotThereError(f"LM {source}: {first_line(error)}") from error
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds on a broken file
         raise VividError(f"LM {source}: cannot be read as a causal LM: {first_line(error)}") from error
-
-
-def _read_tokenizer(source: str, where: dict[str, Any]) -> PreTrainedTokenizerBase:
-    try:
-        cached_file(source, "tokenizer.json", local_files_only=where["local_files_only"])
-    except OSError:
-        return AutoTokenizer.from_pretrained(source, **where)
-    # AutoTokenizer rebuilds the tokenizer of some model types by a class of its own and drops what tokenizer.json says
-    # of splitting; the file itself is what the model was trained with.
-    return PreTrainedTokenizerFast.from_pretrained(source, **where)
-
-
-def _check_causal(source: str, config: Any) -> None:
-    classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
-    expected = {classes} if isinstance(classes, str) else set(classes)
-    found = set(config.architectures or expected)
-    if not expected or not found & expected:
-        raise VividError(
-            f"LM {source}: a {config.model_type} model ({', '.join(sorted(found)) or 'no architecture named'}) is "
-            "not a causal LM; choose one such as Qwen2ForCausalLM, LlamaForCausalLM or GPT2LMHeadModel"
-        )

@@ -16,7 +16,7 @@ from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint
 from vivid_monai.storage.files import whole_file
 
 KEY, VERSION = "vivid", 2
-_PARTS = ("config", "preprocess", "fields", "extra")
+_TYPES: dict[str, Any] = {"kind": str, "config": dict, "fields": list | None}
 
 
 @dataclass(frozen=True)
@@ -108,23 +108,23 @@ def build(
     file: CheckpointFile, stored: Mapping[str, Any], allowed: Mapping[str, type], *, pretrained: bool = True
 ) -> SavedModule:
     """The module of a file that has been read and of its `stored_parts`; see `load_module`."""
-    if stored["kind"] not in allowed:
-        raise VividError(f"{file.path}: holds a module of kind {stored['kind']!r}, not {' or '.join(allowed)}")
-    kind, parts = stored["kind"], {name: stored[name] for name in _PARTS}
+    kind, fields = stored["kind"], stored["fields"]
+    if kind not in allowed:
+        raise VividError(f"{file.path}: holds a module of kind {kind!r}, not {' or '.join(allowed)}")
     try:
         with torch.device("meta" if pretrained else "cpu"):
-            module = allowed[kind](**parts["config"])
+            module = allowed[kind](**stored["config"])
     except (TypeError, ValueError, VividError) as error:
         raise VividError(f"{file.path}: its configuration is not one of a {kind}: {error}") from error
     if pretrained:
-        wanted, found = _shapes(module.state_dict()), _shapes(file.tensors)
-        if wrong := [name for name in sorted(wanted | found) if wanted.get(name) != found.get(name)]:
-            told = [f"{name} is {found.get(name, 'missing')}, not {wanted.get(name, 'known')}" for name in wrong]
-            raise VividError(f"{file.path}: its tensors are not those of its configuration: {some(told, sep='; ')}")
+        if wrong := misfits(file.tensors, module.state_dict()):
+            raise VividError(f"{file.path}: its tensors are not those of its configuration: {some(wrong, sep='; ')}")
         # A copy: the file's own memory is aligned to 8 bytes only, and goes when the file does.
-        module.load_state_dict({name: _own(tensor) for name, tensor in file.tensors.items()}, assign=True)
-    parts["fields"] = None if parts["fields"] is None else tuple(parts["fields"])
-    return SavedModule(module=module, kind=kind, **parts)
+        halves = (torch.float16, torch.bfloat16)
+        own = {name: t.float() if t.dtype in halves else t.clone() for name, t in file.tensors.items()}
+        module.load_state_dict(own, assign=True)
+    parts = {name: stored[name] for name in ("kind", "config", "preprocess", "extra")}
+    return SavedModule(module=module, fields=None if fields is None else tuple(fields), **parts)
 
 
 def fingerprint(module: nn.Module, said: Mapping[str, Any] | None = None) -> str:
@@ -149,49 +149,43 @@ def stored_parts(file: CheckpointFile) -> dict[str, Any] | None:
     Raises:
         VividError: a newer version, or metadata that are broken.
     """
-    metadata = file.metadata
-    kind = metadata.get("format", "").removeprefix("vivid-")
+    metadata, kind = file.metadata, file.metadata.get("format", "").removeprefix("vivid-")
+    stored: dict[str, Any] = {"preprocess": None, "fields": None, "extra": {}}
     try:
         if KEY in metadata:
-            stored = json.loads(metadata[KEY])
-        elif "vivid-assessment" in metadata:  # version 1 of the out-of-distribution statistics
-            config = {"dim": len(file.tensors["location"]), **json.loads(metadata["vivid-assessment"])}
-            stored = {"kind": "assessment", "version": config.pop("version"), "config": config}
-        elif kind in ("vit", "spd", "probe"):  # version 1 of the others: an entry for each part
-            version, names = metadata["version"], metadata.keys() - {"format", "version"}
-            values = {name: json.loads(metadata[name]) for name in names}
-            stored = {"kind": kind, "version": int(version), **{n: values.pop(n) for n in _PARTS if n in values}}
+            stored |= json.loads(metadata[KEY])
+        elif kind in ("vit", "spd", "probe"):  # version 1: an entry for each part
+            parts = {name: json.loads(metadata[name]) for name in metadata.keys() - {"format"}}
+            known = {name: parts.pop(name) for name in (*stored, "config", "version") if name in parts}
+            stored |= {"kind": kind, **known}
             if kind == "probe":
-                stored |= {"config": _linear(file), "extra": values}
+                outputs, inputs = file.tensors["weight"].shape
+                stored |= {"config": {"in_features": inputs, "out_features": outputs}, "extra": parts}
         else:
             return None
         if stored["version"] not in (1, VERSION):
             raise VividError(f"{file.path}: has version {stored['version']}, this package reads {VERSION}; update it")
-        right = (
-            isinstance(stored["kind"], str)
-            and isinstance(stored["config"], dict)
-            and isinstance(stored.get("fields"), list | None)
-        )
+        right = [isinstance(stored[name], types) for name, types in _TYPES.items()]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise VividError(f"{file.path}: its metadata are broken ({error!r}); write it again") from error
-    if not right:
+    if not all(right):
         raise VividError(f"{file.path}: its metadata are broken (kind, config or fields); write it again")
-    return {"preprocess": None, "fields": None, "extra": {}} | stored
+    return stored
+
+
+def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What keeps tensors from being those wanted: names that are missing or unknown, other shapes."""
+    return [
+        f"{name} is missing"
+        if name not in found
+        else f"{name} is unknown"
+        if name not in wanted
+        else f"{name} has shape {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in sorted(found.keys() | wanted.keys())
+        if name not in found or name not in wanted or found[name].shape != wanted[name].shape
+    ]
 
 
 def some(names: Sequence[str], most: int = 4, *, sep: str = ", ") -> str:
     """The first few of many names."""
     return sep.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _linear(file: CheckpointFile) -> dict[str, int]:
-    shape = file.tensors["weight"].shape
-    return {"in_features": shape[1], "out_features": shape[0]}
-
-
-def _own(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.clone()
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

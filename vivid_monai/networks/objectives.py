@@ -186,11 +186,9 @@ class FindingsBCE(Objective):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
-        states = batch["states"]
-        loss = F.binary_cross_entropy_with_logits(
-            self._logits(tokens), (states == PRESENT).float(), weight=self._known(batch).float(), reduction="sum"
-        )
-        return {"bce": loss}
+        target, weight = (batch["states"] == PRESENT).float(), self._known(batch).float()
+        logits = self._logits(tokens)
+        return {"bce": F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="sum")}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"bce": self._known(batch).sum()}
@@ -259,34 +257,26 @@ class StateMetrics(Metric):
         if not self._log_probs or self._blank is None:
             raise RuntimeError("the validation pass saw no batch, so there is nothing to measure")
         # The gathered order is by rank; that is enough: the measures below take the pairs (answer, state) as a set.
-        parts: Any = [(torch.cat(self._log_probs), torch.cat(self._states))]
-        if idist.get_world_size() > 1:
-            parts = idist.all_gather(parts[0])
-        log_probs, states = (torch.cat([part[i] for part in parts]).numpy() for i in (0, 1))
+        parts: Any = idist.all_gather((torch.cat(self._log_probs), torch.cat(self._states)))
+        log_probs, states = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
         log_probs, n = log_probs.astype(np.float64), len(states)
         score = log_probs[..., PRESENT] - log_probs[..., ABSENT]
-        auroc = masked_auroc(score, states)
+        auroc, precision = masked_auroc(score, states), masked_average_precision(score, states)
         enough = {"min_present": self.min_present, "min_absent": self.min_absent}
         # Far away, so rarely of the same patient, and never itself.
         shuffled = np.roll(log_probs, 1 + n // 2 if n > 2 else 1, axis=0)
         blank = np.broadcast_to(self._blank.numpy().astype(np.float64), log_probs.shape)
         return {
             "macro_auroc": float(macro(auroc, *counts(states), **enough)[0]),
-            "nll_own": mean_nll(log_probs, states),
-            "nll_shuffled": mean_nll(shuffled, states) if n > 1 else float("nan"),
-            "nll_blank": mean_nll(blank, states),
-            **{f"auroc/{field}": float(v) for field, v in zip(self.fields, auroc, strict=True)},
-            **{
-                f"ap/{field}": float(v)
-                for field, v in zip(self.fields, masked_average_precision(score, states), strict=True)
-            },
+            "nll_own": _mean_nll(log_probs, states),
+            "nll_shuffled": _mean_nll(shuffled, states) if n > 1 else float("nan"),
+            "nll_blank": _mean_nll(blank, states),
+            **{f"auroc/{field}": float(value) for field, value in zip(self.fields, auroc, strict=True)},
+            **{f"ap/{field}": float(value) for field, value in zip(self.fields, precision, strict=True)},
         }
 
 
-def mean_nll(log_probs: np.ndarray, states: np.ndarray) -> float:
+def _mean_nll(log_probs: np.ndarray, states: np.ndarray) -> float:
     """Mean negative log-likelihood (nats) of the states (N, F) that are answerable, by (N, F, 3); NaN where none is."""
     answerable = states != NULL
-    if not answerable.any():
-        return float("nan")
-    chosen = np.take_along_axis(log_probs, np.where(answerable, states, 0)[..., None], axis=-1)[..., 0]
-    return float(-chosen[answerable].mean())
+    return float(-log_probs[answerable, states[answerable]].mean()) if answerable.any() else float("nan")

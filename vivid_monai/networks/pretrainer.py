@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vivid_monai.errors import VividError
+from vivid_monai.networks.modules import misfits, some
 from vivid_monai.networks.objectives import Objective
 
 # Vectors that stand for something, not maps between spaces: tokens, positions, queries.
@@ -97,35 +98,34 @@ class Pretrainer(nn.Module):
         for _, objective in self._named():
             objective.compile(*args, **kwargs)
 
-    def trainable_state_dict(self) -> dict[str, Tensor]:
-        """The state dict without what objectives hold frozen; the tensors are the live ones."""
-        frozen = {f"objectives.{name}.{key}" for name, objective in self._named() for key in objective.frozen()}
-        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+    def _named(self) -> Any:
+        return self.objectives.items()
 
-    def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `trainable_state_dict` gave, all of it and nothing else.
+
+class TrainableWeights:
+    """What training changes of a pretrainer, for a checkpoint: its state dict without what objectives hold frozen."""
+
+    def __init__(self, pretrainer: Pretrainer) -> None:
+        self._pretrainer = pretrainer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The live tensors by name."""
+        named: Any = self._pretrainer.objectives.items()
+        frozen = {f"objectives.{name}.{key}" for name, objective in named for key in objective.frozen()}
+        return {name: tensor for name, tensor in self._pretrainer.state_dict().items() if name not in frozen}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load what `state_dict` gave, all of it and nothing else.
 
         Raises:
             VividError: a tensor is missing, unknown or of another shape; nothing is loaded then.
         """
-        own = self.trainable_state_dict()
         # Until version 0.1 SPD, projector and teacher were parts of the pretrainer itself.
         early = ("spd.", "projector.", "teacher.")
         state = {f"objectives.states.{n}" if n.startswith(early) else n: tensor for n, tensor in state.items()}
-        wrong = [f"{name} is missing" for name in own if name not in state]
-        wrong += [f"{name} is unknown" for name in state if name not in own]
-        wrong += [
-            f"{name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-            for name, tensor in own.items()
-            if name in state and state[name].shape != tensor.shape
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-            raise VividError(f"the checkpoint is of another pretrainer: {'; '.join(wrong[:4])}{more}")
-        self.load_state_dict(self.state_dict() | dict(state))
-
-    def _named(self) -> Any:
-        return self.objectives.items()
+        if wrong := misfits(state, self.state_dict()):
+            raise VividError(f"the checkpoint is of another pretrainer: {some(wrong, sep='; ')}")
+        self._pretrainer.load_state_dict(self._pretrainer.state_dict() | state)
 
 
 def gather(tokens: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -187,19 +187,16 @@ def parameter_groups(
     """
     if min(lr_vit, lr_projector, weight_decay) < 0:
         raise VividError(f"{lr_vit=}, {lr_projector=} and {weight_decay=} must not be negative")
-    groups: list[dict[str, Any]] = []
-    for part, lr in (("vit", lr_vit), ("projector", lr_projector)):
-        for suffix, decay in (("", weight_decay), (", no decay", 0.0)):
-            groups.append({"name": f"{part}{suffix}", "params": [], "lr": lr, "weight_decay": decay})
+    groups: list[dict[str, Any]] = [
+        {"name": name + suffix, "params": [], "lr": lr, "weight_decay": decay}
+        for name, lr in (("vit", lr_vit), ("projector", lr_projector))
+        for suffix, decay in (("", weight_decay), (", no decay", 0.0))
+    ]
     for name, parameter in pretrainer.named_parameters():
         if parameter.requires_grad:
-            undecayed = _is_undecayed(name.rpartition(".")[2], parameter)
+            undecayed = parameter.ndim <= 1 or name.endswith("bias") or name.rpartition(".")[2] in UNDECAYED
             groups[2 * (not name.startswith("encoder.")) + undecayed]["params"].append(parameter)
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise VividError("every parameter is frozen: nothing to train")
     return groups
-
-
-def _is_undecayed(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim <= 1 or name.endswith("bias") or name in UNDECAYED

@@ -1,9 +1,8 @@
 """The Vision Transformer that is trained and shipped, composed of MONAI's blocks."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.networks.blocks import MLPBlock, PatchEmbeddingBlock, SABlock
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from vivid_monai.errors import VividError
 
 
-@dataclass(frozen=True)
-class Preset:
+class Preset(NamedTuple):
     """Width, depth and attention heads of a ViT; the MLPs are four times as wide as the tokens."""
 
     width: int
@@ -95,7 +93,6 @@ class ViT(nn.Module):
         embed_dim: width D of a token.
         heads: attention heads of a block.
         grid: number of patches along each axis, (rows, columns) or (depth, rows, columns).
-        num_patches: number N of patch tokens, the product of the grid.
         prefix: tokens before those of the patches: 1, the CLS token.
         image_shape: (C, *spatial) of an image.
         architecture: its name, such as "vit-micro/16" or "vit-micro/16-3d".
@@ -142,7 +139,9 @@ class ViT(nn.Module):
             )
         if spatial_dims not in (2, 3) or stem not in ("patch", "conv"):
             raise VividError(f"spatial_dims={spatial_dims} must be 2 or 3 and stem={stem!r} patch or conv")
-        size, patch = (_per_axis(value, spatial_dims) for value in (img_size, patch_size))
+        size, patch = (
+            [value] * spatial_dims if isinstance(value, int) else list(value) for value in (img_size, patch_size)
+        )
         if not len(size) == len(patch) == spatial_dims:
             raise VividError(f"img_size={size} and patch_size={patch} must have {spatial_dims} numbers, one per axis")
         if min(patch) < 1 or in_channels < 1 or norm_eps <= 0:
@@ -154,10 +153,9 @@ class ViT(nn.Module):
             raise VividError(f"img_size={told} must be a multiple of patch_size={patch_size}")
         if not 0 <= drop_path < 1:
             raise VividError(f"drop_path={drop_path} must lie in [0, 1)")
-        given = (width, depth, heads)
         default = PRESETS.get(preset or "", Preset(0, 0, 0))
-        shape = Preset(*(own or theirs for own, theirs in zip(given, astuple(default), strict=True)))
-        if min(astuple(shape)) < 1 or shape.width % shape.heads:
+        shape = Preset(*(own or theirs for own, theirs in zip((width, depth, heads), default, strict=True)))
+        if min(shape) < 1 or shape.width % shape.heads:
             raise VividError(f"width, depth and heads must be positive, the width a multiple of the heads, got {shape}")
         named = preset is not None and shape == default
         side = patch[0] if len(set(patch)) == 1 else patch
@@ -169,18 +167,17 @@ class ViT(nn.Module):
             "preset": preset if named else None,
             "drop_path": drop_path,
             "norm_eps": norm_eps,
-            **({} if named else asdict(shape)),
+            **({} if named else shape._asdict()),
             **({"spatial_dims": 3} if spatial_dims == 3 else {}),
             **({"stem": stem} if stem != "patch" else {}),
         }
-        label = preset if named else "x".join(map(str, astuple(shape)))
+        label = preset if named else "x".join(map(str, shape))
         patches = "x".join(map(str, patch)) if isinstance(side, list) else str(side)
         self.architecture = f"vit-{label}/{patches}" + ("-3d" if spatial_dims == 3 else "")
         self.image_shape = (in_channels, *size)
         self._shape = [in_channels, *size]
         self.embed_dim, self.heads, self.prefix = shape.width, shape.heads, 1
         self.grid = tuple(pixels // p for pixels, p in zip(size, patch, strict=True))
-        self.num_patches = prod(self.grid)
         self.patch_embedding = PatchEmbeddingBlock(
             in_channels=in_channels,
             img_size=size,
@@ -203,12 +200,9 @@ class ViT(nn.Module):
     def _initialise(self) -> None:
         """Truncated normals of 0.02, LeCun's for the patch projection, zero biases (Dosovitskiy et al. 2021)."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Conv2d | nn.Conv3d):
-                nn.init.trunc_normal_(module.weight, std=prod(module.weight.shape[1:]) ** -0.5)
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+                std = 0.02 if isinstance(module, nn.Linear) else prod(module.weight.shape[1:]) ** -0.5
+                nn.init.trunc_normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -221,7 +215,7 @@ class ViT(nn.Module):
             x: (B, C, *spatial) float, normalised as the weights' preprocessing says.
 
         Returns:
-            (B, 1 + N, D): the CLS token, then the patches, the last axis running fastest, after the final LayerNorm.
+            (B, 1 + prod(grid), D): the CLS token, then the patches, the last axis running fastest, after a LayerNorm.
 
         Raises:
             VividError: the images are not of the size the network was built for.
@@ -233,7 +227,3 @@ class ViT(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
-
-
-def _per_axis(value: int | Sequence[int], axes: int) -> list[int]:
-    return [value] * axes if isinstance(value, int) else list(value)

@@ -1,7 +1,6 @@
 """Weights of timm, transformers and this package for a ViT: every tensor is used, known to be no part, or an error."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from os import PathLike
 from typing import Any
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint, read_json
-from vivid_monai.networks.modules import build, some, stored_parts
+from vivid_monai.networks.modules import build, misfits, some, stored_parts
 from vivid_monai.networks.vit import ViT
 
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -21,88 +20,55 @@ Statistics = tuple[Sequence[float], Sequence[float]]
 CLS = "cls_token"
 POSITIONS = "patch_embedding.position_embeddings"
 PATCHES = "patch_embedding.patch_embeddings"
-STEM = (CLS, POSITIONS, PATCHES, "norm")
-BLOCK = ("norm1", "attn.qkv", "attn.out_proj", "norm2", "mlp.linear1", "mlp.linear2")
 
-
-@dataclass(frozen=True)
-class Naming:
-    """One library's names for the parameters of a 2-D ViT with linear patches; its first position is the CLS token's.
-
-    Attributes:
-        library: who writes such checkpoints.
-        marker: what the names of no other naming begin with.
-        stem: their names of `STEM`.
-        block: where their block {i} is.
-        parts: their names of `BLOCK` in it; of several, separated by spaces, ours is the stack.
-        ignored: beginnings of names that are no part of the encoder (heads, poolers).
-    """
-
-    library: str
-    marker: str
-    stem: tuple[str, str, str, str]
-    block: str
-    parts: tuple[str, str, str, str, str, str]
-    ignored: tuple[str, ...] = ()
-
-    def sources(self, depth: int) -> dict[str, list[str]]:
-        """Each parameter of our ViT of `depth` blocks → the names of the tensors it is stacked from."""
-        layers = dict(zip(STEM, ([name] for name in self.stem), strict=True))
-        for i in range(depth):
-            for ours, theirs in zip(BLOCK, self.parts, strict=True):
-                layers[f"blocks.{i}.{ours}"] = [self.block.format(i=i) + name for name in theirs.split()]
-        sources = {name: layers.pop(name) for name in (CLS, POSITIONS)}
-        for kind in (".weight", ".bias"):
-            sources |= {ours + kind: [name + kind for name in theirs] for ours, theirs in layers.items()}
-        return sources
-
-
-TIMM = Naming(
-    library="timm",
-    marker="patch_embed.",
-    stem=("cls_token", "pos_embed", "patch_embed.proj", "norm"),
-    block="blocks.{i}.",
-    parts=("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"),
-    ignored=("head.", "fc_norm.", "pre_logits."),
-)
-# What save_pretrained writes, up to and including transformers 5.
-TRANSFORMERS = Naming(
-    library="transformers",
-    marker="encoder.layer.",
-    stem=(
-        "embeddings.cls_token",
-        "embeddings.position_embeddings",
-        "embeddings.patch_embeddings.projection",
-        "layernorm",
-    ),
-    block="encoder.layer.{i}.",
-    parts=(
-        "layernorm_before",
-        "attention.attention.query attention.attention.key attention.attention.value",
-        "attention.output.dense",
-        "layernorm_after",
-        "intermediate.dense",
-        "output.dense",
-    ),
-    ignored=("pooler.", "classifier.", "embeddings.mask_token"),
-)
+# Our names → theirs, of a 2-D ViT with linear patches whose first position is the CLS token's. {i} is a block; of
+# several names, separated by spaces, ours is the stack.
+TIMM = {
+    CLS: "cls_token",
+    POSITIONS: "pos_embed",
+    PATCHES: "patch_embed.proj",
+    "norm": "norm",
+    "blocks.{i}.norm1": "blocks.{i}.norm1",
+    "blocks.{i}.attn.qkv": "blocks.{i}.attn.qkv",
+    "blocks.{i}.attn.out_proj": "blocks.{i}.attn.proj",
+    "blocks.{i}.norm2": "blocks.{i}.norm2",
+    "blocks.{i}.mlp.linear1": "blocks.{i}.mlp.fc1",
+    "blocks.{i}.mlp.linear2": "blocks.{i}.mlp.fc2",
+}
 # The names of the modules themselves in transformers 5, as in a plain state_dict().
-TRANSFORMERS_5 = replace(
-    TRANSFORMERS,
-    marker="layers.",
-    block="layers.{i}.",
-    parts=(
-        "layernorm_before",
-        "attention.q_proj attention.k_proj attention.v_proj",
-        "attention.o_proj",
-        "layernorm_after",
-        "mlp.fc1",
-        "mlp.fc2",
-    ),
-)
+TRANSFORMERS_5 = {
+    CLS: "embeddings.cls_token",
+    POSITIONS: "embeddings.position_embeddings",
+    PATCHES: "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+    "blocks.{i}.norm1": "layers.{i}.layernorm_before",
+    "blocks.{i}.attn.qkv": " ".join(f"layers.{{i}}.attention.{part}_proj" for part in "qkv"),
+    "blocks.{i}.attn.out_proj": "layers.{i}.attention.o_proj",
+    "blocks.{i}.norm2": "layers.{i}.layernorm_after",
+    "blocks.{i}.mlp.linear1": "layers.{i}.mlp.fc1",
+    "blocks.{i}.mlp.linear2": "layers.{i}.mlp.fc2",
+}
+# What save_pretrained writes, up to and including transformers 5.
+_LAYER = "encoder.layer.{i}."
+TRANSFORMERS = TRANSFORMERS_5 | {
+    "blocks.{i}.norm1": _LAYER + "layernorm_before",
+    "blocks.{i}.attn.qkv": " ".join(_LAYER + f"attention.attention.{part}" for part in ("query", "key", "value")),
+    "blocks.{i}.attn.out_proj": _LAYER + "attention.output.dense",
+    "blocks.{i}.norm2": _LAYER + "layernorm_after",
+    "blocks.{i}.mlp.linear1": _LAYER + "intermediate.dense",
+    "blocks.{i}.mlp.linear2": _LAYER + "output.dense",
+}
 # DINOv2's architecture, as save_pretrained writes it: for writing only, as its layer scales have no counterpart here.
-DINOV2 = replace(TRANSFORMERS, parts=("norm1", *TRANSFORMERS.parts[1:3], "norm2", "mlp.fc1", "mlp.fc2"))
-NAMINGS = (TIMM, TRANSFORMERS, TRANSFORMERS_5)
+DINOV2 = TRANSFORMERS | {
+    "blocks.{i}.norm1": _LAYER + "norm1",
+    "blocks.{i}.norm2": _LAYER + "norm2",
+    "blocks.{i}.mlp.linear1": _LAYER + "mlp.fc1",
+    "blocks.{i}.mlp.linear2": _LAYER + "mlp.fc2",
+}
+NAMINGS = {"patch_embed.": TIMM, "encoder.layer.": TRANSFORMERS, "layers.": TRANSFORMERS_5}
+"""What the names of no other naming begin with → the naming."""
+HEADS = ("head.", "fc_norm.", "pre_logits.", "pooler.", "classifier.", "embeddings.mask_token")
+"""Beginnings of names that are no part of the encoder."""
 
 
 def load_vit_weights(
@@ -138,7 +104,10 @@ def load_vit_weights(
     if stored is None:
         state, source, called = _foreign_state(vit, file)
     else:
-        state, source = _own_state(vit, file, stored)
+        its: ViT = build(file, stored, {"vit": ViT}).module
+        keys = (its.config.keys() | vit.config.keys()) - {"img_size", "in_channels", "drop_path"}
+        _refuse(file, {key: (its.config.get(key), vit.config.get(key)) for key in sorted(keys)})
+        state, source = {name: tensor.float() for name, tensor in its.state_dict().items()}, its.grid
     weight, channels = state.get(f"{PATCHES}.weight"), vit.config["in_channels"]
     if channels == 1 and weight is not None and weight.ndim == 4 and weight.shape[1] == 3:
         colour_stats = colour_stats or _colour_stats(file)
@@ -152,30 +121,18 @@ def load_vit_weights(
         state[f"{PATCHES}.weight"], state[f"{PATCHES}.bias"] = folded
     elif colour_stats is not None:
         raise VividError(f"{file.path}: colour statistics are given, but {channels} channels are wanted: nothing folds")
-    wanted = vit.state_dict()
-    positions = state.get(POSITIONS, wanted[POSITIONS])
-    if positions.ndim == 3 and positions.shape[::2] == (1, vit.embed_dim):
-        try:
-            state[POSITIONS] = resize_position_embeddings(
-                positions, source=source or square_grid(positions.shape[1]), target=vit.grid
-            )
-        except VividError as error:
-            raise VividError(f"{file.path}: {error}") from error
-    wrong = [
-        f"{called.get(name, name)} has shape {tuple(state[name].shape)}, the ViT wants {tuple(tensor.shape)}"
-        if name in state
-        else f"{name} is missing"
-        for name, tensor in wanted.items()
-        if name not in state or state[name].shape != tensor.shape
-    ]
-    wrong += [f"{name} is not of this ViT" for name in state if name not in wanted]
-    if wrong:
+    try:
+        state[POSITIONS] = resize_position_embeddings(state[POSITIONS], source=source, target=vit.grid)
+    except VividError as error:
+        raise VividError(f"{file.path}: {error}") from error
+    found, wanted = ({called.get(name, name): t for name, t in one.items()} for one in (state, vit.state_dict()))
+    if wrong := misfits(found, wanted):
         raise VividError(f"{file.path}: does not fit this ViT ({vit.architecture}): {some(wrong, sep='; ')}")
     vit.load_state_dict(state)
     return vit
 
 
-def rename_vit_weights(vit: ViT, naming: Naming) -> dict[str, Tensor]:
+def rename_vit_weights(vit: ViT, naming: Mapping[str, str]) -> dict[str, Tensor]:
     """The ViT's tensors as checkpoints of another library hold them: what `load_vit_weights` reads, the other way.
 
     Returns:
@@ -185,17 +142,9 @@ def rename_vit_weights(vit: ViT, naming: Naming) -> dict[str, Tensor]:
     state[POSITIONS] = torch.cat([torch.zeros_like(state[CLS]), state[POSITIONS]], dim=1)
     return {
         theirs: part.contiguous()
-        for ours, names in naming.sources(len(vit.blocks)).items()
+        for ours, names in _sources(naming, len(vit.blocks)).items()
         for theirs, part in zip(names, state[ours].chunk(len(names)), strict=True)
     }
-
-
-def square_grid(positions: int) -> tuple[int, int]:
-    """The (rows, columns) of a square grid of `positions` patches; VividError where no square has that many."""
-    side = isqrt(positions)
-    if side * side != positions:
-        raise VividError(f"{positions} position embeddings are no square grid: give the checkpoint's image size")
-    return side, side
 
 
 def resize_position_embeddings(embeddings: Tensor, *, source: Sequence[int], target: Sequence[int]) -> Tensor:
@@ -267,28 +216,29 @@ def fold_channels(
     return folded.to(weight.dtype), (bias.double() + shift).to(bias.dtype)
 
 
-def _own_state(vit: ViT, file: CheckpointFile, stored: dict[str, Any]) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-    """Tensors in float32 and the grid of a file of this package."""
-    its: ViT = build(file, stored, {"vit": ViT}).module
-    keys = (its.config.keys() | vit.config.keys()) - {"img_size", "in_channels", "drop_path"}
-    _refuse(file, {key: (its.config.get(key), vit.config.get(key)) for key in sorted(keys)})
-    return {name: tensor.float() for name, tensor in its.state_dict().items()}, its.grid
+def _sources(naming: Mapping[str, str], depth: int) -> dict[str, list[str]]:
+    """Each parameter of our ViT of `depth` blocks → the names of the tensors it is stacked from."""
+    return {
+        ours.format(i=i) + kind: [name + kind for name in theirs.format(i=i).split()]
+        for kind in ("", ".weight", ".bias")
+        for i in range(depth)
+        for ours, theirs in naming.items()
+        if (ours in (CLS, POSITIONS)) == (not kind)
+    }
 
 
-def _foreign_state(vit: ViT, file: CheckpointFile) -> tuple[dict[str, Tensor], tuple[int, ...] | None, dict[str, str]]:
-    """Tensors in float32 under our names, the grid where the file says it, and the file's own names by ours."""
+def _foreign_state(vit: ViT, file: CheckpointFile) -> tuple[dict[str, Tensor], tuple[int, ...], dict[str, str]]:
+    """Tensors in float32 under our names, their grid, and the file's own names by ours."""
     tensors = {name.removeprefix("vit."): tensor for name, tensor in file.tensors.items()}
-    naming = next((naming for naming in NAMINGS if any(name.startswith(naming.marker) for name in tensors)), None)
+    naming = next((naming for marker, naming in NAMINGS.items() if any(n.startswith(marker) for n in tensors)), None)
     if naming is None:
-        known = ", ".join(sorted({naming.library for naming in NAMINGS}))
         raise VividError(
-            f"{file.path}: no ViT of {known}, nor a file of this package; its first tensors are "
+            f"{file.path}: no ViT of timm, transformers, nor a file of this package; its first tensors are "
             f"{some(sorted(file.tensors))}"
         )
     if len(vit.grid) != 2 or "stem" in vit.config:
-        raise VividError(f"{file.path}: {naming.library}'s weights are for images and linear patches, not for this ViT")
-    config, grid = file.config if naming.library == "transformers" else {}, None
-    patch = vit.config["patch_size"]
+        raise VividError(f"{file.path}: its weights are for images and linear patches, not for this ViT")
+    config, patch = file.config if naming is not TIMM else {}, vit.config["patch_size"]
     expected = {
         "num_attention_heads": vit.heads,
         "patch_size": patch,
@@ -297,12 +247,10 @@ def _foreign_state(vit: ViT, file: CheckpointFile) -> tuple[dict[str, Tensor], t
         "model_type": "vit",
     }
     _refuse(file, {key: (config[key], value) for key, value in expected.items() if key in config})
-    if (size := config.get("image_size")) is not None:
-        grid = (size // patch,) * 2 if isinstance(size, int) else (size[0] // patch, size[1] // patch)
-    sources = naming.sources(len(vit.blocks))
+    sources = _sources(naming, len(vit.blocks))
     wanted = {name for names in sources.values() for name in names}
     missing = sorted(wanted - tensors.keys())
-    extra = sorted(name for name in tensors.keys() - wanted if not name.startswith(naming.ignored))
+    extra = sorted(name for name in tensors.keys() - wanted if not name.startswith(HEADS))
     if missing or extra:
         told = [f"missing: {some(missing)}"] * bool(missing) + [f"not of this ViT: {some(extra)}"] * bool(extra)
         raise VividError(f"{file.path}: does not fit this ViT ({vit.architecture}); {'; '.join(told)}")
@@ -312,13 +260,18 @@ def _foreign_state(vit: ViT, file: CheckpointFile) -> tuple[dict[str, Tensor], t
         if len(set(shapes.values())) != 1:
             raise VividError(f"{file.path}: {some([f'{n} {s}' for n, s in shapes.items()])} differ in shape")
         state[ours] = torch.cat([tensors[name].float() for name in names])
-    if state[CLS].shape != (1, 1, vit.embed_dim) or state[POSITIONS].shape[2:] != (vit.embed_dim,):
+    cls, positions = state[CLS], state[POSITIONS]
+    if cls.shape != (1, 1, vit.embed_dim) or positions.shape[::2] != (1, vit.embed_dim):
         raise VividError(
-            f"{file.path}: {CLS} {tuple(state[CLS].shape)} and {POSITIONS} {tuple(state[POSITIONS].shape)} are not of "
-            f"the width {vit.embed_dim} of this ViT ({vit.architecture})"
+            f"{file.path}: {CLS} {tuple(cls.shape)} and {POSITIONS} {tuple(positions.shape)} are not of the width "
+            f"{vit.embed_dim} of this ViT ({vit.architecture})"
         )
-    state[CLS] = state[CLS] + state[POSITIONS][:, :1]
-    state[POSITIONS] = state[POSITIONS][:, 1:]
+    state[CLS], state[POSITIONS] = cls + positions[:, :1], positions[:, 1:]
+    count, side, size = positions.shape[1] - 1, isqrt(positions.shape[1] - 1), config.get("image_size")
+    if size is None and side * side != count:
+        raise VividError(f"{file.path}: {count} position embeddings are no square grid: give the image size")
+    sizes = [size] * 2 if isinstance(size, int) else size
+    grid = tuple(pixels // patch for pixels in sizes) if sizes else (side, side)
     return state, grid, {ours: " + ".join(names) for ours, names in sources.items()}
 
 
