@@ -12,7 +12,7 @@ from monai.engines import SupervisedTrainer
 from torch.utils.data import DataLoader
 
 from vivid_monai.data.loader import ResumableBatchSampler
-from vivid_monai.engines.run import Interrupted, KeepRun, RunCheckpoint, Settings, new_run_dir, run, start_run
+from vivid_monai.engines.run import Interrupted, RunCheckpoint, Settings, new_run_dir, run, start_run
 from vivid_monai.errors import VividError
 
 
@@ -58,7 +58,7 @@ def make_trainer(
         loss_function=lambda *_: None,
         iteration_update=step,
         decollate=False,
-        train_handlers=[*handlers, KeepRun(checkpoint=checkpoint)],
+        train_handlers=[*handlers, checkpoint],
     )
     return trainer, network, checkpoint
 

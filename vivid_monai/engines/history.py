@@ -30,7 +30,7 @@ class Progress:
 
     def __init__(self, *, validator: Engine) -> None:
         self._validator = validator
-        self._bar: tqdm | None = None
+        self._bar: Any = None
 
     def attach(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
@@ -47,10 +47,9 @@ class Progress:
         )
 
     def _step(self, engine: Engine) -> None:
-        if self._bar is not None:
-            shown = {name: f"{value:.3f}" for name, value in training_numbers(engine).items() if name != "grad_norm"}
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update()
+        shown = {name: f"{value:.3f}" for name, value in training_numbers(engine).items() if name != "grad_norm"}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
 
     def _show(self, validator: Engine, engine: Engine) -> None:
         measured = {name: value for name, value in numbers(validator.state.metrics).items() if not PER_FIELD(name)}
@@ -58,8 +57,7 @@ class Progress:
         logger.info("step %d: validation %s", engine.state.iteration, shown)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 PER_FIELD = re.compile(r"(^|/)(auroc|ap)/").search
@@ -87,22 +85,22 @@ class SkipList:
         self._report = SkipReport()
 
     def attach(self, engine: Engine) -> None:
-        rank = idist.get_rank()
-        path = self._path if rank == 0 else self._path.with_stem(f"{self._path.stem}_rank{rank}")
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        if rank := idist.get_rank():
+            self._path = self._path.with_stem(f"{self._path.stem}_rank{rank}")
         engine.add_event_handler(
-            Events.EPOCH_COMPLETED, lambda: self._report.write(path) if len(self._report) else None
+            Events.ITERATION_COMPLETED,
+            lambda: self._report.add(engine.state.batch["skipped"]),  # type: ignore[index, call-overload]
         )
-        engine.add_event_handler(Events.COMPLETED, lambda: self._tell(path))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, self._tell)
 
-    def _collect(self, engine: Engine) -> None:
-        self._report.add(engine.state.batch["skipped"])  # type: ignore[index, call-overload]
-
-    def _tell(self, path: Path) -> None:
+    def _write(self) -> None:
         if len(self._report):
-            logger.warning(
-                "%d images could not be read and were left out; they are listed in %s", len(self._report), path
-            )
+            self._report.write(self._path)
+
+    def _tell(self) -> None:
+        if count := len(self._report):
+            logger.warning("%d images could not be read and were left out; they are listed in %s", count, self._path)
 
 
 class History:
@@ -147,28 +145,21 @@ class History:
         self._measured = numbers(validator.state.metrics)
 
     def _row(self, engine: Engine) -> None:
-        row: dict[str, float] = {"step": engine.state.iteration}
-        row |= {f"train/{name}": total / max(self._steps, 1) for name, total in self._sums.items()}
-        row |= {
-            f"lr/{group.get('name', i)}": float(group["lr"]) for i, group in enumerate(self._optimizer.param_groups)
-        }
-        row |= {f"val/{name}": value for name, value in self._measured.items()}
-        self.rows.append(row)
+        rates = {f"lr/{g.get('name', i)}": float(g["lr"]) for i, g in enumerate(self._optimizer.param_groups)}
+        means = {f"train/{name}": total / max(self._steps, 1) for name, total in self._sums.items()}
+        measured = {f"val/{name}": value for name, value in self._measured.items()}
+        self.rows.append({"step": engine.state.iteration, **means, **rates, **measured})
         self._sums, self._steps, self._measured = {}, 0, {}
         if idist.get_rank() == 0:
-            self.write()
-
-    def write(self) -> None:
-        """Write both files, whole."""
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        with whole_file(self.directory / "curves.csv") as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        draw_curves(self.rows, self.directory / "curves.png")
+            columns = list(dict.fromkeys(key for row in self.rows for key in row))
+            with whole_file(self.directory / "curves.csv") as part, part.open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+            _draw_curves(self.rows, self.directory / "curves.png")
 
 
-def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
+def _draw_curves(rows: list[dict[str, float]], path: Path) -> None:
     """Four small plots over steps: training loss, validation AUROC, the image's part in the NLL, the SPD penalty."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

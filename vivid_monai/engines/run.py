@@ -17,26 +17,12 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver
 
-from vivid_monai.engines.history import History
 from vivid_monai.errors import VividError
 
 logger = logging.getLogger(__name__)
 PATTERN = re.compile(r"^step_(\d+)\.pt$")
 FIRST_FILES = ("initial_vit.safetensors", "config.json", "checkpoints")
 """Each of them shows that a folder belongs to a run."""
-
-
-class TrainableWeights:
-    """What training changes of a :class:`~vivid_monai.networks.pretrainer.Pretrainer`: no frozen teacher."""
-
-    def __init__(self, pretrainer: Any) -> None:
-        self._pretrainer = pretrainer
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return self._pretrainer.trainable_state_dict()
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        self._pretrainer.load_trainable_state_dict(state)
 
 
 class RandomState:
@@ -47,8 +33,7 @@ class RandomState:
 
     def state_dict(self) -> dict[str, Any]:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        own = {"cpu": torch.get_rng_state(), "cuda": cuda}
-        return {"ranks": idist.all_gather(own) if idist.get_world_size() > 1 else [own]}
+        return {"ranks": idist.all_gather({"cpu": torch.get_rng_state(), "cuda": cuda})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if len(state["ranks"]) != idist.get_world_size():
@@ -77,12 +62,10 @@ class Settings:
         return dict(self._settings)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        keys = [*self._settings, *(key for key in state if key not in self._settings)]
-        changed = [key for key in keys if self._settings.get(key) != state.get(key)]
-        if changed:
-            details = "; ".join(f"{key} was {state.get(key)!r}, is {self._settings.get(key)!r}" for key in changed)
+        pairs = {key: (state.get(key), self._settings.get(key)) for key in [*self._settings, *state]}
+        if changed := [f"{key} was {was!r}, is {now!r}" for key, (was, now) in pairs.items() if was != now]:
             raise VividError(
-                f"cannot resume: {details}. Use the run's own settings, or start a new run without --resume"
+                f"cannot resume: {'; '.join(changed)}. Use the run's own settings, or start a new run without --resume"
             )
 
 
@@ -99,8 +82,17 @@ class _Saver(DiskSaver):
             ) from error
 
 
+class Interrupted(VividError):
+    """The run was asked to stop; its state is saved."""
+
+
 class RunCheckpoint:
-    """Trainer handler that saves everything a run needs to continue, and resumes from the newest save.
+    """Trainer handler that saves all a run needs to continue, resumes from the newest save, and stops in good order.
+
+    The first Ctrl-C (or SIGTERM) finishes the step, and at the end of an epoch its validation too; saves, and says how
+    to continue. A second one kills. Of several processes, all stop after the same step, whichever of them was asked.
+
+    Attach it last, so that what validation and history record is in the save of the same epoch.
 
     Args:
         directory: where ``step_<iteration>.pt`` files are kept.
@@ -109,8 +101,6 @@ class RunCheckpoint:
         every: steps between two saves; there is one at the end of every epoch besides, after its validation.
         keep: how many saves are kept.
         resume: continue from the newest save in ``directory``.
-
-    Attach it after the validation handler, so that what validation records is in the save of the same epoch.
 
     Raises:
         VividError: on attaching: nothing to resume; a save that cannot be read or is of another run; or, without
@@ -128,9 +118,11 @@ class RunCheckpoint:
         resume: bool = False,
     ) -> None:
         self.directory = Path(directory)
-        self.random_state = RandomState()
-        self._save = {**save, "random_state": self.random_state}
+        self._random_state = RandomState()
+        self._save = {**save, "random_state": self._random_state}
         self._sampler, self._every, self._keep, self._resume = sampler, every, keep, resume
+        self._asked = False
+        self._previous: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         objects = {"trainer": engine, **self._save}
@@ -150,23 +142,16 @@ class RunCheckpoint:
         )
         # Ignite drops old saves by its own list, which starts empty: tell it of those that are already there.
         self._checkpoint.load_state_dict({"_saved": [(step, path.name) for step, path in sorted(self.saves())]})
-        engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self.random_state.restore())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._within_epoch)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
-
-    def save(self, engine: Engine) -> None:
-        """Save now, unless the save of this step is there; all processes together."""
-        if self._saved != engine.state.iteration:
-            self._checkpoint(engine)
-            self._saved = engine.state.iteration
+        engine.add_event_handler(Events.STARTED, self._listen)
+        engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self._random_state.restore())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end, due=True)
+        engine.add_event_handler(Events.COMPLETED, self._forget)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
 
     def saves(self) -> list[tuple[int, Path]]:
         """(step, file) of the saves in the directory."""
         return saves(self.directory)
-
-    def _within_epoch(self, engine: Engine) -> None:
-        if engine.state.iteration % self._every == 0 and not ends_epoch(engine):
-            self.save(engine)
 
     def _load(self, objects: Mapping[str, Any]) -> None:
         if not self.saves():
@@ -185,44 +170,27 @@ class RunCheckpoint:
         for name in sorted(objects, key=lambda name: name != "settings"):  # the plainest error first
             objects[name].load_state_dict(state[name])
 
+    def _end_step(self, engine: Engine) -> None:
+        step = engine.state.iteration
+        if step % engine.state.epoch_length:  # type: ignore[operator]  # the last of an epoch is validated first
+            self._end(engine, due=step % self._every == 0)
 
-class Interrupted(VividError):
-    """The run was asked to stop; its state is saved."""
-
-
-class KeepRun:
-    """Trainer handler: records the run, saves it, and stops it in good order.
-
-    The first Ctrl-C (or SIGTERM) finishes the step, and at the end of an epoch its validation too; saves, and says how
-    to continue. A second one kills. Of several processes, all stop after the same step, whichever of them was asked.
-
-    Args:
-        checkpoint: what saves and resumes.
-        history: what is recorded; before the save, so that the save holds it.
-    """
-
-    def __init__(self, *, checkpoint: RunCheckpoint, history: History | None = None) -> None:
-        self._checkpoint = checkpoint
-        self._history = history
-        self._asked = False
-        self._previous: dict[int, Any] = {}
-
-    def attach(self, engine: Engine) -> None:
-        if self._history is not None:
-            self._history.attach(engine)
-        self._checkpoint.attach(engine)
-        engine.add_event_handler(Events.STARTED, self._listen)
-        engine.add_event_handler(
-            Events.ITERATION_COMPLETED, lambda e: None if ends_epoch(e) else self._stop_if_asked(e)
-        )
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._stop_if_asked)
-        engine.add_event_handler(Events.COMPLETED, self._forget)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
+    def _end(self, engine: Engine, *, due: bool) -> None:
+        """Save where a save is due, and stop where one of the processes has been asked to; all of them together."""
+        # A signal reaches the processes at different steps; one that stopped alone would leave the others waiting.
+        asked = idist.all_reduce(int(self._asked), "MAX") if idist.get_world_size() > 1 else self._asked
+        if (due or asked) and self._saved != engine.state.iteration:
+            self._checkpoint(engine)
+            self._saved = engine.state.iteration
+        if asked:
+            raise Interrupted(
+                f"stopped after step {engine.state.iteration}; saved in {self.directory}. Continue with the same "
+                f"command plus: --output_dir {self.directory.parent} --resume True"
+            )
 
     def _listen(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return  # signals reach the main thread only, and whoever runs us in another one stops us its own way
-        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread():  # signals reach no other thread
+            self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _forget(self) -> None:
         for number, handler in self._previous.items():
@@ -233,26 +201,9 @@ class KeepRun:
         self._asked = True
         self._forget()
 
-    def _stop_if_asked(self, engine: Engine) -> None:
-        # A signal reaches the processes at different steps; one that stopped alone would leave the others waiting.
-        asked = idist.all_reduce(int(self._asked), "MAX") if idist.get_world_size() > 1 else self._asked
-        if not asked:
-            return
-        self._checkpoint.save(engine)
-        raise Interrupted(
-            f"stopped after step {engine.state.iteration}; saved in {self._checkpoint.directory}. Continue with the "
-            f"same command plus: --output_dir {self._checkpoint.directory.parent} --resume True"
-        )
-
     def _raise(self, engine: Engine, error: Exception) -> None:
         self._forget()
         raise error
-
-
-def ends_epoch(engine: Engine) -> bool:
-    """Whether the trainer's last step was the last of an epoch: validation, record and save follow."""
-    length = engine.state.epoch_length
-    return bool(length) and engine.state.iteration % length == 0  # type: ignore[operator]
 
 
 def run(trainer: Any) -> None:
@@ -272,9 +223,7 @@ def run(trainer: Any) -> None:
 
 def saves(checkpoints: Path) -> list[tuple[int, Path]]:
     """(step, file) of the checkpoints in a folder."""
-    if not checkpoints.is_dir():
-        return []
-    found = ((PATTERN.match(path.name), path) for path in checkpoints.iterdir())
+    found = ((PATTERN.match(path.name), path) for path in checkpoints.glob("*"))
     return [(int(match.group(1)), path) for match, path in found if match]
 
 
@@ -291,8 +240,7 @@ def start_run(output_dir: str | Path, *, resume: bool) -> None:
             return None if saves(folder / "checkpoints") else _nothing_to_resume(folder / "checkpoints")
         return _used(folder) if any((folder / name).exists() for name in FIRST_FILES) else None
 
-    found = _as_first_process(wrong)
-    if found is not None:
+    if found := _as_first_process(wrong):
         raise found
 
 

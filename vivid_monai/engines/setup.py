@@ -44,13 +44,11 @@ class InStep:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batch: dict[str, Any] | None = None
-        given = 0
         for batch in self._loader:
             yield batch
-            given += 1
         if batch is None:
             raise VividError("a process has no validation image: use fewer processes, or raise --val_images")
-        for _ in range(self._length - given):
+        for _ in range(self._length - len(self._loader)):
             yield {**batch, "skipped": [], "padding": True}
 
 
@@ -112,18 +110,14 @@ def show_errors_plainly() -> None:
         cause = find_cause(error)
         if cause is None:
             previous(kind, error, trace)
-            return
-        print(f"\nvivid: {cause}", file=sys.stderr, flush=True)
+        else:
+            print(f"\nvivid: {cause}", file=sys.stderr, flush=True)
 
     sys.excepthook = hook
 
 
 def find_cause(error: BaseException | None) -> VividError | None:
     """The outermost :class:`VividError` in the chain of causes of ``error``, if any."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, VividError):
-            return error
+    while error is not None and not isinstance(error, VividError):
         error = error.__cause__ or error.__context__
-    return None
+    return error

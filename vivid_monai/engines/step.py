@@ -131,9 +131,14 @@ class PretrainStep:
         losses, sums = [], torch.zeros(len(terms), dtype=torch.float64, device=counts.device)
         cuts = np.array_split(np.arange(len(whole["image"])), parts)
         for number, indices in enumerate(cuts):
-            with _no_sync(network, number < parts - 1):
+            more = number < parts - 1 and isinstance(network, DistributedDataParallel)
+            with network.no_sync() if more else nullcontext():
+                # Of no image the terms are 0, but the network runs as well.
+                start, stop = (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 1)
                 with autocast(engine):
-                    output = forward(network, whole, indices)
+                    output = network({key: value[start:stop] for key, value in whole.items()})
+                    if not len(indices):
+                        output = {term: 0 * value for term, value in output.items()}
                 loss = engine.loss_function(output, shares)
                 loss.backward()
             losses.append(loss.detach().double())
@@ -143,27 +148,20 @@ class PretrainStep:
 
         trained = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, float("inf") if self.clip_norm is None else self.clip_norm)
-        numbers = torch.cat([torch.stack([loss, norm.double()]), sums / counts, counts, torch.stack(losses)]).tolist()
-        told = dict(zip(["loss", "grad_norm", *terms], numbers, strict=False))
+        numbers = torch.cat([loss[None], sums / counts, norm.double()[None], counts, torch.stack(losses)]).tolist()
+        told = dict(zip(["loss", *terms, "grad_norm", *(f"count/{term}" for term in terms)], numbers, strict=False))
         if not math.isfinite(told["loss"] + told["grad_norm"]):
-            lost = zip(cuts, numbers[-parts:], strict=True)
-            ids = [str(batch["id"][i]) for cut, own in lost for i in cut if _suspect(told["loss"], own)]
-            raise _not_finite(told, engine.state.iteration, ids)
+            what, lost = f"gradient became {told['grad_norm']}", cuts  # any image may have made it so
+            if not math.isfinite(told["loss"]):
+                what = f"loss became {told['loss']}"
+                lost = [cut for cut, own in zip(cuts, numbers[-parts:], strict=True) if not math.isfinite(own)]
+            ids = ", ".join(str(batch["id"][i]) for cut in lost for i in cut)
+            raise VividError(
+                f"the {what} at step {engine.state.iteration}; the weights are as before it; lower the learning rate, "
+                f"or {f'look at the images: {ids}' if ids else 'see what another process says of its images'}"
+            )
         engine.optimizer.step()
-        grad_norm = told.pop("grad_norm")
-        counted = zip((f"count/{term}" for term in terms), numbers[2 + len(terms) :], strict=False)
-        return [{**told, "grad_norm": grad_norm, **dict(counted)}]
-
-
-def _suspect(loss: float, own: float) -> bool:
-    """Whether images with the loss ``own`` may have made that of the step, or else its gradient, infinite or NaN."""
-    return math.isfinite(loss) or not math.isfinite(own)
-
-
-def _not_finite(told: Mapping[str, float], step: int, ids: list[str]) -> VividError:
-    what = f"gradient became {told['grad_norm']}" if math.isfinite(told["loss"]) else f"loss became {told['loss']}"
-    images = f"look at the images: {', '.join(ids)}" if ids else "see what another process says of its images"
-    return VividError(f"the {what} at step {step}; the weights are as before it; lower the learning rate, or {images}")
+        return [told]
 
 
 class ValidationStep:
@@ -193,13 +191,6 @@ class ValidationStep:
         }
 
 
-def forward(network: nn.Module, batch: Mapping[str, Any], indices: np.ndarray) -> dict[str, Tensor]:
-    """Terms of neighbouring images of a batch; of no image they are 0, but the network runs as well."""
-    start, stop = (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 1)
-    terms = network({key: value[start:stop] for key, value in batch.items()})
-    return terms if len(indices) else {name: 0 * value for name, value in terms.items()}
-
-
 def unwrap(network: nn.Module) -> Any:
     """The module inside :class:`~torch.nn.parallel.DistributedDataParallel`, or the module itself."""
     return network.module if isinstance(network, DistributedDataParallel) else network
@@ -216,7 +207,3 @@ def autocast(engine: Any) -> AbstractContextManager[Any]:
     """Autocast to bf16, which needs no loss scaling, when the engine's ``amp`` is on; ``amp_kwargs`` may override."""
     device = torch.device(engine.state.device).type
     return torch.autocast(device, **{"dtype": torch.bfloat16, **engine.amp_kwargs, "enabled": engine.amp})
-
-
-def _no_sync(network: nn.Module, more_to_come: bool) -> AbstractContextManager[Any]:
-    return network.no_sync() if more_to_come and isinstance(network, DistributedDataParallel) else nullcontext()
