@@ -62,8 +62,7 @@ def prepare(
 
     Args:
         salt: of the patients' hash.
-        val: fraction of the patients without an official split that go to val; default: the source's.
-        test: the same for test.
+        val, test: fractions of the patients without an official split; default: the source's.
         on_contradiction: "keep" rows whose states contradict each other, "skip" them or raise an "error".
         check: how far to look at the image files (`check_images`).
         workers: processes that read images.

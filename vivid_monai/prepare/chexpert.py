@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vivid_monai.data.columns import FINDING, LabelSpaceSource, open_label_space, stored_label_space
+from vivid_monai.data.columns import LabelSpaceSource, open_label_space, stored_label_space
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.csv_table import CellReader, age_in_years, read_csv
 from vivid_monai.prepare.source import Rows, Source
@@ -56,11 +56,9 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "chexpert-14") -> 
         bad = where["file"].isna()
         rows.drop(bad, "bad-path", "not …/train|valid|test/patientN/studyN/file")
         where = where[~bad].assign(folder=_folders(root, home, part, where["patient"][~bad]))
-        never = pd.Series(NULL, where.index, dtype="int8")
         cells = CellReader(rows)
         columns = _columns(cells, where, from_report=part == "train") | {"split": split_of[part]}
-        states = {f: cells.read(taken[f], _STATES, "int8") if f in taken else never for f in target.fields}
-        cells.finish(columns | {FINDING + field: codes for field, codes in states.items()})
+        cells.finish(columns | cells.states(target.fields, taken, _STATES))
         parts.append(rows)
     return Source(
         dataset="chexpert",

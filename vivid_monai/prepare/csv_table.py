@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
+from vivid_monai.data.columns import FINDING
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, skip_list
-from vivid_monai.ums.states import NULL
+from vivid_monai.ums.states import NULL, PRESENT
 
 Translation = Callable[[str], Any] | Mapping[str, Any]
 """Stripped text of a cell → its value; what means nothing raises BadCell (a mapping: KeyError)."""
@@ -130,7 +131,7 @@ class CellReader:
         self.rows = rows
         self.problems: dict[int, str] = {}
 
-    def distinct(self, name: str, translate: Translation, bad: Any = None) -> tuple[np.ndarray, list[Any]]:
+    def _distinct(self, name: str, translate: Translation, bad: Any) -> tuple[np.ndarray, list[Any]]:
         """Codes int (N,) of the column ``name``, and the values that they index, one for each distinct text.
 
         A bad cell has the value ``bad`` until `finish` drops its row.
@@ -149,8 +150,22 @@ class CellReader:
 
     def read(self, name: str, translate: Translation, dtype: str) -> pd.Series:
         """The column ``name`` as a pandas type: "category" for words, "str", "float64", "Int32", or "int8" (states)."""
-        codes, values = self.distinct(name, translate, bad=NULL if dtype == "int8" else None)
+        codes, values = self._distinct(name, translate, bad=NULL if dtype == "int8" else None)
         return pd.Series(pd.array(values, dtype=dtype).take(codes), index=self.rows.table.index)
+
+    def states(self, fields: Sequence[str], columns: Mapping[str, str], translate: Translation) -> dict[str, pd.Series]:
+        """State columns of ``fields``, each read from its column (``columns``: field → column), null without one."""
+        never = pd.Series(NULL, self.rows.table.index, dtype="int8")
+        return {FINDING + f: self.read(columns[f], translate, "int8") if f in columns else never for f in fields}
+
+    def listed(self, unlisted: Mapping[str, int], name: str, translate: Translation) -> dict[str, np.ndarray]:
+        """State columns from a column whose cells are translated to sets of fields: those are present.
+
+        ``unlisted``: every field → its state (int8) where it is not listed.
+        """
+        codes, found = self._distinct(name, translate, bad=frozenset())
+        by_text = {f: np.array([PRESENT if f in s else state for s in found], np.int8) for f, state in unlisted.items()}
+        return {FINDING + field: states[codes] for field, states in by_text.items()}
 
     def finish(self, columns: Mapping[str, Any]) -> None:
         """Put these columns in the place of those they were read from; drop rows with a bad cell ("bad-value").

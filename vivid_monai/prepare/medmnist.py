@@ -40,13 +40,9 @@ NAMES = tuple(_KINDS)
 
 
 class Official(NamedTuple):
-    """A data set as the package medmnist describes it.
+    """A data set: its entry in the INFO of the package medmnist, our label space, modality, anatomy and view.
 
-    Attributes:
-        info: its entry in the package's INFO.
-        space: our label space, whose fields are the classes in order.
-        fields: class number → field; ``None`` for the class that is no field ("normal").
-        kind: modality, anatomy and view of its images.
+    ``fields``: class number → field; ``None`` for the class that is no field ("normal").
     """
 
     info: dict[str, Any]
@@ -152,8 +148,7 @@ def read(
 
     Args:
         name: of the data set, as "organamnist".
-        root: folder of the official file.
-        size: of its images, 28, 64, 128 or 224 pixels; the official file of that size is used.
+        root, size: folder of the official file, and the side of its images, 28, 64, 128 or 224 pixels.
         download: fetch the official file into ``root`` where it is not there.
         unofficial: a file of the same layout that need not be the official one; the manifest's ``dataset`` says so.
         workers: threads that write images.

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vivid_monai.data.columns import FINDING, LabelSpaceSource, open_label_space, stored_label_space
+from vivid_monai.data.columns import LabelSpaceSource, open_label_space, stored_label_space
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.csv_table import BadCell, CellReader, age_in_years, read_csv
 from vivid_monai.prepare.source import KEY, Rows, Source
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
-from vivid_monai.ums.states import ABSENT, NULL, PRESENT
+from vivid_monai.ums.states import ABSENT, NULL
 
 TABLES = {"Data_Entry_2017_v2020.csv": "2020", "Data_Entry_2017.csv": "2017"}
 LISTS = {"train_val_list.txt": "train_val", "test_list.txt": "test"}
@@ -140,28 +140,24 @@ def _patient(text: str) -> str:
 def _states(cells: CellReader, space: LabelSpace) -> dict[str, np.ndarray]:
     """The state columns: listed is present, unlisted absent, a concept that ChestX-ray14 does not have null."""
     native = load_label_space("nih-14")
+    field_of: dict[str, str | None] = {concept: field for field, concept in space.concepts.items()}
 
-    def listed(text: str) -> frozenset[str]:
+    def listed(text: str) -> frozenset[str | None]:
         labels = text.split("|")
         if labels == [native.none_label]:
-            return frozenset({_NO_FINDING})
+            return frozenset({field_of.get(_NO_FINDING)})
         if native.none_label in labels:
             raise BadCell(f"findings, or {native.none_label!r} alone")
         try:
-            return frozenset(native.concepts[native.resolve(label)] for label in labels)
+            return frozenset(field_of.get(native.concepts[native.resolve(label)]) for label in labels)
         except VividError as error:
             raise BadCell(f"a list of findings with '|' between them ({error})") from None
 
     known = {*native.concepts.values(), _NO_FINDING}
-    if not known & set(space.concepts.values()):
+    if not known & field_of.keys():
         raise VividError(f"label space {space.name!r} shares no concept with nih-14")
-    codes, sets = cells.distinct("Finding Labels", listed, bad=frozenset())
-    columns = {}
-    for field in space.fields:
-        concept = space.concepts.get(field)
-        states = [PRESENT if concept in s else ABSENT for s in sets] if concept in known else [NULL] * len(sets)
-        columns[FINDING + field] = np.array(states, np.int8)[codes]
-    return columns
+    unlisted = {field: ABSENT if space.concepts.get(field) in known else NULL for field in space.fields}
+    return cells.listed(unlisted, "Finding Labels", listed)
 
 
 def _add_boxes(rows: Rows, root: Path, space: LabelSpace, *, find_files: bool) -> None:

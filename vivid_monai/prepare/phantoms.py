@@ -44,11 +44,9 @@ def prepare(
 
     Args:
         root: a folder that is new, empty, or made by this function with the same settings.
-        n: number of images.
-        seed: which population of patients.
+        n, seed: number of images, and which population of patients.
         size: pixels of an image's side, 32 to 4096.
-        val: fraction of the patients for validation; they are drawn by `SplitRule`.
-        test: fraction of the patients for test.
+        val, test: fractions of the patients, drawn by `SplitRule`.
         workers: processes; default: one per available core.
 
     Raises VividError: a setting out of range, or a folder that holds something else.

@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,14 +15,14 @@ import pyarrow.parquet as pq
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from vivid_monai.data.columns import FINDING, open_label_space, stored_label_space
+from vivid_monai.data.columns import open_label_space, stored_label_space
 from vivid_monai.data.splits import SPLITS
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.csv_table import BadCell, CellReader, age_in_years, constant, read_csv, read_header
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source
 from vivid_monai.ums.label_space import LabelSpace
 from vivid_monai.ums.schema import load_schema, parse_json
-from vivid_monai.ums.states import NULL, PRESENT, encode
+from vivid_monai.ums.states import encode
 
 _SCHEMA = resources.files("vivid_monai.prepare") / "mapping-1.0.schema.json"
 _OWN_WORDS: dict[str, dict[str, str | None]] = {
@@ -39,12 +38,8 @@ _DELIMITERS = {".tsv": "\t", ".tab": "\t"}
 class TableMapping(NamedTuple):
     """A checked mapping file.
 
-    Attributes:
-        path: where it was read from, for messages.
-        data: its content; view, sex and split with the values of their cells, the label space as manifests store it.
-        space: the label space.
-        columns: role ("image", "view", …, "label_list") → column.
-        label_columns: field → column; empty where the labels are a list in one column.
+    ``data``: its content, with values for view, sex and split, and the label space as manifests store it. ``columns``:
+    role ("image", "view", …, "label_list") → column. ``label_columns``: field → column; empty with a label_list.
     """
 
     path: Path
@@ -235,17 +230,10 @@ def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
 
 
 def _states(cells: CellReader, plan: TableMapping) -> dict[str, Any]:
-    fields = plan.space.fields
-    if "label_list" in plan.data:
-        entry = plan.data["label_list"]
-        codes, listed = cells.distinct(entry["column"], _listed(entry, plan.space), bad=frozenset())
-        unlisted = encode(entry["unlisted"])
-        states = {field: np.array([PRESENT if field in s else unlisted for s in listed], np.int8) for field in fields}
-        return {FINDING + field: of_text[codes] for field, of_text in states.items()}
-    state = _state_of(plan.data["values"])
-    never = pd.Series(NULL, cells.rows.table.index, dtype="int8")
-    columns = plan.label_columns
-    return {FINDING + f: cells.read(columns[f], state, "int8") if f in columns else never for f in fields}
+    if entry := plan.data.get("label_list"):
+        unlisted = dict.fromkeys(plan.space.fields, encode(entry["unlisted"]))
+        return cells.listed(unlisted, entry["column"], _listed(entry, plan.space))
+    return cells.states(plan.space.fields, plan.label_columns, _state_of(plan.data["values"]))
 
 
 def _state_of(values: Mapping[str, str | None]) -> Callable[[str], int]:

@@ -17,13 +17,9 @@ _STATE = {NULL: None, **dict(enumerate(STATES))}
 
 
 def contradictions(table: pd.DataFrame, space: LabelSpace) -> pd.Series:
-    """The violations of `CONTRADICTIONS` between the states of a row.
+    """For each contradictory row, by its index label, the list of its violations of `CONTRADICTIONS`.
 
-    Args:
-        table: its columns ``finding.…`` hold int8 codes of the states of the label space's fields.
-
-    Returns:
-        For each contradictory row, by its index label, the list of its violations.
+    ``table``: its columns ``finding.…`` hold int8 codes of the states of the label space's fields.
     """
     states = np.ascontiguousarray(table[state_columns(space.fields)].to_numpy(np.int8))
     keys = states.view(np.dtype((np.void, states.shape[1]))).ravel()

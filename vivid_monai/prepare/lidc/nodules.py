@@ -23,13 +23,10 @@ _ROW = 1 << 32
 
 
 def enclosed(points: np.ndarray) -> np.ndarray:
-    """The pixels inside an edge map, int64 codes, sorted.
+    """The pixels inside an edge map (``points``: int (P, 2), x and y), int64 codes, sorted.
 
     LIDC's edge map is the outermost ring of pixels just outside the nodule, so its own pixels (and those on the
     straight lines between them) are not inside. An outline so small that nothing is left stands for its own pixels.
-
-    Args:
-        points: int (P, 2), x and y.
     """
     corner = points.min(axis=0)
     width, height = (points.max(axis=0) - corner + 1).tolist()
@@ -80,9 +77,7 @@ def cluster(regions: Sequence[Region], *, limit: int = MAX_READINGS) -> list[lis
     one nodule (single linkage). A group of more than ``limit`` is taken apart by leaving out its weakest link (least
     intersection over union of the pixels), then the next weakest, until each piece has at most ``limit`` readings.
     The rule needs neither pixel spacing nor who read, so that outlines alone fix a nodule's identity for good.
-
-    Returns:
-        groups of positions in ``regions``, each sorted, in the order of their first positions.
+    Returns groups of positions in ``regions``, each sorted, in the order of their first positions.
     """
     strength = np.zeros((len(regions), len(regions)))
     for i, first in enumerate(regions):

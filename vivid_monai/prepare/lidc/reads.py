@@ -23,13 +23,10 @@ class ReadsError(ValueError):
 
 
 class Contour(NamedTuple):
-    """One outline on one slice.
+    """One outline on one slice, which is at imageZposition ``z``, mm.
 
-    Attributes:
-        sop_uid: of the slice.
-        z: its imageZposition, mm.
-        inclusion: whether the inside belongs to the nodule, or is a hole in it.
-        points: int64 (P, 2), column x and row y of the edge map, pixels from 0.
+    ``inclusion``: the inside belongs to the nodule (else it is a hole in it). ``points``: int64 (P, 2), column x and
+    row y of the edge map, pixels from 0.
     """
 
     sop_uid: str
@@ -41,10 +38,9 @@ class Contour(NamedTuple):
 class Reading(NamedTuple):
     """One reader's mark of one nodule of at least 3 mm.
 
-    Attributes:
-        key: "reader/noduleID", unique in its scan ("#2" is added where a reader uses an identifier twice). The reader
-            is the number of the session in the file, from 1; LIDC's readers are anonymous.
-        ratings: characteristic → category; ``None`` where it is missing or off its scale.
+    ``key``: "reader/noduleID", unique in its scan ("#2" is added where a reader uses an identifier twice). The reader
+    is the number of the session in the file, from 1; LIDC's readers are anonymous. ``ratings``: characteristic →
+    category; ``None`` where it is missing or off its scale.
     """
 
     key: str

@@ -75,11 +75,8 @@ def read_scans(files: Iterable[Path], skips: Skipped) -> tuple[list[Nodule], Cou
 class Index:
     """Paths only, so that a quarter of a million slices fit.
 
-    Attributes:
-        series: CT series instance UID → its files, sorted.
-        xml: files that begin like XML.
-        other: kind of file that is neither → how many.
-        unreadable: DICOM files whose header is damaged → why.
+    ``series``: CT series instance UID → its files, sorted. ``xml``: files that begin like XML. ``other``: kind of file
+    that is neither → how many. ``unreadable``: DICOM files whose header is damaged → why.
     """
 
     series: dict[str, list[str]] = field(default_factory=dict)
@@ -139,12 +136,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True, kw_only=True)
 class CropRule:
-    """What is cut.
-
-    Args:
-        crop_mm: side of the square.
-        pixel_mm: its pixels.
-        slice_mm: distance of the lower and of the upper slice from the middle one.
+    """What is cut: side of the square, its pixels, and distance of the outer slices from the middle one, mm.
 
     Raises VividError: a number that cannot be meant.
     """
@@ -177,9 +169,7 @@ def cut(series: Series, sop_uid: str, x: float, y: float, rule: CropRule) -> nib
         int16 HU, shape (pixels, pixels, 3), index growing to the patient's left, back and head as near as the planes
         of the scan allow; slice 1 is the middle one; the affine gives scanner coordinates in mm.
 
-    Raises:
-        ValueError: the slice is not in the series, or a slice would be interpolated over a gap above `MAX_GAP`.
-        Exception: pixel data that cannot be decoded, as `read_values` raises it.
+    Raises ValueError: no such slice, or a gap above `MAX_GAP`; and whatever pixel data that cannot be decoded raise.
     """
     middle = series.index.get(sop_uid)
     if middle is None:
@@ -250,8 +240,7 @@ def read(
     """Write nodules.csv and crops/*.nii under ``out``; hand over a row for each crop.
 
     Args:
-        root: folder with the CT series, and the XML unless it is elsewhere.
-        xml: folder of the XML, where it is not under ``root``.
+        root, xml: folders of the CT series and of the XML, where it is not under ``root``.
         nodules: a frozen table, whose nodules are taken as they are; the XML is not read then.
         min_readers: nodules that fewer readers marked get no crop.
         rating: what of the readers' malignancy ratings decides the state.
