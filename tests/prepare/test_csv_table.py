@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import BadCell, CellReader, age_in_years, read_csv
-from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows
+from vivid_monai.prepare.csv_table import age_in_years, read_csv
+from vivid_monai.prepare.source import KEY, ROW, TABLE, BadCell, Rows
 
 from .conftest import values
 
@@ -116,25 +116,23 @@ def test_each_distinct_text_is_translated_once_and_bad_ones_drop_their_rows():
             raise BadCell("1 or 0")
         return int(text)
 
-    cells = CellReader(rows)
-    column = cells.read("c", translate, "int8")
+    column = rows.read("c", translate, "int8")
     assert sorted(seen) == ["0", "1", "x"]
-    assert cells.problems == dict.fromkeys((2, 4), "column 'c' holds 'x', not 1 or 0")
-    cells.finish({"v": column})
+    assert rows.problems == dict.fromkeys((2, 4), "column 'c' holds 'x', not 1 or 0")
+    rows.finish({"v": column})
     assert values(rows.table["v"]) == [1, 0, 1]
     assert rows.all_skipped()["row"].tolist() == [4, 6]
 
 
 def test_words_become_categories_without_their_nulls():
-    cells = CellReader(rows_of(["Male", "", "Female", "Male"]))
-    column = cells.read("c", {"Male": "M", "Female": "F", "": None}, "category")
+    column = rows_of(["Male", "", "Female", "Male"]).read("c", {"Male": "M", "Female": "F", "": None}, "category")
     assert values(column) == ["M", None, "F", "M"]
     assert sorted(column.cat.categories) == ["F", "M"]
 
 
 def test_a_word_stands_for_a_whole_column():
     rows = rows_of(["x", "y"])
-    CellReader(rows).finish({"a": "word", "b": None})
+    rows.finish({"a": "word", "b": None})
     assert values(rows.table[["a", "b"]]) == [{"a": "word", "b": None}] * 2
 
 

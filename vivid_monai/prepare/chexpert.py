@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from vivid_monai.data.columns import LabelSpaceSource, open_label_space, stored_label_space
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import CellReader, age_in_years, read_csv
+from vivid_monai.prepare.csv_table import age_in_years, read_csv
 from vivid_monai.prepare.source import Rows, Source
 from vivid_monai.ums.label_space import load_label_space
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
@@ -56,9 +56,8 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "chexpert-14") -> 
         bad = where["file"].isna()
         rows.drop(bad, "bad-path", "not …/train|valid|test/patientN/studyN/file")
         where = where[~bad].assign(folder=_folders(root, home, part, where["patient"][~bad]))
-        cells = CellReader(rows)
-        columns = _columns(cells, where, from_report=part == "train") | {"split": split_of[part]}
-        cells.finish(columns | cells.states(target.fields, taken, _STATES))
+        columns = _columns(rows, where, from_report=part == "train") | {"split": split_of[part]}
+        rows.finish(columns | rows.states(target.fields, taken, _STATES))
         parts.append(rows)
     return Source(
         dataset="chexpert",
@@ -77,17 +76,17 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "chexpert-14") -> 
     )
 
 
-def _columns(cells: CellReader, where: pd.DataFrame, *, from_report: bool) -> dict[str, object]:
+def _columns(rows: Rows, where: pd.DataFrame, *, from_report: bool) -> dict[str, object]:
     """Columns of the manifest; ``where``: part, patient, study and file of the paths, and the patients' folders."""
-    table, study = cells.rows.table, where["patient"] + "/" + where["study"]
+    table, study = rows.table, where["patient"] + "/" + where["study"]
     return {
         "id": where["part"] + "/" + study + "/" + where["file"].str.replace(r"\.[^.]*$", "", regex=True),
         "image": where["folder"] + "/" + study + "/" + where["file"],
         "patient_id": where["patient"].astype("category"),
         "study_id": study,
         "view": _views(table, where["file"]),
-        "sex": cells.read("Sex", _SEX, "category") if "Sex" in table else None,
-        "age": cells.read("Age", age_in_years, "float64") if "Age" in table else pd.Series(float("nan"), table.index),
+        "sex": rows.read("Sex", _SEX, "category") if "Sex" in table else None,
+        "age": rows.read("Age", age_in_years, "float64") if "Age" in table else pd.Series(float("nan"), table.index),
         "dataset": "chexpert",
         "modality": "DX",
         "anatomy": "chest",

@@ -1,23 +1,16 @@
-"""Read CSV and TSV tables with row numbers kept, and translate their cells."""
+"""Read CSV and TSV tables with row numbers kept."""
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from vivid_monai.data.columns import FINDING
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, skip_list
-from vivid_monai.ums.states import NULL, PRESENT
-
-Translation = Callable[[str], Any] | Mapping[str, Any]
-"""Stripped text of a cell → its value; what means nothing raises BadCell (a mapping: KeyError)."""
+from vivid_monai.prepare.source import KEY, ROW, TABLE, BadCell, Rows, constant, skip_list
 
 _BLOCK_BYTES = 1 << 24
 _OPEN = ": is there a quote that nothing closes?"
@@ -115,72 +108,6 @@ def read_header(path: Path, *, delimiter: str = ",", encoding: str = "utf-8") ->
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise VividError(f"{path}: more than one column is named {', '.join(map(repr, twice))}")
     return names
-
-
-class BadCell(ValueError):
-    """A cell's text means nothing in its column; the message says what would."""
-
-
-class CellReader:
-    """Translate the text columns of ``rows``; ``problems`` is the first bad cell of each row, by its index label.
-
-    `finish` then puts the translated columns in place and drops those rows, each listed with its column and text.
-    """
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-        self.problems: dict[int, str] = {}
-
-    def _distinct(self, name: str, translate: Translation, bad: Any) -> tuple[np.ndarray, list[Any]]:
-        """Codes int (N,) of the column ``name``, and the values that they index, one for each distinct text.
-
-        A bad cell has the value ``bad`` until `finish` drops its row.
-        """
-        codes, texts = pd.factorize(self.rows.table[name])
-        values: list[Any] = []
-        for code, text in enumerate(texts):
-            try:
-                values.append(translate(text.strip()) if callable(translate) else translate[text.strip()])
-            except (BadCell, KeyError) as error:
-                known = ", ".join(map(repr, translate)) if isinstance(translate, Mapping) else str(error)
-                for row in self.rows.table.index[codes == code]:
-                    self.problems.setdefault(row, f"column {name!r} holds {text!r}, not {known}")
-                values.append(bad)
-        return codes, values
-
-    def read(self, name: str, translate: Translation, dtype: str) -> pd.Series:
-        """The column ``name`` as a pandas type: "category" for words, "str", "float64", "Int32", or "int8" (states)."""
-        codes, values = self._distinct(name, translate, bad=NULL if dtype == "int8" else None)
-        return pd.Series(pd.array(values, dtype=dtype).take(codes), index=self.rows.table.index)
-
-    def states(self, fields: Sequence[str], columns: Mapping[str, str], translate: Translation) -> dict[str, pd.Series]:
-        """State columns of ``fields``, each read from its column (``columns``: field → column), null without one."""
-        never = pd.Series(NULL, self.rows.table.index, dtype="int8")
-        return {FINDING + f: self.read(columns[f], translate, "int8") if f in columns else never for f in fields}
-
-    def listed(self, unlisted: Mapping[str, int], name: str, translate: Translation) -> dict[str, np.ndarray]:
-        """State columns from a column whose cells are translated to sets of fields: those are present.
-
-        ``unlisted``: every field → its state (int8) where it is not listed.
-        """
-        codes, found = self._distinct(name, translate, bad=frozenset())
-        by_text = {f: np.array([PRESENT if f in s else state for s in found], np.int8) for f, state in unlisted.items()}
-        return {FINDING + field: states[codes] for field, states in by_text.items()}
-
-    def finish(self, columns: Mapping[str, Any]) -> None:
-        """Put these columns in the place of those they were read from; drop rows with a bad cell ("bad-value").
-
-        A column that is a word (or None) holds it in every row.
-        """
-        table = self.rows.table
-        full = {name: constant(c, table.index) if c is None or isinstance(c, str) else c for name, c in columns.items()}
-        self.rows.table = pd.concat([table[[TABLE, ROW, KEY]], pd.DataFrame(full, index=table.index)], axis=1)
-        self.rows.drop_each({row: ("bad-value", problem) for row, problem in self.problems.items()})
-
-
-def constant(word: str | None, index: pd.Index) -> pd.Series:
-    """A column of one word (or null)."""
-    return pd.Series(pd.Categorical([word]).repeat(len(index)), index=index)
 
 
 def age_in_years(text: str) -> float | None:

@@ -9,8 +9,8 @@ from PIL import Image
 
 from vivid_monai.data.columns import LabelSpaceSource, open_label_space, stored_label_space
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import BadCell, CellReader, age_in_years, read_csv
-from vivid_monai.prepare.source import KEY, Rows, Source
+from vivid_monai.prepare.csv_table import age_in_years, read_csv
+from vivid_monai.prepare.source import KEY, BadCell, Rows, Source
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
 from vivid_monai.ums.states import ABSENT, NULL
 
@@ -51,17 +51,17 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
     rows = read_csv(path, required=_COLUMNS, key="Image Index")
     rows.drop(~rows.table[KEY].str.fullmatch(r"[0-9]{8}_[0-9]{3}\.png"), "bad-path", "not NNNNNNNN_NNN.png")
     lists = _read_lists(root)
-    names, cells = rows.table[KEY], CellReader(rows)
+    names = rows.table[KEY]
     folders = _image_folders(root) if find_files else {}
     official = names.map(lists).astype(object)
     columns = {
         "id": names.str.removesuffix(".png"),
         "image": (names.map(folders).astype(object).fillna("images") + "/" + names).astype("str"),
-        "patient_id": cells.read("Patient ID", _patient, "category"),
+        "patient_id": rows.read("Patient ID", _patient, "category"),
         "split": official.where(official == "test", None).astype("category"),
-        "view": cells.read("View Position", _VIEWS, "category"),
-        "sex": cells.read("Patient Gender", _SEX, "category"),
-        "age": cells.read("Patient Age", age_in_years, "float64"),
+        "view": rows.read("View Position", _VIEWS, "category"),
+        "sex": rows.read("Patient Gender", _SEX, "category"),
+        "age": rows.read("Patient Age", age_in_years, "float64"),
         "dataset": "nih-chestxray14",
         "modality": "DX",
         "anatomy": "chest",
@@ -69,7 +69,7 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
         "labeller_version": TABLES[path.name],
         "source": "report",
     }
-    cells.finish(columns | _states(cells, space))
+    rows.finish(columns | _states(rows, space))
     if lists:
         unlisted = official.loc[rows.table.index].isna()
         rows.drop(unlisted, "not-in-lists", "in neither train_val_list.txt nor test_list.txt")
@@ -137,7 +137,7 @@ def _patient(text: str) -> str:
     return text.zfill(8)
 
 
-def _states(cells: CellReader, space: LabelSpace) -> dict[str, np.ndarray]:
+def _states(rows: Rows, space: LabelSpace) -> dict[str, np.ndarray]:
     """The state columns: listed is present, unlisted absent, a concept that ChestX-ray14 does not have null."""
     native = load_label_space("nih-14")
     field_of: dict[str, str | None] = {concept: field for field, concept in space.concepts.items()}
@@ -157,7 +157,7 @@ def _states(cells: CellReader, space: LabelSpace) -> dict[str, np.ndarray]:
     if not known & field_of.keys():
         raise VividError(f"label space {space.name!r} shares no concept with nih-14")
     unlisted = {field: ABSENT if space.concepts.get(field) in known else NULL for field in space.fields}
-    return cells.listed(unlisted, "Finding Labels", listed)
+    return rows.listed(unlisted, "Finding Labels", listed)
 
 
 def _add_boxes(rows: Rows, root: Path, space: LabelSpace, *, find_files: bool) -> None:

@@ -1,15 +1,16 @@
 """The rows that an adapter reads from a data set, and the list of rows that were skipped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from vivid_monai.data.columns import LabelSpaceSource
+from vivid_monai.data.columns import FINDING, LabelSpaceSource
 from vivid_monai.storage.files import whole_file
+from vivid_monai.ums.states import NULL, PRESENT
 
 TABLE, ROW, KEY = "#table", "#row", "#key"
 """Columns that a row keeps until the manifest is built: its file, its number there (1 is a CSV's header) and a name.
@@ -21,23 +22,35 @@ SKIPPED = {"table": "str", "row": "Int64", "key": "str", "reason": "str", "detai
 Contradictions = Literal["keep", "skip", "error"]
 
 
+Translation = Callable[[str], Any] | Mapping[str, Any]
+"""Stripped text of a cell → its value; what means nothing raises BadCell (a mapping: KeyError)."""
+
+
+class BadCell(ValueError):
+    """A cell's text means nothing in its column; the message says what would."""
+
+
 @dataclass
 class Rows:
     """A table from which rows are dropped; it always has the columns TABLE, ROW and KEY.
+
+    Its text columns are translated by `read`, `states` and `listed`; `finish` then puts the translated ones in place.
 
     Attributes:
         table: the rows still in; a row keeps its index label when others are dropped.
         n_read: rows in the source tables, whether or not they could be used.
         skipped: tables with the columns of SKIPPED; every row that is not in ``table`` is in one of them.
         notes: sentences for the data card.
+        problems: index label → the first cell of the row that could not be translated.
     """
 
     table: pd.DataFrame
     n_read: int
     skipped: list[pd.DataFrame] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    problems: dict[int, str] = field(default_factory=dict)
 
-    def drop(self, mask: "pd.Series | np.ndarray", reason: str | pd.Series, detail: str | pd.Series) -> None:
+    def drop(self, mask: pd.Series | np.ndarray, reason: str | pd.Series, detail: str | pd.Series) -> None:
         """Move the rows where ``mask`` (bool, N) is true to the skip list.
 
         ``reason`` (a short code, counted in the card) and ``detail`` (a sentence) are one for all rows, or series by
@@ -58,6 +71,57 @@ class Rows:
         """Everything left behind, by table and row (the columns of SKIPPED)."""
         listed = pd.concat([skip_list([]), *self.skipped], ignore_index=True)
         return listed.sort_values(["table", "row"], kind="stable", ignore_index=True)
+
+    def _distinct(self, name: str, translate: Translation, bad: Any) -> tuple[np.ndarray, list[Any]]:
+        """Codes int (N,) of the column ``name``, and the values that they index, one for each distinct text.
+
+        A bad cell has the value ``bad`` until `finish` drops its row.
+        """
+        codes, texts = pd.factorize(self.table[name])
+        values: list[Any] = []
+        for code, text in enumerate(texts):
+            try:
+                values.append(translate(text.strip()) if callable(translate) else translate[text.strip()])
+            except (BadCell, KeyError) as error:
+                known = ", ".join(map(repr, translate)) if isinstance(translate, Mapping) else str(error)
+                for row in self.table.index[codes == code]:
+                    self.problems.setdefault(row, f"column {name!r} holds {text!r}, not {known}")
+                values.append(bad)
+        return codes, values
+
+    def read(self, name: str, translate: Translation, dtype: str) -> pd.Series:
+        """The column ``name`` as a pandas type: "category" for words, "str", "float64", "Int32", or "int8" (states)."""
+        codes, values = self._distinct(name, translate, bad=NULL if dtype == "int8" else None)
+        return pd.Series(pd.array(values, dtype=dtype).take(codes), index=self.table.index)
+
+    def states(self, fields: Sequence[str], columns: Mapping[str, str], translate: Translation) -> dict[str, pd.Series]:
+        """State columns of ``fields``, each read from its column (``columns``: field → column), null without one."""
+        never = pd.Series(NULL, self.table.index, dtype="int8")
+        return {FINDING + f: self.read(columns[f], translate, "int8") if f in columns else never for f in fields}
+
+    def listed(self, unlisted: Mapping[str, int], name: str, translate: Translation) -> dict[str, np.ndarray]:
+        """State columns from a column whose cells are translated to sets of fields: those are present.
+
+        ``unlisted``: every field → its state (int8) where it is not listed.
+        """
+        codes, found = self._distinct(name, translate, bad=frozenset())
+        by_text = {f: np.array([PRESENT if f in s else state for s in found], np.int8) for f, state in unlisted.items()}
+        return {FINDING + field: states[codes] for field, states in by_text.items()}
+
+    def finish(self, columns: Mapping[str, Any]) -> None:
+        """Put these columns in the place of those they were read from; drop rows with a bad cell ("bad-value").
+
+        A column that is a word (or None) holds it in every row.
+        """
+        index = self.table.index
+        full = {name: constant(c, index) if c is None or isinstance(c, str) else c for name, c in columns.items()}
+        self.table = pd.concat([self.table[[TABLE, ROW, KEY]], pd.DataFrame(full, index=index)], axis=1)
+        self.drop_each({row: ("bad-value", problem) for row, problem in self.problems.items()})
+
+
+def constant(word: str | None, index: pd.Index) -> pd.Series:
+    """A column of one word (or null)."""
+    return pd.Series(pd.Categorical([word]).repeat(len(index)), index=index)
 
 
 def skip_list(entries: Sequence[tuple[str, int | None, str, str, str]]) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from jsonschema.exceptions import ValidationError
 from vivid_monai.data.columns import open_label_space, stored_label_space
 from vivid_monai.data.splits import SPLITS
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import BadCell, CellReader, age_in_years, constant, read_csv, read_header
-from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source
+from vivid_monai.prepare.csv_table import age_in_years, read_csv, read_header
+from vivid_monai.prepare.source import KEY, ROW, TABLE, BadCell, Rows, Source, Translation, constant
 from vivid_monai.ums.label_space import LabelSpace
 from vivid_monai.ums.schema import load_schema, parse_json
 from vivid_monai.ums.states import encode
@@ -193,12 +193,10 @@ def _read_parquet(path: Path, plan: TableMapping) -> Rows:
 
 
 def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
-    cells = CellReader(rows)
-
-    def read(role: str, translate: Callable[[str], Any] | Mapping[str, Any], dtype: str) -> pd.Series:
+    def read(role: str, translate: Translation, dtype: str) -> pd.Series:
         if role not in plan.columns:
             return pd.Series(None, rows.table.index, dtype=dtype)
-        return cells.read(plan.columns[role], translate, dtype)
+        return rows.read(plan.columns[role], translate, dtype)
 
     def text(role: str) -> pd.Series:
         return read(role, lambda cell: cell or None, "str")
@@ -220,20 +218,20 @@ def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
         "labeller": plan.data.get("labeller", plan.data["dataset"]),
         "labeller_version": plan.data.get("labeller_version"),
         "source": plan.data["source"],
-        **_states(cells, plan),
+        **_states(rows, plan),
     }
-    if cells.problems:
-        row, problem = min(cells.problems.items())
+    if rows.problems:
+        row, problem = min(rows.problems.items())
         where = f"{rows.table.at[row, TABLE]}, row {rows.table.at[row, ROW]}"
         raise VividError(f"{where}: {problem}. Say in {plan.path.name} what it means, or mend the table")
-    cells.finish(columns)
+    rows.finish(columns)
 
 
-def _states(cells: CellReader, plan: TableMapping) -> dict[str, Any]:
+def _states(rows: Rows, plan: TableMapping) -> dict[str, Any]:
     if entry := plan.data.get("label_list"):
         unlisted = dict.fromkeys(plan.space.fields, encode(entry["unlisted"]))
-        return cells.listed(unlisted, entry["column"], _listed(entry, plan.space))
-    return cells.states(plan.space.fields, plan.label_columns, _state_of(plan.data["values"]))
+        return rows.listed(unlisted, entry["column"], _listed(entry, plan.space))
+    return rows.states(plan.space.fields, plan.label_columns, _state_of(plan.data["values"]))
 
 
 def _state_of(values: Mapping[str, str | None]) -> Callable[[str], int]:
