@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def fuzz(args: argparse.Namespace, folder: Path) -> int:
-    model = BundleModel.load(args.bundle)
+    model = BundleModel(args.bundle)
     sources = [*args.images, *made(folder)]
     each = args.n // (len(sources) + 2)
     damaged = folder / "damaged"
@@ -65,7 +65,7 @@ def fuzz(args: argparse.Namespace, folder: Path) -> int:
                 shutil.copy(args.bundle / part, copy / part)
             (copy / name).write_bytes(content)
             try:
-                same = predict(BundleModel.load(copy), image, folder / f"{name[0]}{i}").entries[0] == expected
+                same = predict(BundleModel(copy), image, folder / f"{name[0]}{i}").entries[0] == expected
                 outcome[f"{name}: {'the same answer' if same else 'ANOTHER ANSWER'}"] += 1
             except VividError as error:
                 outcome[f"{name}: refused" + (" IN SEVERAL LINES" if "\n" in str(error) else "")] += 1

@@ -20,7 +20,7 @@ ALLOWED = {
     "networks": {"errors", "storage", "ums", "metrics", "assets"},
     "engines": {"errors", "logs", "storage", "ums", "metrics", "images", "data", "networks"},
     "evaluation": {"errors", "storage", "ums", "metrics", "images", "data", "networks"},
-    "deploy": {"errors", "storage", "ums", "metrics", "images", "data", "networks", "evaluation"},
+    "deploy": {"errors", "logs", "storage", "ums", "metrics", "images", "data", "networks", "evaluation"},
     "commands": {
         "errors",
         "storage",

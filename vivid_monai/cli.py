@@ -27,6 +27,13 @@ COMMANDS = {
 """Each command: its module in :mod:`vivid_monai.commands`, and what it does in a few words."""
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, "") else super()._get_help_string(action)
+
+
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of ``vivid``. Of its subcommands only `command` is imported: MONAI alone takes seconds."""
     parser = argparse.ArgumentParser(
@@ -37,9 +44,13 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vivid-monai {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
-        one = subparsers.add_parser(name, help=summary)
+        one = subparsers.add_parser(name, help=summary, formatter_class=_Help)
         if name == command:
-            getattr(import_module(f"vivid_monai.commands.{module}"), f"add_{name}")(one)
+            commands = import_module(f"vivid_monai.commands.{module}")
+            run = getattr(commands, f"run_{name}")
+            one.description = run.__doc__
+            one.set_defaults(func=run)
+            getattr(commands, f"add_{name}")(one)
     return parser
 
 
@@ -53,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     args = build_parser(next((word for word in words if not word.startswith("-")), None)).parse_args(words)
     try:
-        return int(args.func(args) or 0)
+        return int(args.func(args))
     except BrokenPipeError:  # the reader of the output has seen enough, as in: vivid verify … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

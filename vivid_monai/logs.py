@@ -2,6 +2,9 @@
 
 import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class _Stderr(logging.Handler):
@@ -20,3 +23,16 @@ def show_messages() -> None:
         logger.addHandler(_Stderr())
         logger.setLevel(logging.INFO)
         logger.propagate = False  # MONAI's bundle has handlers of its own at the root, which would repeat the lines
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """In the block, nothing in the whole process logs or warns."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

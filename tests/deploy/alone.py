@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.processes import run_code
-from vivid_monai.deploy.calibrated import CalibratedModel
+from vivid_monai.deploy.calibration import CalibratedModel
 
 
 def alone(code: str, *, cwd: Path) -> str:

@@ -9,7 +9,7 @@ from tests.deploy.small import FIELDS, PREPROCESS, make_classifier
 from tests.evaluation.small import data_set, encoder
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.deploy.bundle import build_bundle
-from vivid_monai.deploy.calibrated import CalibratedModel, load_calibrated
+from vivid_monai.deploy.calibration import CalibratedModel, load_calibrated
 from vivid_monai.deploy.export import export_onnx
 from vivid_monai.evaluation.evaluate import evaluate
 from vivid_monai.evaluation.features import FeatureStore
@@ -51,7 +51,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def finished(run) -> CalibratedModel:
     """What is known of it."""
-    return load_calibrated(run, FeatureStore(None))
+    return load_calibrated(run)
 
 
 @pytest.fixture(scope="session")

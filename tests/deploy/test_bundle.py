@@ -18,7 +18,7 @@ from tests.deploy.alone import alone, datalist
 from tests.deploy.conftest import NAME
 from tests.tolerance import float32
 from vivid_monai.cli import main
-from vivid_monai.deploy.bundle import Wording, build_bundle, module_files
+from vivid_monai.deploy.bundle import build_bundle, module_files
 from vivid_monai.errors import VividError
 
 
@@ -184,7 +184,7 @@ def test_the_training_loss_counts_what_is_known(configs):
 
 def test_large_weights_are_listed_for_the_zoo(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("vivid_monai.deploy.bundle.LARGE", 1000)
-    wording = Wording(weights_url="https://example.org/files/")
+    wording = {"weights_url": "https://example.org/files/"}
     folder = build_bundle(finished, tmp_path / NAME, onnx="float32", wording=wording)
     entries = {one["path"]: one for one in yaml.safe_load((folder / "large_files.yml").read_text())["large_files"]}
     assert set(entries) == {"models/model.pt", "models/model.onnx", "models/assessment.safetensors"}

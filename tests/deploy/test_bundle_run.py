@@ -41,7 +41,7 @@ def test_inference_answers_as_the_training_repository_does(folder, finished, tmp
     assert [row["status"] for row in rows] == [*(said[bool(one)] for one in accepted), "not assessed"]
     assert len(records) == accepted.sum()
     answers = DecisionRules.of_bundle(folder / "configs" / "metadata.json")
-    expected = finished.probabilities(finished.test)[accepted]
+    expected = finished.probabilities(finished.test.x)[accepted]
     rows = [row for row in rows if row["status"] == "answered"]
     answered = [one.field for one in finished.calibrations if not one.unanswered]
     assert answered
@@ -64,7 +64,7 @@ def test_trains_further_and_evaluates(folder, finished, tmp_path):
     told = run_bundle(folder, "train.json", "evaluate.json", **knobs)
     value = float(re.search(r"macro_auroc: ([\d.]+)", told)[1])
     assert value == pytest.approx(
-        masked_auroc(finished.probabilities(finished.test), finished.test.states).mean(), abs=1e-4
+        masked_auroc(finished.probabilities(finished.test.x), finished.test.states).mean(), abs=1e-4
     )
     told = run_bundle(folder, "train.json", epochs=2, learning_rate=0.001, **knobs)
     losses = [float(one) for one in re.findall(r"Loss: ([\d.]+)", told, flags=re.IGNORECASE)]

@@ -28,7 +28,7 @@ def phantoms(tmp_path_factory) -> Path:
 def test_scripts_and_configs_are_those_of_the_code():
     for name, text in module_files().items():
         assert (FOLDER / "scripts" / name).read_text() == text, name
-    model = BundleModel.load(FOLDER)
+    model = BundleModel(FOLDER)
     for name, config in bundle_configs(network_config(model.classifier), model.preprocess).items():
         assert json.loads((FOLDER / "configs" / name).read_text()) == config, name
 
@@ -42,7 +42,7 @@ def test_was_built_with_the_versions_that_are_tested():
 def test_both_runtimes_and_the_bundle_itself_answer_alike(phantoms, tmp_path):
     inputs = find_inputs([phantoms])
     onnx, torch = (
-        predict(BundleModel.load(FOLDER, runtime=one), inputs, tmp_path / one).entries for one in ("onnx", "torch")
+        predict(BundleModel(FOLDER, runtime=one), inputs, tmp_path / one).entries for one in ("onnx", "torch")
     )
     assert [one.status for one in onnx] == [one.status for one in torch]
     answered = [one for one in zip(onnx, torch, strict=True) if one[0].status == "answered"]
@@ -53,7 +53,7 @@ def test_both_runtimes_and_the_bundle_itself_answer_alike(phantoms, tmp_path):
     run_bundle(folder, "inference.json", dataset_dir=phantoms, output_dir=tmp_path / "bundle")
     records = [json.loads(line) for line in (tmp_path / "bundle" / "records.jsonl").read_text().splitlines()]
     by_name = {Path(entry.image.path).name: entry for entry in torch}
-    fields = BundleModel.load(FOLDER).fields
+    fields = BundleModel(FOLDER).fields
     assert len(records) == len(answered)
     for record in records:
         probabilities = dict(zip(fields, by_name[Path(record["image"]["path"]).name].probabilities, strict=True))

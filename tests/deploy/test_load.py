@@ -39,7 +39,7 @@ def test_the_readmes_example_runs(chest, monkeypatch, tmp_path):
 
 
 def test_a_bundle_gives_its_calibrated_probabilities(bundle_folder, chest):
-    model, bundle = vivid_monai.load(bundle_folder), BundleModel.load(bundle_folder, runtime="torch")
+    model, bundle = vivid_monai.load(bundle_folder), BundleModel(bundle_folder, runtime="torch")
     image = bundle.preprocess.transform()({"image": str(chest)})["image"]
     expected, _ = bundle(torch.as_tensor(image)[None])
     rules = bundle.metadata["answers"]["fields"]

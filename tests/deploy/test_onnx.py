@@ -86,8 +86,6 @@ def test_images_that_do_not_fit_are_refused(onnx_file):
         with pytest.raises(VividError, match="does not fit"):
             classifier(wrong)
     np.testing.assert_array_equal(classifier(images.numpy())[0], classifier(images)[0])
-    with pytest.raises(VividError, match="threads"):
-        OnnxClassifier(onnx_file, threads=0)
 
 
 def test_answers_without_torch_and_monai(onnx_file):

@@ -94,7 +94,7 @@ def phantoms():
 @pytest.fixture(scope="module")
 def fitted(phantoms) -> OODDetector:
     described = rows(phantoms[0][:240])
-    return OODDetector.fit(described[:180], described[180:])
+    return OODDetector.fit(described[:180], described[180:], (np.arange(180), np.arange(180, 240)))
 
 
 def test_new_frontal_phantoms_are_answered_in_both_views(phantoms, fitted):
@@ -126,7 +126,8 @@ def test_lateral_views_are_refused_where_none_were_trained_and_answered_where_so
     images, _, lateral = phantoms
     assert len(lateral) > 40
     assert fitted.accepts(rows(lateral)).mean() <= 0.02
-    both = OODDetector.fit(rows(np.concatenate([images[:180], lateral[:40]])), rows(images[180:240]))
+    mixed = rows(np.concatenate([images[:180], lateral[:40]]))
+    both = OODDetector.fit(mixed, rows(images[180:240]), (np.arange(220), np.arange(220, 280)))
     assert both.accepts(rows(lateral[40:])).mean() >= 0.8
 
 

@@ -14,7 +14,7 @@ from vivid_monai.cli import main
 from vivid_monai.data.columns import FINDING
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.deploy.bundle import build_bundle
-from vivid_monai.deploy.calibrated import FEATURES, SPLITS, load_calibrated
+from vivid_monai.deploy.calibration import FEATURES, SPLITS, load_calibrated
 from vivid_monai.deploy.model import BundleModel
 from vivid_monai.evaluation.encoders import load_encoder
 from vivid_monai.evaluation.features import FeatureStore
@@ -47,7 +47,7 @@ def of_hands(manifest: Manifest) -> Manifest:
 def hands(tmp_path_factory) -> Path:
     """The bundle of them."""
     run = make_run(tmp_path_factory.mktemp("hands"), n=240, change=of_hands)
-    model = load_calibrated(run, FeatureStore(None))
+    model = load_calibrated(run)
     folder = build_bundle(model, tmp_path_factory.mktemp("bundle") / "hand_vit_classification")
     shutil.copytree(model.manifest.image_root / "images", folder / "images")
     return folder
@@ -57,7 +57,7 @@ def test_predicts_with_the_users_own_label_space(hands, tmp_path, capsys):
     assert main(["predict", str(hands / "images"), "--bundle", str(hands), "--out", str(tmp_path / "out")]) == 0
     assert "answered" in capsys.readouterr().out
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
-    space = BundleModel.load(hands).label_space
+    space = BundleModel(hands).label_space
     assert space.fields == ("Break", "Hairline Break", "Normal Hand")
     assert (space.parents, space.no_finding) == ({"Hairline Break": "Break"}, "Normal Hand")
     assert records
@@ -93,9 +93,9 @@ def test_features_that_the_run_kept_are_not_computed_again(run, finished, tmp_pa
         return forward(self, images)
 
     monkeypatch.setattr(type(encoder), "forward", only_measured)
-    again = load_calibrated(kept, FeatureStore(None))
+    again = load_calibrated(kept)
     assert [one.field for one in again.calibrations] == [one.field for one in finished.calibrations]
     for one, other in zip(again.calibrations, finished.calibrations, strict=True):
         assert one.slope == pytest.approx(other.slope, rel=1e-3)  # features differ in their last digits
     with pytest.raises(AssertionError):
-        load_calibrated(run, FeatureStore(None))
+        load_calibrated(run)

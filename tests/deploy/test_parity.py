@@ -4,6 +4,7 @@ MONAI Label's answers are held against those of `vivid predict` in tests/monaila
 """
 
 import csv
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def images(finished, tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def bundle(finished, tmp_path_factory) -> Path:
     """The bundle, built to answer anything."""
-    anything = replace(finished, ood=replace(finished.ood, limit=1e9))
+    anything = replace(finished, ood=copy(finished.ood))
+    anything.ood.limit = 1e9
     return build_bundle(anything, tmp_path_factory.mktemp("bundle") / NAME, onnx="float32")
 
 
@@ -72,7 +74,7 @@ def expected(finished, run, images, tmp_path_factory) -> np.ndarray:
     manifest = Manifest(table, label_space=finished.manifest.label_space.name, image_root=pngs[0].parent)
     encoder = load_encoder(str(run / "pretrained_vit.safetensors"))
     part = FeatureStore(tmp_path_factory.mktemp("cache")).features(encoder, manifest, "test", finished.fields)
-    got = finished.probabilities(part)
+    got = finished.probabilities(part.x)
     assert np.ptp(got, axis=0).min() > 0.01  # images make a difference
     return np.tile(got, (len(KINDS), 1))
 

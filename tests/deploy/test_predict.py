@@ -26,7 +26,7 @@ from vivid_monai.ums.verify import verify
 @pytest.fixture(scope="session", params=["onnx", "torch"])
 def model(bundle_folder, request):
     """The bundle's model."""
-    return BundleModel.load(bundle_folder, runtime=request.param)
+    return BundleModel(bundle_folder, runtime=request.param)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +70,7 @@ def test_mixed_files_are_answered_or_listed(model, images, finished, chosen, tmp
     assert done.counts() == {"answered": 8, "not assessed": 2, "unreadable": 2}
     table = {Path(row["image"]).name: row for row in rows(tmp_path / "out" / "predictions.csv")}
     assert list(table) == sorted(path.name for path in images.iterdir())
-    expected = finished.probabilities(finished.test)[chosen]
+    expected = finished.probabilities(finished.test.x)[chosen]
     answered = [one.field for one in finished.calibrations if not one.unanswered]
     names = [name for name in table if name[0].isdigit()]
     for name, probabilities in zip(names, expected, strict=True):

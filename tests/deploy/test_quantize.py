@@ -1,6 +1,5 @@
 """8 bits: nearly the same answers, whatever else is in the batch."""
 
-import sys
 from collections import Counter
 
 import numpy as np
@@ -13,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from tests.deploy.small import FIELDS, PREPROCESS, make_classifier, make_images
 from vivid_monai.deploy import quantize as module
 from vivid_monai.deploy.export import export_onnx
-from vivid_monai.deploy.onnx import INPUT, OnnxClassifier, need
+from vivid_monai.deploy.onnx import INPUT, OnnxClassifier
 from vivid_monai.deploy.quantize import input_moments, quantize_onnx, round_weight
 from vivid_monai.errors import VividError
 
@@ -41,7 +40,7 @@ def layer(tokens: np.ndarray, weight: np.ndarray, *, after_gelu: bool = False, b
         nodes.insert(0, helper.make_node("Gelu", ["x"], ["h"]))
     graph = helper.make_graph(nodes, "one", value[:1], value[1:], [onnx.numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    module._quantize(model, {"linear"}, {"h" if after_gelu else "x": np.eye(len(weight), dtype="f4")})
+    module._quantize(model, {"h" if after_gelu else "x": np.eye(len(weight), dtype="f4")})
     onnx.checker.check_model(model)
     if by_definition:
         return ReferenceEvaluator(model).run(["y"], {"x": tokens})[0]
@@ -168,18 +167,13 @@ def test_what_belongs_to_it_survives_and_nothing_else_gets_in(small_file, onnx_f
     onnx.checker.check_model(onnx.load(small_file))
 
 
-@pytest.mark.parametrize(
-    ("images", "told"), [([], "need images"), ([np.zeros((1, 8, 8), "f4")], "does not fit"), ([1.0], "does not fit")]
-)
-def test_images_to_round_for_must_be_the_classifiers(onnx_file, tmp_path, images, told):
-    with pytest.raises(VividError, match=told):
-        quantize_onnx(onnx_file, tmp_path / "c.onnx", images)
+def test_images_to_round_for_are_needed(onnx_file, tmp_path):
+    with pytest.raises(VividError, match="need images"):
+        quantize_onnx(onnx_file, tmp_path / "c.onnx", [])
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_files_are_told(onnx_file, small_file, tmp_path):
-    with pytest.raises(VividError, match="8 bits already"):
-        quantize_onnx(small_file, tmp_path / "c.onnx", TRAINING)
+def test_bad_files_are_told(onnx_file, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(VividError, match="cannot be written"):
         quantize_onnx(onnx_file, tmp_path / "file" / "c.onnx", TRAINING)
@@ -198,12 +192,6 @@ def test_interrupted_it_leaves_nothing(onnx_file, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         quantize_onnx(onnx_file, tmp_path / "c.onnx", TRAINING)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
-
-
-def test_a_missing_package_is_told(onnx_file, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(VividError, match="onnx cannot be imported: "):
-        quantize_onnx(onnx_file, tmp_path / "c.onnx", TRAINING)
 
 
 def test_pytorch_agrees(small_file):
@@ -262,16 +250,16 @@ def test_an_output_without_weights_stays_without(weight):
 
 
 def test_moments_are_those_of_the_inputs_with_the_first_token_as_heavy_as_all_others(onnx_file):
-    onnx, classifier, images = need("onnx"), OnnxClassifier(onnx_file), make_images(11).numpy()
+    images = make_images(11).numpy()
     model = onnx.load(onnx_file)
     weights = {one.name for one in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights][:3]
-    got = input_moments(classifier, model, [node.name for node in products], iter(images))
+    got = input_moments(model, iter(images))
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(node.input[0]) for node in products)
-    session = need("onnxruntime").InferenceSession(model.SerializeToString())
+    session = onnxruntime.InferenceSession(model.SerializeToString())
     for node in products:
         (inputs,) = session.run([node.input[0]], {INPUT: images})
         first, others = inputs[:, 0], inputs[:, 1::7].reshape(-1, inputs.shape[2])
         wanted = first.T @ first + others.T @ others * 11 / len(others)
         np.testing.assert_allclose(got[node.input[0]], wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
-    assert len(got) == len({node.input[0] for node in products})
+    assert len(got) == 24

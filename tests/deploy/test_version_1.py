@@ -45,7 +45,7 @@ def old(tmp_path) -> tuple[Path, torch.nn.Module]:
 
 def test_the_network_is_the_one_of_its_own_config(old):
     folder, network = old
-    model = BundleModel.load(folder)
+    model = BundleModel(folder)
     images = torch.randn(3, *model.preprocess.shape)
     with torch.inference_mode():
         expected, got = network(images), model.classifier(images)
@@ -55,7 +55,7 @@ def test_the_network_is_the_one_of_its_own_config(old):
 
 
 def test_rules_and_tags_are_those_of_chests(old):
-    model = BundleModel.load(old[0])
+    model = BundleModel(old[0])
     assert model.label_space.name == "chexpert-12"
     assert model.trained_on["modality"] == ["DX"]
     assert model.trained_on["anatomy"] == ["chest"]

@@ -11,10 +11,9 @@ from PIL import Image
 from tests.deploy.conftest import NAME, make_run
 from tests.deploy.made_dicom import dicom
 from vivid_monai.deploy.bundle import build_bundle
-from vivid_monai.deploy.calibrated import CalibratedModel, load_calibrated
+from vivid_monai.deploy.calibration import CalibratedModel, load_calibrated
 from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.predict import find_inputs, predict
-from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.ums.label_space import load_label_space
 
 VARIABLE = "VIVID_MONAILABEL_PYTHON"
@@ -33,7 +32,7 @@ def label_python() -> str:
 @pytest.fixture(scope="session")
 def finished(label_python, tmp_path_factory) -> CalibratedModel:
     """A finished run."""
-    return load_calibrated(make_run(tmp_path_factory.mktemp("finished")), FeatureStore(None))
+    return load_calibrated(make_run(tmp_path_factory.mktemp("finished")))
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +68,7 @@ def make_images(finished: CalibratedModel, folder: Path, n: int) -> tuple[list[P
 
 def probabilities(bundle: Path, paths: list[Path], folder: Path) -> dict[str, np.ndarray]:
     """What `vivid predict` says: file name → probabilities (F,)."""
-    entries = predict(BundleModel.load(bundle), find_inputs(paths), folder).entries
+    entries = predict(BundleModel(bundle), find_inputs(paths), folder).entries
     assert all(entry.status == "answered" for entry in entries), entries
     return {Path(entry.image.path).name: np.array(entry.probabilities) for entry in entries}
 

@@ -56,7 +56,7 @@ def lists(told, work):
 
 def served_by(weights, own_bundle, path) -> np.ndarray:
     """Probabilities (F,) of an image by a file of weights, in this package."""
-    model = BundleModel.load(own_bundle)
+    model = BundleModel(own_bundle)
     config = json.loads((own_bundle / "configs" / "metadata.json").read_text())["vivid"]
     state = torch.load(weights, weights_only=True)
     network = Classifier(ViT(**config["config"]), len(state["head.bias"]), pool=config["pool"]).eval()

@@ -1,6 +1,5 @@
 """A folder of phantoms is whole, found again, and never mixed with another."""
 
-import argparse
 import hashlib
 import json
 import os
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vivid_monai.commands.records import add_phantom
+from vivid_monai.cli import main
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
 from vivid_monai.phantom import generate
@@ -134,9 +133,6 @@ def test_bad_settings_are_errors(tmp_path: Path, wrong: dict) -> None:
 
 
 def test_the_command_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    add_phantom(parser)
-    args = parser.parse_args(["--out", str(tmp_path / "x"), "--n", "6", "--size", "40", "--seed", "1"])
-    assert args.func(args) == 0
+    assert main(["phantom", "--out", str(tmp_path / "x"), "--n", "6", "--size", "40", "--seed", "1"]) == 0
     assert "6 phantoms of 40 pixels" in capsys.readouterr().out
     assert len(Manifest.load(tmp_path / "x" / "manifest.parquet")) == 6

@@ -1,1 +1,1 @@
-"""The subcommands of ``vivid``: each has a function `add_NAME`, which adds its options to its parser."""
+"""The subcommands of ``vivid``: `add_NAME` adds options; `run_NAME` is what it does, its docstring the help."""

@@ -4,15 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vivid_monai.deploy.bundle import Wording, build_bundle
-from vivid_monai.deploy.calibrated import load_calibrated
+from vivid_monai.deploy.bundle import WORDING, build_bundle
+from vivid_monai.deploy.calibration import load_calibrated
 from vivid_monai.deploy.export import export_onnx, export_torchscript
 from vivid_monai.deploy.huggingface import export_huggingface
 from vivid_monai.deploy.model import RUNTIMES, BundleModel
 from vivid_monai.deploy.postprocessing import ANSWERED, NOT_ASSESSED, UNREADABLE
 from vivid_monai.deploy.predict import find_inputs, predict
 from vivid_monai.deploy.predictions import FILES
-from vivid_monai.evaluation.features import FeatureStore
 
 FORMATS: dict[str, tuple[Any, str]] = {
     "huggingface": (export_huggingface, "a folder that transformers' Auto classes load"),
@@ -23,69 +22,35 @@ FORMATS: dict[str, tuple[Any, str]] = {
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """Options of ``vivid bundle``."""
-    parser.description = (
-        "Calibrate the classifier of a finished run on its validation images, choose its decision thresholds, and "
-        "write a self-contained MONAI bundle that needs no package but MONAI."
-    )
-    default = "(default: %(default)s)"
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of the training run")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the bundle; it ends in _classification")
     add("--manifest", type=Path, metavar="FILE", help="the run's data set (default: as the run has it)")
-    add(
-        "--sensitivity",
-        type=float,
-        default=0.9,
-        help=f"share of present validation images that 'absent' may not be said of {default}",
+    share = "share of {} validation images that '{}' may not be said of"
+    add("--sensitivity", type=float, default=0.9, help=share.format("present", "absent"))
+    add("--specificity", type=float, default=0.9, help=share.format("absent", "present"))
+    what = "share of images like the training ones that is to be answered; with less, more of the others are refused"
+    add("--accepted", type=float, default=0.99, help=what)
+    what = (
+        "what `vivid predict` runs, by ONNX Runtime: float32, the answers of PyTorch, faster; int8, a third of the "
+        "time and a quarter of the size, refused where it changes an AUROC by over .002; none: PyTorch itself"
     )
-    add(
-        "--specificity",
-        type=float,
-        default=0.9,
-        help=f"share of absent validation images that 'present' may not be said of {default}",
-    )
-    add(
-        "--accepted",
-        type=float,
-        default=0.99,
-        help="share of images like the training ones that is to be answered; with less, more of the others are refused "
-        + default,
-    )
-    add(
-        "--onnx",
-        choices=("float32", "int8", "none"),
-        default="float32",
-        help="what `vivid predict` runs, by ONNX Runtime: float32, the answers of PyTorch, faster; int8, a third of "
-        "the time and a quarter of the size, refused where it changes an AUROC by over .002; none: PyTorch itself "
-        + default,
-    )
+    add("--onnx", choices=("float32", "int8", "none"), default="float32", help=what)
     add("--title", default="", help="name for people (default: the kind of image, findings by a VIVID-Med ViT)")
-    add("--version", default=Wording.version, help=f"version of the bundle {default}")
-    add("--authors", default=Wording.authors, help="default: %(default)s")
-    add("--copyright", default=Wording.copyright, help="default: %(default)s")
+    add("--version", default=WORDING["version"], help="version of the bundle")
+    add("--authors", default=WORDING["authors"], help="of the bundle")
+    add("--copyright", default=WORDING["copyright"], help="of the bundle")
     add("--data-license", type=Path, metavar="FILE", help="conditions of the data, for data_license.txt")
     add("--weights-url", default="", metavar="URL", help="folder of files of over 25 MB, for large_files.yml")
-    parser.set_defaults(func=_bundle)
 
 
-def _bundle(args: argparse.Namespace) -> int:
-    model = load_calibrated(
-        args.run,
-        FeatureStore(None),
-        manifest=args.manifest,
-        sensitivity=args.sensitivity,
-        specificity=args.specificity,
-        accepted=args.accepted,
-    )
-    wording = Wording(
-        title=args.title,
-        version=args.version,
-        authors=args.authors,
-        copyright=args.copyright,
-        data_license=args.data_license.read_text(encoding="utf-8") if args.data_license else "",
-        weights_url=args.weights_url,
-    )
+def run_bundle(args: argparse.Namespace) -> int:
+    """Calibrate the classifier of a finished run on its validation images, choose its decision thresholds, and write a
+    self-contained MONAI bundle that needs no package but MONAI."""
+    options = {name: getattr(args, name) for name in ("manifest", "sensitivity", "specificity", "accepted")}
+    model = load_calibrated(args.run, **options)
+    wording = {name: getattr(args, name) for name in WORDING}
+    wording["data_license"] = args.data_license.read_text(encoding="utf-8") if args.data_license else ""
     folder = build_bundle(model, args.out, onnx=None if args.onnx == "none" else args.onnx, wording=wording)
     print(f"\n{folder}: {len(model.answered)} of {len(model.fields)} findings are answered")
     for one in model.calibrations:
@@ -99,71 +64,44 @@ def _bundle(args: argparse.Namespace) -> int:
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
-    """Options of ``vivid export``."""
-    parser.description = (
-        "Write the classifier of a bundle in another format. It gives calibrated logits (their sigmoids are the "
-        "probabilities), holds preprocessing and names of the findings, and is compared with PyTorch before it takes "
-        "its place. Decision thresholds stay with the bundle, and so does out-of-distribution detection."
-    )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a bundle of `vivid bundle`")
     words = "; ".join(f"{name}: {words}" for name, (_, words) in FORMATS.items())
     parser.add_argument("--to", choices=tuple(FORMATS), required=True, help=words)
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="file or folder to write")
-    parser.set_defaults(func=_export)
 
 
-def _export(args: argparse.Namespace) -> int:
-    model = BundleModel.load(args.bundle, runtime="torch")
+def run_export(args: argparse.Namespace) -> int:
+    """Write the classifier of a bundle in another format. It gives calibrated logits (their sigmoids are the
+    probabilities), holds preprocessing and names of the findings, and is compared with PyTorch before it takes its
+    place. Decision thresholds stay with the bundle, and so does out-of-distribution detection."""
+    model = BundleModel(args.bundle, runtime="torch")
     write, words = FORMATS[args.to]
     path = write(model.classifier, args.out, preprocess=model.preprocess, fields=model.fields)
-    files = [path] if path.is_file() else path.iterdir()
-    size = sum(file.stat().st_size for file in files) / 1e6
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir())) / 1e6
     print(f"{path}: {words}, {size:.1f} MB; its logits are PyTorch's to 1e-4")
     return 0
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
-    """Options of ``vivid predict``."""
-    parser.description = (
-        "Predict the findings of DICOM, PNG and JPEG files, NIfTI of one slice, and all files in folders, by a bundle. "
-        "An image unlike those that the model was trained on is not assessed; a file that cannot be read is listed. "
-        "Interrupted, the same command predicts what is missing."
-    )
     add = parser.add_argument
     add("paths", nargs="+", type=Path, metavar="PATH", help="an image or a folder of images")
     add("--bundle", type=Path, required=True, metavar="DIR", help="bundle of `vivid bundle`")
-    add(
-        "--out",
-        type=Path,
-        default=Path("predictions"),
-        metavar="DIR",
-        help="where the answers go (default: %(default)s)",
-    )
-    add(
-        "--runtime",
-        choices=tuple(RUNTIMES),
-        help="onnx: ONNX Runtime, torch: PyTorch (default: ONNX Runtime, where the bundle was built for it)",
-    )
+    add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="where the answers go")
+    what = "onnx: ONNX Runtime, torch: PyTorch (default: ONNX Runtime, where the bundle was built for it)"
+    add("--runtime", choices=tuple(RUNTIMES), help=what)
     add("--overlays", action="store_true", help="draw where the ViT looked")
     add("--reports", action="store_true", help="write a DICOM SR for each DICOM image (needs vivid-monai[dicom-sr])")
-    add("--batch-size", type=int, default=8, help="images to a forward pass (default: %(default)s)")
-    add("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
-    parser.set_defaults(func=_predict)
+    add("--batch-size", type=int, default=8, help="images to a forward pass")
+    add("--workers", type=int, default=0, help="processes that read images")
 
 
-def _predict(args: argparse.Namespace) -> int:
-    """The exit status is 1 where nothing could be answered."""
-    model = BundleModel.load(args.bundle, runtime=args.runtime)
-    inputs = find_inputs(args.paths)
-    done = predict(
-        model,
-        inputs,
-        args.out,
-        overlays=args.overlays,
-        reports=args.reports,
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-    )
+def run_predict(args: argparse.Namespace) -> int:
+    """Predict the findings of DICOM, PNG and JPEG files, NIfTI of one slice, and all files in folders, by a bundle. An
+    image unlike those that the model was trained on is not assessed; a file that cannot be read is listed.
+    Interrupted, the same command predicts what is missing. The exit status is 1 where nothing could be answered."""
+    model, inputs = BundleModel(args.bundle, runtime=args.runtime), find_inputs(args.paths)
+    options = {name: getattr(args, name) for name in ("overlays", "reports", "batch_size")}
+    done = predict(model, inputs, args.out, num_workers=args.workers, **options)
     counts = done.counts()
     summary = ", ".join(f"{counts[status]:,} {status}" for status in (ANSWERED, NOT_ASSESSED, UNREADABLE))
     print(f"\n{len(inputs):,} files: {summary}" + (f"; {done.resumed:,} of them before" if done.resumed else ""))

@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from vivid_monai.data.splits import SplitRule
 from vivid_monai.errors import VividError
@@ -18,135 +17,103 @@ from vivid_monai.prepare.lidc.source import CropRule, read_identities
 from vivid_monai.prepare.lidc.source import read as read_lidc
 from vivid_monai.prepare.source import Source, write_skip_list
 
-EPILOG = """\
-Written to --out, each whole or not at all: manifest.parquet, card.md and card.json (what is in it), skipped.csv (every
-row that is not, with the reason). Formats, policies and your own data in five minutes: docs/data.md.
-"""
+EPILOG = (
+    "Written to --out, each whole or not at all: manifest.parquet, card.md and card.json (what is in it), skipped.csv "
+    "(every row that is not, with the reason). Formats, policies and your own data in five minutes: docs/data.md."
+)
 
 
 def add_prepare(parser: argparse.ArgumentParser) -> None:
-    """Options of ``vivid prepare`` and of its sources."""
-    parser.description = (
-        "Read a data set as distributed, or your own table, into one validated manifest split by patient."
-    )
-    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
 
-    one = _add(sources, "chexpert", _read_chexpert, "CheXpert or CheXpert-small, from its train.csv and valid.csv")
-    one.add_argument("root", type=Path, metavar="ROOT", help="the folder that holds train.csv, or its parent")
+    def source(name: str, read: Callable[[argparse.Namespace], Source], what: str, text: str = "Make a manifest of {}"):
+        one = sources.add_parser(name, help=what, epilog=EPILOG, formatter_class=parser.formatter_class)
+        one.description = text.format(what) + "."
+        one.set_defaults(read=read, table_only=False)
+        return one, one.add_argument
+
+    one, add = source("chexpert", _read_chexpert, "CheXpert or CheXpert-small, from its train.csv and valid.csv")
+    add("root", type=Path, metavar="ROOT", help="the folder that holds train.csv, or its parent")
     _label_space(one, "chexpert-14")
-    _split_options(one, val="0.02, or 0 where valid.csv is val", test="0.1, or 0 where a table is test", policy="keep")
+    _split_options(one, val="0.02, or 0 where valid.csv is val", test="0.1, or 0 where a table is test")
 
-    one = _add(sources, "nih", _read_nih, "NIH ChestX-ray14, from its Data_Entry_2017 table")
-    one.add_argument("root", type=Path, metavar="ROOT", help="the folder of the table and of images_001 … or images")
+    one, add = source("nih", _read_nih, "NIH ChestX-ray14, from its Data_Entry_2017 table")
+    add("root", type=Path, metavar="ROOT", help="the folder of the table and of images_001 … or images")
     _label_space(one, "nih-14")
-    _split_options(one, val="0.1", test="0.2, or 0 with the official lists", policy="keep")
+    _split_options(one, test="0.2, or 0 with the official lists")
 
-    one = _add(sources, "table", _read_table, "your own CSV, TSV or Parquet, through a mapping file")
-    one.add_argument("table", type=Path, metavar="FILE", help="the table: .csv, .tsv or .parquet")
-    one.add_argument("--mapping", type=Path, required=True, metavar="MAP.json", help="which column and cell means what")
-    one.add_argument("--image-root", type=Path, metavar="DIR", help="where image paths start (default: FILE's folder)")
-    _split_options(one, val="0.1", test="0.2", policy="skip")
+    one, add = source("table", _read_table, "your own CSV, TSV or Parquet, through a mapping file")
+    add("table", type=Path, metavar="FILE", help="the table: .csv, .tsv or .parquet")
+    add("--mapping", type=Path, required=True, metavar="MAP.json", help="which column and cell means what")
+    add("--image-root", type=Path, metavar="DIR", help="where image paths start (default: FILE's folder)")
+    _split_options(one, policy="skip")
 
-    what = "LIDC-IDRI, from its CT series in DICOM and the readers' XML"
-    one = _add(
-        sources, "lidc", _read_lidc, what, text=f"Make nodules.csv, crops and a manifest of {what}: docs/lidc.md."
-    )
-    _lidc_options(one)
-
-    what = "OrganAMNIST or another set of MedMNIST, from its official file"
-    one = _add(
-        sources, "medmnist", _read_medmnist, what, text=f"Make images and a manifest of {what}: docs/medmnist.md."
-    )
-    one.add_argument("name", choices=medmnist.NAMES, metavar="NAME", help=", ".join(medmnist.NAMES))
-    one.add_argument("--root", type=Path, metavar="DIR", help="folder of the official .npz")
-    one.add_argument("--size", type=int, choices=medmnist.SIZES, default=224, help="pixels (default: %(default)s)")
-    one.add_argument("--download", action="store_true", help="fetch the file where it is missing")
-    one.add_argument(
-        "--unofficial-file", type=Path, metavar="NPZ", help="a file of the same layout instead; the card will say so"
-    )
-    _output_options(one)
-
-
-def _add(
-    sources: Any, name: str, read: Callable[[argparse.Namespace], Source], what: str, *, text: str = ""
-) -> argparse.ArgumentParser:
-    parser = sources.add_parser(name, help=what, description=text or f"Make a manifest of {what}.", epilog=EPILOG)
-    parser.set_defaults(func=_prepare, read=read, table_only=False)
-    return parser
-
-
-def _label_space(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--label-space",
-        default=default,
-        metavar="NAME|FILE",
-        help="fields of the manifest; labels are taken over by concept, others are null (default: %(default)s)",
-    )
-
-
-def _output_options(parser: argparse.ArgumentParser) -> None:
-    """Where to write, and how far to look at the images, for a source whose splits and labels leave no choice."""
-    parser.set_defaults(salt=SplitRule().salt, val=None, test=None, contradictions=None)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument(
-        "--check",
-        choices=CHECKS,
-        default="files",
-        help="none: trust the table; files: the files are there; images: read every one (default: %(default)s)",
-    )
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="parallel readers (default: %(default)s)")
-    parser.add_argument("--jsonl", action="store_true", help="also write every row as a UMS record to records.jsonl")
-
-
-def _split_options(parser: argparse.ArgumentParser, *, val: str, test: str, policy: str) -> None:
-    """The above, and how to split and to treat contradictions. ``val``, ``test``: the source's defaults, in words."""
-    _output_options(parser)
-    parser.add_argument("--salt", default=SplitRule().salt, help="of the patients' hash (default: %(default)s)")
-    parser.add_argument("--val", type=float, metavar="X", help=f"fraction of the patients for val (default: {val})")
-    parser.add_argument("--test", type=float, metavar="X", help=f"fraction of the patients for test (default: {test})")
-    parser.add_argument(
-        "--contradictions",
-        choices=("keep", "skip", "error"),
-        default=policy,
-        help="rows whose labels contradict each other: keep and count, skip and list, or stop (default: %(default)s)",
-    )
-
-
-def _lidc_options(parser: argparse.ArgumentParser) -> None:
-    rule, add = CropRule(), parser.add_argument
+    text = "Make nodules.csv, crops and a manifest of {}: docs/lidc.md"
+    one, add = source("lidc", _read_lidc, "LIDC-IDRI, from its CT series in DICOM and the readers' XML", text)
     add("root", type=Path, metavar="ROOT", help="the folder of the CT series; any layout")
     add("--xml", type=Path, metavar="DIR", help="the folder of the readers' XML (default: ROOT)")
     add("--nodules", type=Path, metavar="CSV", help="a nodules.csv: its nodules are taken as they are, no XML is read")
     add("--table-only", action="store_true", help="write nodules.csv from the XML alone, without CT")
-    add("--min-readers", type=int, default=1, metavar="N", help="nodules need as many (default: %(default)s)")
-    rating = "of the readers' malignancy (default: %(default)s)"
-    add("--rating", choices=("mean", "median"), default="mean", help=rating)
-    for name, default, what in (
-        ("--crop-mm", rule.crop_mm, "side of a crop"),
-        ("--pixel-mm", rule.pixel_mm, "size of its pixels"),
-        ("--slice-mm", rule.slice_mm, "distance of its three slices"),
-    ):
-        add(name, type=float, default=default, metavar="MM", help=f"{what} (default: %(default)s)")
-    _split_options(parser, val="0.1", test="0.2", policy="keep")
+    add("--min-readers", type=int, default=1, metavar="N", help="nodules need as many")
+    add("--rating", choices=("mean", "median"), default="mean", help="of the readers' malignancy")
+    rule = CropRule()
+    add("--crop-mm", type=float, default=rule.crop_mm, metavar="MM", help="side of a crop")
+    add("--pixel-mm", type=float, default=rule.pixel_mm, metavar="MM", help="size of its pixels")
+    add("--slice-mm", type=float, default=rule.slice_mm, metavar="MM", help="distance of its three slices")
+    _split_options(one)
+
+    text = "Make images and a manifest of {}: docs/medmnist.md"
+    one, add = source(
+        "medmnist", _read_medmnist, "OrganAMNIST or another set of MedMNIST, from its official file", text
+    )
+    add("name", choices=medmnist.NAMES, metavar="NAME", help=", ".join(medmnist.NAMES))
+    add("--root", type=Path, metavar="DIR", help="folder of the official .npz")
+    add("--size", type=int, choices=medmnist.SIZES, default=224, help="pixels")
+    add("--download", action="store_true", help="fetch the file where it is missing")
+    what = "a file of the same layout instead; the card will say so"
+    add("--unofficial-file", type=Path, metavar="NPZ", help=what)
+    _output_options(one)
 
 
-def _prepare(args: argparse.Namespace) -> int:
-    """Read, check, split, write, print the card, and say what comes next."""
+def _label_space(parser: argparse.ArgumentParser, default: str) -> None:
+    what = "fields of the manifest; labels are taken over by concept, others are null"
+    parser.add_argument("--label-space", default=default, metavar="NAME|FILE", help=what)
+
+
+def _output_options(parser: argparse.ArgumentParser) -> None:
+    """Where to write, and how far to look at the images, for a source whose splits and labels leave no choice."""
+    add = parser.add_argument
+    parser.set_defaults(salt=SplitRule().salt, val=None, test=None, contradictions=None)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    what = "none: trust the table; files: the files are there; images: read every one"
+    add("--check", choices=CHECKS, default="files", help=what)
+    add("--workers", type=int, default=2, metavar="N", help="parallel readers")
+    add("--jsonl", action="store_true", help="also write every row as a UMS record to records.jsonl")
+
+
+def _split_options(
+    parser: argparse.ArgumentParser, *, val: str = "0.1", test: str = "0.2", policy: str = "keep"
+) -> None:
+    """The above, and how to split and to treat contradictions. ``val``, ``test``: the source's defaults, in words."""
+    add = parser.add_argument
+    _output_options(parser)
+    add("--salt", default=SplitRule().salt, help="of the patients' hash")
+    add("--val", type=float, metavar="X", help=f"fraction of the patients for val (default: {val})")
+    add("--test", type=float, metavar="X", help=f"fraction of the patients for test (default: {test})")
+    what = "rows whose labels contradict each other: keep and count, skip and list, or stop"
+    add("--contradictions", choices=("keep", "skip", "error"), default=policy, help=what)
+
+
+def run_prepare(args: argparse.Namespace) -> int:
+    """Read a data set as distributed, or your own table, into one validated manifest split by patient."""
     if args.workers < 1:
         raise VividError(f"--workers {args.workers}: at least 1")
     if args.table_only:
         return _nodules_only(args)
-    prepared = prepare(
-        args.read(args),
-        salt=args.salt,
-        val=args.val,
-        test=args.test,
-        on_contradiction=args.contradictions,
-        check=args.check,
-        workers=args.workers,
-        command=shlex.join(["vivid", *sys.argv[1:]]),
-    )
+    options = {name: getattr(args, name) for name in ("salt", "val", "test", "check", "workers")}
+    command = shlex.join(["vivid", *sys.argv[1:]])
+    prepared = prepare(args.read(args), on_contradiction=args.contradictions, command=command, **options)
     manifest = prepared.write(args.out)
     if args.jsonl:
         prepared.manifest.to_jsonl(args.out / "records.jsonl")

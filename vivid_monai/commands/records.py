@@ -15,76 +15,52 @@ from vivid_monai.ums.label_space import LabelSpace, available_label_spaces, load
 from vivid_monai.ums.schema import Violation, parse_json
 from vivid_monai.ums.verify import verify
 
-LINE_SUFFIXES = (".jsonl", ".ndjson")
 COMPARISON = Path("comparison.html")
-
-Entry = tuple[int, str, Any]
-"""Line in the file from 1, prefix for pointers, and the record's JSON, or the VividError that stands for it."""
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
-    """Options of ``vivid verify``."""
-    parser.description = 'Check UMS records and print every violation as: file:line "pointer" code message.'
+    add = parser.add_argument
     parser.epilog = "Exit status: 0 all valid, 1 violations, 2 something could not be read. Codes: docs/ums.md."
-    parser.add_argument(
-        "files",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="a record or an array of records (.json), or one record a line (.jsonl, .ndjson)",
-    )
-    parser.add_argument(
-        "--label-space",
-        metavar="NAME|FILE",
-        help="check the findings against this label space (default: the one that each record names, if any)",
-    )
-    parser.set_defaults(func=_verify)
+    what = "a record or an array of records (.json), or one record a line (.jsonl, .ndjson)"
+    add("files", nargs="+", type=Path, metavar="FILE", help=what)
+    what = "check the findings against this label space (default: the one that each record names, if any)"
+    add("--label-space", metavar="NAME|FILE", help=what)
 
 
-def _verify(args: argparse.Namespace) -> int:
+def run_verify(args: argparse.Namespace) -> int:
+    """Check UMS records and print every violation as: file:line "pointer" code message."""
     space = load_label_space(args.label_space) if args.label_space else None
-    tally: Counter[str] = Counter()
+    n: Counter[str] = Counter()
     entries = ((path, *entry) for path in args.files for entry in _entries(path))
     for path, line, prefix, data in tqdm(entries, unit=" records", delay=2, leave=False, disable=None):
         if isinstance(data, VividError):
-            tally["unreadable"] += 1
-            _print(path, line, Violation(prefix, "unreadable", str(data)))
-            continue
-        violations = verify(data, space)
-        tally["records"] += 1
-        tally["invalid"] += bool(violations)
-        tally["violations"] += len(violations)
-        tally["unnamed"] += space is None and not (isinstance(data, dict) and "label_space" in data)
+            n["unreadable"] += 1
+            violations = [Violation("", "unreadable", str(data))]
+        else:
+            violations = verify(data, space)
+            n["records"] += 1
+            n["invalid"] += bool(violations)
+            n["violations"] += len(violations)
+            n["unnamed"] += space is None and not (isinstance(data, dict) and "label_space" in data)
         for found in violations:
-            _print(path, line, Violation(prefix + found.pointer, found.code, found.message))
-    _say(_summary(tally))
-    return 2 if tally["unreadable"] else 1 if tally["violations"] else 0
+            _say(f"{path}:{line} {json.dumps(prefix + found.pointer)} {found.code} {found.message}")
+    text = f"{n['records']} records, {n['invalid']} of them with {n['violations']} violations"
+    text += f"; {n['unreadable']} unreadable" if n["unreadable"] else ""
+    unnamed = "name no label space, so fields and hierarchy were not checked (see --label-space)"
+    _say(text + (f"; {n['unnamed']} {unnamed}" if n["unnamed"] else ""))
+    return 2 if n["unreadable"] else 1 if n["violations"] else 0
 
 
-def _summary(tally: Counter[str]) -> str:
-    text = f"{tally['records']} records, {tally['invalid']} of them with {tally['violations']} violations"
-    if tally["unreadable"]:
-        text += f"; {tally['unreadable']} unreadable"
-    if tally["unnamed"]:
-        text += (
-            f"; {tally['unnamed']} name no label space, so fields and hierarchy were not checked (see --label-space)"
-        )
-    return text
-
-
-def _entries(path: Path) -> Iterator[Entry]:
-    """Yield the records of a file; what cannot be read comes as a VividError in the record's place."""
+def _entries(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """Line in the file from 1, prefix for pointers, and JSON of each record, or the VividError that stands for it."""
     try:
         with path.open("rb") as file:
-            if path.suffix.lower() in LINE_SUFFIXES:
-                for line, raw in enumerate(file, 1):
-                    if raw.strip():
-                        yield line, "", _parse(raw)
+            if path.suffix.lower() in (".jsonl", ".ndjson"):
+                yield from ((line, "", _parse(raw)) for line, raw in enumerate(file, 1) if raw.strip())
                 return
             whole = _parse(file.read())
     except OSError as error:
-        yield 1, "", VividError(f"cannot be read: {error.strerror}")
-        return
+        whole = VividError(f"cannot be read: {error.strerror}")
     if isinstance(whole, list):
         yield from ((1, f"/{index}", record) for index, record in enumerate(whole))
     else:
@@ -100,36 +76,25 @@ def _parse(raw: bytes) -> Any:
         return error
 
 
-def _print(path: Path, line: int, found: Violation) -> None:
-    _say(f"{path}:{line} {json.dumps(found.pointer)} {found.code} {found.message}")
-
-
 def _say(text: str) -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
 
 
 def add_labels(parser: argparse.ArgumentParser) -> None:
-    """Options of ``vivid labels``."""
-    parser.description = (
-        "List the label spaces of the package, or show one: its fields in order, other names, parents, sides, and the "
-        "fields of other label spaces that mean the same."
-    )
     parser.add_argument("name", nargs="?", metavar="NAME|FILE", help="a label space to show")
-    parser.set_defaults(func=_labels)
 
 
-def _labels(args: argparse.Namespace) -> int:
-    print("\n".join(_show(load_label_space(args.name)) if args.name else _list()))
+def run_labels(args: argparse.Namespace) -> int:
+    """List the label spaces of the package, or show one: its fields in order, other names, parents, sides, and the
+    fields of other label spaces that mean the same."""
+    if args.name:
+        print("\n".join(_show(load_label_space(args.name))))
+        return 0
+    for space in map(load_label_space, available_label_spaces()):
+        print(f"{space.name:<16}  {len(space.fields):>2} fields  {space.description}")
+    print("\nShow one with: vivid labels NAME")
     return 0
-
-
-def _list() -> Iterator[str]:
-    for name in available_label_spaces():
-        space = load_label_space(name)
-        yield f"{name:<16}  {len(space.fields):>2} fields  {space.description}"
-    yield ""
-    yield "Show one with: vivid labels NAME"
 
 
 def _show(space: LabelSpace) -> Iterator[str]:
@@ -170,53 +135,37 @@ def _table(space: LabelSpace) -> Iterator[str]:
 
 
 def add_phantom(parser: argparse.ArgumentParser) -> None:
-    """Options of ``vivid phantom``."""
-    parser.description = (
-        "Write radiograph-like images of chests that never were, with labels (label space chexpert-12), boxes, reports "
-        "and a manifest split by patient. The same settings always give the same folder."
-    )
-    default = "(default: %(default)s)"
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
-    add("--n", type=int, default=4000, metavar="N", help=f"number of images {default}")
-    add("--seed", type=int, default=0, help=f"which population of patients {default}")
-    add("--size", type=int, default=224, metavar="PIXELS", help=f"side of an image {default}")
-    add("--val", type=float, default=0.1, help=f"fraction of patients to validate {default}")
-    add("--test", type=float, default=0.2, help=f"fraction of patients to test {default}")
+    add("--n", type=int, default=4000, metavar="N", help="number of images")
+    add("--seed", type=int, default=0, help="which population of patients")
+    add("--size", type=int, default=224, metavar="PIXELS", help="side of an image")
+    add("--val", type=float, default=0.1, help="fraction of patients to validate")
+    add("--test", type=float, default=0.2, help="fraction of patients to test")
     add("--workers", type=int, help="processes (default: one per core)")
-    parser.set_defaults(func=_phantom)
 
 
-def _phantom(args: argparse.Namespace) -> int:
+def run_phantom(args: argparse.Namespace) -> int:
+    """Write radiograph-like images of chests that never were, with labels (label space chexpert-12), boxes, reports and
+    a manifest split by patient. The same settings always give the same folder."""
     from vivid_monai.prepare.phantoms import prepare  # the other commands do not wait for it
 
-    manifest = prepare(
-        args.out, n=args.n, seed=args.seed, size=args.size, val=args.val, test=args.test, workers=args.workers
-    )
-    print(f"{manifest}: {args.n} phantoms of {args.size} pixels")
+    options = {name: getattr(args, name) for name in ("n", "seed", "size", "val", "test", "workers")}
+    print(f"{prepare(args.out, **options)}: {args.n} phantoms of {args.size} pixels")
     return 0
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
-    """Options of ``vivid report``."""
-    parser.description = (
-        "With one run: write its page and metrics.csv again from its files. With several: write one page that compares "
-        "them, the first one being the reference, with .csv and .json of the same numbers beside it. Runs on the same "
-        "test images are compared in pairs; others stand side by side, without differences."
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluation, with results.json in it"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help=f"the page, ending in .html (default: report.html in RUN; {COMPARISON} for several runs)",
-    )
-    parser.set_defaults(func=_report)
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluation, with results.json in it")
+    what = f"the page, ending in .html (default: report.html in RUN; {COMPARISON} for several runs)"
+    add("--out", type=Path, metavar="FILE", help=what)
 
 
-def _report(args: argparse.Namespace) -> int:
+def run_report(args: argparse.Namespace) -> int:
+    """With one run: write its page and metrics.csv again from its files. With several: write one page that compares
+    them, the first one being the reference, with .csv and .json of the same numbers beside it. Runs on the same test
+    images are compared in pairs; others stand side by side, without differences."""
     from vivid_monai.evaluation.report import write_comparison, write_report  # PyTorch takes seconds to import
 
     several = len(args.runs) > 1

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import resources
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from vivid_monai.deploy.bundle_onnx import write_onnx
-from vivid_monai.deploy.calibrated import ENCODER, CalibratedModel
-from vivid_monai.deploy.calibration import operating_points
+from vivid_monai.deploy.calibration import ENCODER, CalibratedModel, operating_points
+from vivid_monai.deploy.export import export_onnx
 from vivid_monai.deploy.model import ONNX, OOD, WEIGHTS, metadata_sha256
 from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.deploy.predict import RADIOGRAPHS
-from vivid_monai.deploy.readme import write_docs
+from vivid_monai.deploy.quantize import write_int8
+from vivid_monai.deploy.readme import bundle_docs
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.results import MACRO
 from vivid_monai.images.augment import Augment
@@ -33,24 +33,33 @@ Config = dict[str, Any]
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 NEEDED = (
-    "einops",
-    "fire",
-    "nibabel",
-    "pillow",
-    "pydicom",
-    "pylibjpeg",
-    "pylibjpeg-libjpeg",
-    "pylibjpeg-openjpeg",
-    "pytorch-ignite",
-    "safetensors",
+    *("einops", "fire", "nibabel", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"),
+    *("pytorch-ignite", "safetensors"),
 )
 LARGE = 25 * 2**20
 """Bytes from which on the zoo wants a file to be listed in large_files.yml instead of in git."""
+MODULES = (
+    "networks/classifier.py",
+    "images/preprocess.py",
+    "deploy/ood_score.py",
+    "deploy/postprocessing.py",
+)
+"""The files of this package that the configs of a classification bundle name."""
+WORDING = {
+    "title": "",
+    "version": "0.1.0",
+    "authors": "VIVID-Med developers",
+    "copyright": "Copyright 2026 VIVID-Med developers, Apache-2.0",
+    "data_license": "",
+    "weights_url": "",
+}
+"""What people say of a bundle, not numbers. An empty title names the kind of image, an empty licence refers to the
+data's providers; weights_url is the folder of the files that are too large for the zoo."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of bundle: what :func:`write_bundle` needs to know of a model.
+    """A kind of bundle: what :func:`build_bundle` needs to know of a model.
 
     Attributes:
         suffix: of the bundle's name, by which MONAI Label tells its kind.
@@ -75,16 +84,19 @@ def classification(model: CalibratedModel) -> Family:
     """A classifier of findings; its thresholds, label space, modality and anatomy become decision rules."""
     if model.preprocess.kind != "image":
         raise VividError("a bundle reads images; there is no family of bundles for volumes yet")
-    space, seen = model.manifest.label_space, trained_on(model)
-    outputs = {
-        "pred": _output("probabilities", "logits", len(model.fields))
-        | {"channel_def": {str(i): field for i, field in enumerate(model.fields)}},
-        "features": _output("features", "embedding", model.classifier.head.in_features),
-    }
+    space, seen = model.manifest.label_space, _trained_on(model)
+
+    def only(words: Sequence[str], several: str) -> str:
+        return words[0] if len(words) == 1 else several
+
+    def output(kind: str, form: str, channels: int) -> Config:
+        known = {"type": kind, "format": form, "num_channels": channels, "spatial_shape": [], "dtype": "float32"}
+        return known | {"value_range": [], "is_patch_data": False}
+
+    pred = output("probabilities", "logits", len(model.fields))
+    channels = {"channel_def": {str(i): field for i, field in enumerate(model.fields)}}
     fields = [
-        {"field": one.field, "ancestors": list(space.ancestors(one.field))}
-        | {name: value for name, value in asdict(one).items() if name != "field"}
-        for one in model.calibrations
+        {"field": one.field, "ancestors": list(space.ancestors(one.field)), **asdict(one)} for one in model.calibrations
     ]
     return Family(
         suffix="_classification",
@@ -94,100 +106,74 @@ def classification(model: CalibratedModel) -> Family:
         modules=MODULES,
         rules={
             "label_space": space.name,
-            "modality": _one(seen["modality"], "DX" if _radiographs(seen) else "OT"),
-            "anatomy": _one(seen["anatomy"], "other"),
+            "modality": only(seen["modality"], "DX" if _radiographs(seen) else "OT"),
+            "anatomy": only(seen["anatomy"], "other"),
             "no_finding": space.no_finding,
             "no_finding_compatible": list(space.no_finding_compatible),
             "fields": fields,
         },
-        outputs=outputs,
+        outputs={
+            "pred": pred | channels,
+            "features": output("features", "embedding", model.classifier.head.in_features),
+        },
     )
-
-
-MODULES = (
-    "networks/classifier.py",
-    "images/preprocess.py",
-    "deploy/ood_score.py",
-    "deploy/postprocessing.py",
-)
-"""The files of this package that the configs of a classification bundle name."""
 
 
 def network_config(classifier: Classifier) -> Config:
     """A classifier in MONAI's config language, of the modules in a bundle's `scripts/`."""
     backbone = type(classifier.encoder)
     module = backbone.__module__.rpartition(".")[2]
-    encoder = {"_target_": f"scripts.{module}.{backbone.__name__}", **classifier.encoder.config}
     return {
         "_target_": "scripts.classifier.Classifier",
-        "encoder": encoder,
+        "encoder": {"_target_": f"scripts.{module}.{backbone.__name__}", **classifier.encoder.config},
         "num_classes": classifier.head.out_features,
         "pool": classifier.pool,
     }
 
 
-def _backbone(classifier: Classifier) -> str:
-    return next(kind for kind, one in BACKBONES.items() if type(classifier.encoder) is one)
-
-
-def trained_on(model: CalibratedModel) -> dict[str, list[str]]:
+def _trained_on(model: CalibratedModel) -> dict[str, list[str]]:
     """The words in the columns "modality", "anatomy" and "view" of the training images."""
     table = model.manifest.select("train").table
     return {name: sorted(set(table[name].to_pylist()) - {None, ""}) for name in ("modality", "anatomy", "view")}
-
-
-def kind_of_image(model: CalibratedModel) -> str:
-    """What a model is about, in words: "chest X-ray", "lung CT image"."""
-    seen = trained_on(model)
-    where = " or ".join(one for one in seen["anatomy"] if one != "other")
-    return f"{where} {'X-ray' if _radiographs(seen) else ' or '.join(seen['modality']) + ' image'}".strip()
 
 
 def _radiographs(seen: Mapping[str, Sequence[str]]) -> bool:
     return set(seen["modality"]) <= set(RADIOGRAPHS)
 
 
-@dataclass(frozen=True)
-class Wording:
-    """What people say of a bundle, not numbers. An empty title names the kind of image."""
-
-    title: str = ""
-    version: str = "0.1.0"
-    changelog: Mapping[str, str] = field(default_factory=dict)
-    authors: str = "VIVID-Med developers"
-    copyright: str = "Copyright 2026 VIVID-Med developers, Apache-2.0"
-    data_license: str = ""
-    weights_url: str = ""
-    """Folder of the files that are too large for the zoo."""
-
-
 def build_bundle(
-    model: CalibratedModel, folder: Path, *, onnx: str | None = None, wording: Wording | None = None
+    model: CalibratedModel, folder: Path, *, onnx: str | None = None, wording: Mapping[str, str] | None = None
 ) -> Path:
     """Write the bundle of a classifier into a folder, which gives it its name; files that are there are replaced.
 
     Args:
         onnx: "float32" or "int8": with models/model.onnx, which ONNX Runtime runs; None: without.
+        wording: what is to be said instead of :data:`WORDING`.
 
     Raises:
         VividError: a name without the suffix of its family, a folder that cannot be written; as
-            :func:`~vivid_monai.deploy.bundle_onnx.write_onnx`.
+            :func:`~vivid_monai.deploy.quantize.write_int8`.
     """
-    wording, family = wording or Wording(), classification(model)
+    said, family, seen = {**WORDING, **(wording or {})}, classification(model), _trained_on(model)
     if not folder.name.endswith(family.suffix):
         raise VividError(
             f"{folder}: the name of the bundle must end in {family.suffix}, for MONAI Label to know its kind"
         )
-    about = kind_of_image(model)
-    metadata = _metadata(model, family, wording, name=folder.name, about=about)
+    where = " or ".join(one for one in seen["anatomy"] if one != "other")
+    kind = "X-ray" if _radiographs(seen) else " or ".join(seen["modality"]) + " image"
+    about = f"{where} {kind}".strip()  # "chest X-ray", "lung CT image"
+    metadata = _metadata(model, family, said, seen, name=folder.name, about=about)
     rules = DecisionRules(metadata["answers"])
     (folder / ONNX).unlink(missing_ok=True)
-    change = write_onnx(model, folder / ONNX, kind=onnx, rules=rules) if onnx else None
+    change = None
+    if onnx == "float32":
+        export_onnx(model.classifier, folder / ONNX, preprocess=model.preprocess, fields=model.fields)
+    elif onnx == "int8":
+        change = write_int8(model, folder / ONNX, rules)
     model.ood.save(folder / OOD)
     weights = io.BytesIO()  # into a file, PyTorch would write the file's name too, and a temporary one has any
     torch.save(dict(family.weights), weights)
-    with whole_file(folder / WEIGHTS) as part:
-        part.write_bytes(weights.getbuffer())
+    _write(folder / WEIGHTS, weights.getvalue())
     written = (file for file in (WEIGHTS, ONNX, OOD) if (folder / file).exists())
     digests = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in written}
     metadata["vivid"] |= {"sha256": digests, "onnx": onnx}
@@ -195,18 +181,17 @@ def build_bundle(
     if (folder / "configs" / "metadata.json").exists():  # of an earlier build, maybe of another version
         shutil.rmtree(folder / "scripts", ignore_errors=True)
     for file, text in module_files(family.modules).items():
-        _write(folder / "scripts" / file, text)
+        _write(folder / "scripts" / file, text.encode())
     for file, config in {**bundle_configs(family.network, family.preprocess), "metadata.json": metadata}.items():
-        _write(folder / "configs" / file, json.dumps(config, indent=4, ensure_ascii=False) + "\n")
-    _write(folder / "LICENSE", _license())
-    tested = operating_points(
-        rules,
-        model.probabilities(model.test),
-        model.probabilities(model.test, calibrated=False),
-        model.test.states,
-    )
-    write_docs(folder, model, metadata, tested, about=about, change=change, data_license=wording.data_license)
-    _list_large_files(folder, digests, wording.weights_url)
+        _write(folder / "configs" / file, (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode())
+    _write(folder / "LICENSE", _license().encode())
+    scores = [model.probabilities(model.test.x, calibrated=calibrated) for calibrated in (True, False)]
+    tested = operating_points(rules, *scores, model.test.states)
+    license_ = said["data_license"]
+    docs = bundle_docs(model, metadata, tested, name=folder.name, about=about, change=change, data_license=license_)
+    for file, content in docs.items():
+        _write(folder / "docs" / file, content)
+    _list_large_files(folder, digests, said["weights_url"])
     return folder
 
 
@@ -257,9 +242,17 @@ def _relative(text: str, places: Mapping[str, str]) -> str:
     return re.sub(r":\w+:`~?vivid_monai\.(?:[\w.]+\.)?(\w+)`", r"`\1` of vivid-monai", text)
 
 
-def _metadata(model: CalibratedModel, family: Family, wording: Wording, *, name: str, about: str) -> Config:
+def _metadata(
+    model: CalibratedModel,
+    family: Family,
+    said: Mapping[str, str],
+    seen: Mapping[str, Sequence[str]],
+    *,
+    name: str,
+    about: str,
+) -> Config:
     """The content of metadata.json: the zoo's schema, the decision rules, and what this package reads."""
-    preprocess, seen = model.preprocess, trained_on(model)
+    preprocess = model.preprocess
     dataset = ", ".join(sorted(set(model.manifest.table["dataset"].to_pylist())))
     channels, *shape = preprocess.shape
     mean, std = (np.atleast_1d(one) for one in (preprocess.mean, preprocess.std))
@@ -274,23 +267,23 @@ def _metadata(model: CalibratedModel, family: Family, wording: Wording, *, name:
         "is_patch_data": False,
         "channel_def": {str(i): "image" if channels == 1 else f"image {i}" for i in range(channels)},
     }
-    backbone = _backbone(model.classifier)
+    backbone = next(kind for kind, one in BACKBONES.items() if type(model.classifier.encoder) is one)
     network = {"vit": "Vision Transformer", "resnet": "ResNet"}[backbone]
     macro = model.results.get("auroc", MACRO, ENCODER).value
     return {
         "schema": SCHEMA,
-        "version": wording.version,
-        "changelog": {wording.version: "first release", **wording.changelog},
+        "version": said["version"],
+        "changelog": {said["version"]: "first release"},
         "monai_version": version("monai"),
         "pytorch_version": version("torch").split("+")[0],
         "numpy_version": version("numpy"),
         "required_packages_version": {package: version(package) for package in NEEDED},
-        "name": wording.title or f"{about[0].upper()}{about[1:]} findings by a VIVID-Med {network}",
+        "name": said["title"] or f"{about[0].upper()}{about[1:]} findings by a VIVID-Med {network}",
         "task": f"Findings of a {about}: present, absent or uncertain, with calibrated probabilities",
         "description": f"A plain {network} with a linear head, pretrained by VIVID-Med on {dataset}. Reads "
         "DICOM, PNG and JPEG; says what it does not answer.",
-        "authors": wording.authors,
-        "copyright": wording.copyright,
+        "authors": said["authors"],
+        "copyright": said["copyright"],
         "data_source": dataset,
         "data_type": "dicom, png, jpeg",
         "image_classes": f"one {about}, preprocessed as docs/README.md says",
@@ -300,7 +293,7 @@ def _metadata(model: CalibratedModel, family: Family, wording: Wording, *, name:
         "references": ["VIVID-Med, arXiv:2603.09109"],
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": family.outputs["pred"]}},
         "encoder_data_format": {"inputs": {"image": image}, "outputs": {"features": family.outputs["features"]}},
-        "answers": {**family.rules, "labeller": name, "labeller_version": wording.version},
+        "answers": {**family.rules, "labeller": name, "labeller_version": said["version"]},
         "vivid": {
             "vivid_monai_version": version("vivid-monai"),
             "encoder": model.fingerprint,
@@ -313,22 +306,6 @@ def _metadata(model: CalibratedModel, family: Family, wording: Wording, *, name:
             "preprocess": preprocess.to_dict(),
         },
     }
-
-
-def _output(kind: str, form: str, channels: int) -> Config:
-    return {
-        "type": kind,
-        "format": form,
-        "num_channels": channels,
-        "spatial_shape": [],
-        "dtype": "float32",
-        "value_range": [],
-        "is_patch_data": False,
-    }
-
-
-def _one(words: Sequence[str], several: str) -> str:
-    return words[0] if len(words) == 1 else several
 
 
 def _license() -> str:
@@ -349,9 +326,9 @@ def _list_large_files(folder: Path, digests: Mapping[str, str], url: str) -> Non
         if (folder / file).stat().st_size > LARGE
     ]
     if entries:
-        _write(listed, json.dumps({"large_files": entries}, indent=2) + "\n")  # JSON is YAML
+        _write(listed, (json.dumps({"large_files": entries}, indent=2) + "\n").encode())  # JSON is YAML
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)

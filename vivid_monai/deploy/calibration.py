@@ -1,19 +1,35 @@
-"""Calibration of probabilities and decision thresholds on validation images; operating points on test images."""
+"""The calibrated classifier of a training run: probabilities, decision thresholds, OOD detector, operating points."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
+from vivid_monai.data.manifest import Manifest
+from vivid_monai.deploy.load import load_run
+from vivid_monai.deploy.ood import OODDetector, ThumbnailEncoder
 from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.errors import VividError
+from vivid_monai.evaluation.features import Features, FeatureStore
+from vivid_monai.evaluation.results import Results, images_digest
+from vivid_monai.evaluation.task import check_leakage
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.metrics.intervals import Patients, auroc_resamples
 from vivid_monai.metrics.statistics import brier, ece
+from vivid_monai.networks.classifier import Classifier
 from vivid_monai.ums.states import ABSENT, PRESENT
 
+ENCODER = "pretrained"
+"""The encoder of a training run that is exported."""
+FEATURES = "features"
+"""Where a run keeps the features of its pretrained encoder."""
+SPLITS = ("train", "val", "test")
 ENOUGH = 10
 """Present and absent validation images that a field needs to be answered."""
 
@@ -24,9 +40,8 @@ class Calibration:
 
     Attributes:
         slope, intercept: the probability of presence is σ(slope · logit + intercept) (Platt 1999).
-        absent_below: decision threshold: a lower probability is called absent.
-        present_from: decision threshold: this and a higher probability is called present, one between the two
-            thresholds uncertain. Both are None where the field is not answered.
+        absent_below, present_from: decision thresholds, between which a probability is called uncertain; None where
+            the field is not answered.
         n_present, n_absent: validation images behind these numbers.
         unanswered: why the field is not answered; "" where it is.
     """
@@ -40,9 +55,113 @@ class Calibration:
     n_absent: int
     unanswered: str = ""
 
-    def probability(self, logits: NDArray) -> NDArray[np.float64]:
-        """Logits of any shape → probabilities of presence."""
-        return expit(self.slope * np.asarray(logits, np.float64) + self.intercept)
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """What a training run knows of its classifier.
+
+    Attributes:
+        classifier: its head gives calibrated logits: σ of them are the probabilities.
+        calibrations: per field, fitted on the validation images; already folded into the head.
+        train, validation, test: features and states of the run's images.
+        thumbnails: "train", "val" or "test" → float32 (N, D), what the OOD detector takes, of the same images.
+        results: of the run's own evaluation on its test images.
+        fingerprint: of the encoder.
+    """
+
+    classifier: Classifier
+    preprocess: Preprocess
+    fields: tuple[str, ...]
+    calibrations: Sequence[Calibration]
+    manifest: Manifest
+    train: Features
+    validation: Features
+    test: Features
+    thumbnails: Mapping[str, NDArray[np.float32]]
+    ood: OODDetector
+    results: Results
+    fingerprint: str
+
+    @property
+    def answered(self) -> list[int]:
+        """Columns of the fields that are answered."""
+        return [i for i, one in enumerate(self.calibrations) if not one.unanswered]
+
+    def probabilities(self, features: NDArray, *, calibrated: bool = True) -> NDArray[np.float64]:
+        """Probabilities (N, F) of features (N, D): calibrated, or as the head was fitted."""
+        weight, bias = (one.detach().numpy().astype(np.float64) for one in self.classifier.head.parameters())
+        logits = features @ weight.T + bias
+        if not calibrated:
+            logits -= [one.intercept for one in self.calibrations]
+            logits /= [one.slope for one in self.calibrations]
+        return expit(logits)
+
+
+def load_calibrated(
+    run: Path,
+    *,
+    manifest: Path | None = None,
+    sensitivity: float = 0.9,
+    specificity: float = 0.9,
+    accepted: float = 0.99,
+) -> CalibratedModel:
+    """Read a run of ``configs/train.json`` and calibrate its classifier on its validation images.
+
+    Args:
+        manifest: the run's data set; None: where the run's config has it.
+        sensitivity, specificity: of :func:`calibrate`.
+        accepted: share of images like the training images that is assessed.
+
+    Raises:
+        VividError: not the folder of a finished run, classes that exclude each other, a data set that is missing or
+            not the one that the run was tested on, too few patients for the OOD detector.
+    """
+    encoder, probe, fields = load_run(run)
+    results = Results.load(run / "results.json")
+    if results.kind != "findings" or ENCODER not in results.encoders:
+        raise VividError(f"{run}: is not a training run with findings; give the folder of a run of configs/train.json")
+    path = manifest or Path(results.run.get("data", {}).get("manifest") or "unknown")
+    if not path.is_file():
+        raise VividError(f"{path}: the run's data set is not there; say where it is (--manifest)")
+    table, compute = Manifest.load(path), FeatureStore(None)
+    kept = FeatureStore(run / FEATURES, exact=False) if (run / FEATURES).is_dir() else compute
+    train, val, test = (kept.features(encoder, table, split, fields, title=split) for split in SPLITS)
+    thumbnail = ThumbnailEncoder(encoder.preprocess)
+    thumbnails = {
+        split: compute.features(thumbnail, table, split, fields, title=f"thumbnails of {split}").x for split in SPLITS
+    }
+    check_leakage(train, val, test)
+    if images_digest(test.ids) != results.test["images_sha256"]:
+        raise VividError(f"{path}: its test images are not those of the run; give the run's own data set (--manifest)")
+    calibrations = calibrate(
+        probe.logits(val.x),
+        val.states,
+        val.patients,
+        fields,
+        sensitivity=sensitivity,
+        specificity=specificity,
+        untrained=probe.untrained,
+    )
+    classifier = Classifier(encoder.vit, len(fields), pool=encoder.pool)
+    slope, intercept = (np.array([getattr(one, name) for one in calibrations]) for name in ("slope", "intercept"))
+    with torch.no_grad():
+        classifier.head.weight.copy_(torch.from_numpy(probe.weight * slope[:, None]))
+        classifier.head.bias.copy_(torch.from_numpy(probe.bias * slope + intercept))
+    patients = train.patients, val.patients
+    return CalibratedModel(
+        classifier=classifier.eval(),
+        preprocess=encoder.preprocess,
+        fields=fields,
+        calibrations=calibrations,
+        manifest=table,
+        train=train,
+        validation=val,
+        test=test,
+        thumbnails=thumbnails,
+        ood=OODDetector.fit(thumbnails["train"], thumbnails["val"], patients, accepted=accepted),
+        results=results,
+        fingerprint=encoder.fingerprint(),
+    )
 
 
 def calibrate(
@@ -53,7 +172,6 @@ def calibrate(
     *,
     sensitivity: float = 0.9,
     specificity: float = 0.9,
-    enough: int = ENOUGH,
     untrained: Sequence[int] = (),
 ) -> list[Calibration]:
     """Fit every field by itself on the validation images whose state is present or absent.
@@ -72,54 +190,36 @@ def calibrate(
         patients: (N,), whose image it is.
         fields: names of the columns.
         sensitivity, specificity: in (0.5, 1).
-        enough: present and absent images that a field needs to be answered as well.
         untrained: columns whose head could not be fitted.
 
     Raises:
         VividError: shapes that differ, logits that are not finite, rates outside (0.5, 1).
     """
-    logits, states = np.asarray(logits, np.float64), np.asarray(states)
-    if logits.shape != states.shape or logits.ndim != 2 or logits.shape[1] != len(fields):
-        raise VividError(f"logits {logits.shape}, states {states.shape} and {len(fields)} fields do not go together")
-    if not np.isfinite(logits).all():
-        raise VividError("validation logits are not finite: the weights are damaged")
     if not (0.5 < sensitivity < 1 and 0.5 < specificity < 1):
         raise VividError(f"sensitivity {sensitivity} and specificity {specificity} must lie between 0.5 and 1")
-    chance = _chance(logits, states, patients)
+    measured = auroc_resamples(Patients(patients), logits, states)
     fitted = []
-    for column, field in enumerate(fields):
-        counted = (states[:, column] == PRESENT) | (states[:, column] == ABSENT)
-        logit, truth = logits[counted, column], states[counted, column] == PRESENT
-        counts = {"n_present": int(truth.sum()), "n_absent": int((~truth).sum())}
-        slope, intercept, reason = 1.0, 0.0, ""
+    for column, (field, auroc, ends) in enumerate(zip(fields, measured.value, measured.interval(), strict=True)):
+        present = states[:, column] == PRESENT
+        counted = present | (states[:, column] == ABSENT)
+        logit, truth = np.asarray(logits[counted, column], np.float64), present[counted]
+        n_present, n_absent = int(truth.sum()), int((~truth).sum())
+        reason = ""
         if column in untrained:
             reason = "its training images have one state only"
-        elif min(counts.values()) < enough:
+        elif min(n_present, n_absent) < ENOUGH:
             reason = (
-                f"{counts['n_present']} present and {counts['n_absent']} absent validation images, of each of which "
-                f"{enough} are needed"
+                f"{n_present} present and {n_absent} absent validation images, of each of which {ENOUGH} are needed"
             )
-        elif chance[column]:
-            reason = f"on the validation images it does not differ from chance ({chance[column]})"
-        else:
-            slope, intercept = _platt(logit, truth)
-        low = high = None
+        elif not (ends[0] > 0.5 or auroc == 1):  # perfect separation has no interval
+            between = "" if np.isnan(ends[0]) else f", {ends[0]:.2f} to {ends[1]:.2f}"
+            reason = f"on the validation images it does not differ from chance (AUROC {auroc:.2f}{between})"
+        slope, intercept, low, high = 1.0, 0.0, None, None
         if not reason:
+            slope, intercept = _platt(logit, truth)
             low, high = _thresholds(expit(slope * logit + intercept), truth, sensitivity, specificity)
-        fitted.append(Calibration(field, slope, intercept, low, high, **counts, unanswered=reason))
+        fitted.append(Calibration(field, slope, intercept, low, high, n_present, n_absent, reason))
     return fitted
-
-
-def _chance(logits: NDArray, states: NDArray, patients: NDArray) -> list[str]:
-    """The AUROC of each field, in words, where its interval does not lie above one half; "" where it does."""
-    measured = auroc_resamples(Patients(patients), logits, states)
-    words = []
-    for value, (low, high) in zip(measured.value, measured.interval(), strict=True):
-        if np.isnan(low):  # perfect separation has no interval
-            words.append("" if value == 1 else f"AUROC {value:.2f}")
-        else:
-            words.append("" if low > 0.5 else f"AUROC {value:.2f}, {low:.2f} to {high:.2f}")
-    return words
 
 
 def _platt(logit: NDArray, truth: NDArray[np.bool_]) -> tuple[float, float]:
@@ -146,76 +246,48 @@ def _thresholds(
 
 def _between(probability: NDArray, value: float) -> float:
     """Midway between `value` and the next lower probability, so that a threshold does not hang on one last digit."""
-    lower = probability[probability < value]
-    middle = (lower.max() + value) / 2 if len(lower) else value / 2
-    return float(middle if middle < value and not (len(lower) and middle <= lower.max()) else value)
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """How one field does on the test images whose state is present or absent.
-
-    Attributes:
-        n_present, n_absent: images.
-        sensitivity: share of the present images that are called present; missed: called absent; the rest: uncertain.
-        specificity: share of the absent images that are called absent; false_alarms: called present.
-        brier, ece: of the calibrated probabilities; brier_before, ece_before: before calibration.
-            None where there is nothing to count, or the field is not answered.
-    """
-
-    field: str
-    n_present: int
-    n_absent: int
-    sensitivity: float | None
-    missed: float | None
-    specificity: float | None
-    false_alarms: float | None
-    brier: float | None
-    ece: float | None
-    brier_before: float | None
-    ece_before: float | None
+    below = probability[probability < value].max(initial=0)
+    middle = (below + value) / 2
+    return float(middle if below < middle < value else value)
 
 
 def operating_points(
     rules: DecisionRules, probabilities: NDArray, before: NDArray, states: NDArray
-) -> list[OperatingPoint]:
-    """Sensitivity, specificity and calibration of every field.
+) -> list[dict[str, Any]]:
+    """How every field does on the test images whose state is present or absent.
 
     Args:
         probabilities: calibrated, (N, F), columns as ``rules.fields``.
         before: the same, before calibration.
         states: (N, F), codes of :mod:`vivid_monai.ums.states`.
+
+    Returns:
+        Per field: n_present, n_absent (images); sensitivity and missed: shares of the present images that are called
+        present, absent; specificity and false_alarms: shares of the absent ones that are called absent, present; brier
+        and ece of the calibrated probabilities, brier_before and ece_before. None where there is nothing to count, or
+        the field is not answered.
     """
-    called = [rules.states(row) for row in probabilities]
+    called = np.array([[state or "" for state in rules.states(row).values()] for row in probabilities])
     points = []
     for column, field in enumerate(rules.fields):
-        state = np.array([one[field] or "" for one in called])
-        present, absent = states[:, column] == PRESENT, states[:, column] == ABSENT
+        said, codes = called[:, column], states[:, column]
+        present, absent = said[codes == PRESENT], said[codes == ABSENT]
 
-        def share(of: NDArray, word: str, state: NDArray = state) -> float | None:
-            return float((state[of] == word).mean()) if of.any() and (state != "").all() else None
+        def share(of: NDArray, word: str, answered: bool = "" not in said) -> float | None:
+            return float((of == word).mean()) if len(of) and answered else None
 
-        error, error_before = (_errors(scores[:, column], states[:, column]) for scores in (probabilities, before))
-        points.append(
-            OperatingPoint(
-                field,
-                n_present=int(present.sum()),
-                n_absent=int(absent.sum()),
-                sensitivity=share(present, "present"),
-                missed=share(present, "absent"),
-                specificity=share(absent, "absent"),
-                false_alarms=share(absent, "present"),
-                brier=error[0],
-                ece=error[1],
-                brier_before=error_before[0],
-                ece_before=error_before[1],
-            )
-        )
+        point = {
+            "field": field,
+            "n_present": len(present),
+            "n_absent": len(absent),
+            "sensitivity": share(present, "present"),
+            "missed": share(present, "absent"),
+            "specificity": share(absent, "absent"),
+            "false_alarms": share(absent, "present"),
+        }
+        for key, scores in (("", probabilities), ("_before", before)):
+            for name, metric in (("brier", brier), ("ece", ece)):
+                value = metric(scores[:, column], codes, np.arange(len(codes)))(np.ones((1, len(codes)), int))[0]
+                point[name + key] = None if np.isnan(value) else float(value)
+        points.append(point)
     return points
-
-
-def _errors(probabilities: NDArray, states: NDArray) -> tuple[float | None, float | None]:
-    images = np.arange(len(states))
-    once = np.ones((1, len(states)), int)
-    values = [float(metric(probabilities, states, images)(once)[0]) for metric in (brier, ece)]
-    return (None, None) if np.isnan(values[0]) else (values[0], values[1])

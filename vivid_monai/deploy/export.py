@@ -1,32 +1,29 @@
 """Export a classifier as TorchScript or ONNX, with its preprocessing and fields, checked against PyTorch."""
 
-import ast
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from monai.data.torchscript_utils import load_net_with_metadata, save_net_with_metadata
 from torch import Tensor, nn
 
-from vivid_monai.deploy.onnx import FORMAT, INPUT, OUTPUTS, OnnxClassifier, need
+from vivid_monai.deploy.onnx import FORMAT, INPUT, OUTPUTS, OnnxClassifier
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.logs import quiet
 from vivid_monai.networks.classifier import Classifier
 from vivid_monai.storage.files import whole_file
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)
 OPSET = 20
-"""Of ONNX: the first with Gelu as one operator, which runtimes compute in one pass."""
+"""Of ONNX: the first with Gelu as one operator, which runtimes compute in one pass; under it all is a tenth slower."""
 
 
 def describe(classifier: Classifier, preprocess: Preprocess, fields: Sequence[str]) -> dict[str, Any]:
@@ -59,9 +56,7 @@ def check_same(
     path: str | PathLike,
     classifier: Classifier,
     exported: Callable[[Tensor], tuple[Tensor, ...]],
-    *,
     expected: Callable[[Tensor], tuple[Tensor, ...]],
-    tolerance: float = TOLERANCE,
 ) -> None:
     """Compare an exported file with PyTorch on random images, in batches of 1, 2 and 5.
 
@@ -71,11 +66,10 @@ def check_same(
     Args:
         path: of the file, for the message.
         exported, expected: images (B, C, H, W) → tensors that must be equal one by one.
-        tolerance: largest difference, as a part of the largest expected number where that is over 1: the logits of
-            noise may be in the dozens.
 
     Raises:
-        VividError: a difference over `tolerance`, or a shape that differs.
+        VividError: a shape that differs, or a number, by over :data:`TOLERANCE`, as a part of the largest expected one
+            where that is over 1: the logits of noise may be in the dozens.
     """
     generator = torch.Generator().manual_seed(0)
     for batch in BATCHES:
@@ -86,9 +80,9 @@ def check_same(
             difference = torch.inf
             if got.shape == wanted.shape:
                 difference = ((got - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
-            if not difference <= tolerance:
+            if not difference <= TOLERANCE:
                 raise VividError(
-                    f"{path}: a batch of {batch} differs from PyTorch's by {difference:.3g}, allowed is {tolerance:g}; "
+                    f"{path}: a batch of {batch} differs from PyTorch's by {difference:.3g}, allowed is {TOLERANCE:g}; "
                     "nothing was written"
                 )
 
@@ -110,50 +104,33 @@ def export_torchscript(
     with whole_file(path) as part:
         save_net_with_metadata(torch.jit.script(network), str(part), include_config_vals=False, meta_values=metadata)
         loaded, _, _ = load_net_with_metadata(str(part))
-        check_same(path, network, lambda images: (loaded(images),), expected=lambda images: (network(images),))
+        check_same(path, network, lambda images: (loaded(images),), lambda images: (network(images),))
     return path
 
 
-def export_onnx(
-    classifier: Classifier,
-    path: str | PathLike,
-    *,
-    preprocess: Preprocess,
-    fields: Sequence[str],
-    opset: int = OPSET,
-) -> Path:
+def export_onnx(classifier: Classifier, path: str | PathLike, *, preprocess: Preprocess, fields: Sequence[str]) -> Path:
     """Write a classifier as ONNX, for any runtime.
 
     Input "image" float32 (batch, C, H, W), any batch; outputs "pred", logits (batch, F), and "features", pooled
     features (batch, D). Preprocessing, fields and versions are JSON in the file's metadata. The file is read back as
     an :class:`~vivid_monai.deploy.onnx.OnnxClassifier` and compared with PyTorch before it takes its place.
 
-    Args:
-        opset: version of ONNX's operators, 18 or above; under 20 it is a tenth slower.
-
     Raises:
-        VividError: a package of ONNX cannot be imported; preprocessing or fields of another classifier; an opset that
-            the exporter does not know; a file that cannot be written; outputs that differ by over 1e-4.
+        VividError: preprocessing or fields of another classifier; a file that cannot be written; outputs that differ
+            by over 1e-4.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        need(package)
     path, metadata = Path(path), describe(classifier, preprocess, fields)
     network = _WithFeatures(for_export(classifier))
-    model = _onnx_model(network, opset)
+    model = _onnx_model(network)
     write_metadata(model, metadata)
     with whole_file(path) as part:
         part.write_bytes(model.SerializeToString())
         runtime = OnnxClassifier(part, threads=torch.get_num_threads())
-        check_same(
-            path,
-            network.classifier,
-            lambda images: tuple(torch.from_numpy(one) for one in runtime(images)),
-            expected=network,
-        )
+        check_same(path, network.classifier, lambda images: tuple(map(torch.from_numpy, runtime(images))), network)
     return path
 
 
-def write_metadata(model: Any, metadata: dict[str, Any]) -> None:
+def write_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
     """Set the metadata of an ONNX model, each value as JSON; other metadata, of nodes too, are removed.
 
     The exporter notes for every node which lines of which files it comes from: paths of the machine that exported.
@@ -164,7 +141,7 @@ def write_metadata(model: Any, metadata: dict[str, Any]) -> None:
         part.ClearField("doc_string")
     # "location" is what names another file as the place of weights; files with this word are refused.
     texts = {name: json.dumps(value).replace("location", r"\u006cocation") for name, value in metadata.items()}
-    need("onnx").helper.set_model_props(model, texts)
+    onnx.helper.set_model_props(model, texts)
 
 
 class _WithFeatures(nn.Module):
@@ -177,43 +154,16 @@ class _WithFeatures(nn.Module):
         return self.classifier.head(features), features
 
 
-def _onnx_model(network: _WithFeatures, opset: int) -> Any:
-    example = torch.zeros(2, *network.classifier.encoder.image_shape)
-    try:
-        with _quietly():
-            program: Any = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=list(OUTPUTS),
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                opset_version=opset,
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise VividError(f"the classifier cannot be written as ONNX with opset {opset}: {error}") from error
-    model = program.model_proto
-    if [one.version for one in model.opset_import if not one.domain] != [opset]:  # what fails here is only logged
-        raise VividError(f"the installed exporter does not know opset {opset}; leave it out for {OPSET}")
-    for node in model.graph.node:  # nodes are named after their layer: of equal weights only one is kept
-        notes = {prop.key: prop.value for prop in node.metadata_props}
-        if scopes := notes.get("pkg.torch.onnx.name_scopes"):
-            node.name = f"{ast.literal_eval(scopes)[-2]}/{node.name}"
-    return model
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """The exporter reports its progress and which other packages it misses."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [one.level for one in loggers]
-    try:
-        for one in loggers:
-            one.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+def _onnx_model(network: _WithFeatures) -> onnx.ModelProto:
+    with quiet():  # the exporter reports its progress and which other packages it misses
+        program: Any = torch.onnx.export(
+            network,
+            (torch.zeros(2, *network.classifier.encoder.image_shape),),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    return program.model_proto

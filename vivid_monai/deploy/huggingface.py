@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors.torch import save
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Dinov2Config, PreTrainedConfig, ViTConfig
 
 from vivid_monai.deploy.export import check_same, describe, for_export
+from vivid_monai.deploy.readme import render
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.classifier import Classifier
@@ -48,7 +48,8 @@ def export_huggingface(
     processor = _processor(preprocess)
     network = for_export(classifier)
     config = _config(network, fields)
-    readme = _readme(description, preprocess, type(config).__name__.removesuffix("Config") + _HEAD)
+    architecture = type(config).__name__.removesuffix("Config") + _HEAD
+    readme = render("huggingface.md.j2", **description, p=preprocess, architecture=architecture)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise VividError(f"{folder}: holds files already; name a folder that is not there yet")
@@ -60,7 +61,14 @@ def export_huggingface(
             (part / "model.safetensors").write_bytes(save(_weights(network), metadata={"format": "pt"}))
             (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
             (part / "README.md").write_text(readme, encoding="utf-8")
-            _check(folder, part, network)
+            AutoImageProcessor.from_pretrained(part, local_files_only=True)
+            model = AutoModelForImageClassification.from_pretrained(part, local_files_only=True).eval()
+            check_same(
+                folder,
+                network,
+                lambda images: (model(images).logits, model.base_model(images).last_hidden_state),
+                lambda images: (network(images), network.encoder(images)),
+            )
             part.replace(folder)
     except OSError as error:
         raise VividError(f"{folder}: cannot be written: {error}") from error
@@ -93,9 +101,8 @@ def _config(network: Classifier, fields: Sequence[str]) -> PreTrainedConfig:
 def _weights(network: Classifier) -> dict[str, Tensor]:
     head = {"classifier.weight": network.head.weight, "classifier.bias": network.head.bias}
     if network.pool == "cls":
-        return {
-            f"vit.{name}": tensor for name, tensor in rename_vit_weights(network.encoder, TRANSFORMERS).items()
-        } | head
+        tensors = rename_vit_weights(network.encoder, TRANSFORMERS)
+        return {f"vit.{name}": tensor for name, tensor in tensors.items()} | head
     if network.pool == "mean":
         weight = network.head.weight
         head["classifier.weight"] = torch.cat([torch.zeros_like(weight), weight], dim=1)
@@ -145,20 +152,3 @@ def _processor(preprocess: Preprocess) -> dict[str, Any]:
         "do_center_crop": to != preprocess.size or preprocess.resize == "crop",
         "crop_size": square,
     }
-
-
-def _readme(description: dict[str, Any], preprocess: Preprocess, architecture: str) -> str:
-    environment = Environment(
-        loader=PackageLoader("vivid_monai.deploy"), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    return environment.get_template("huggingface.md.j2").render(**description, p=preprocess, architecture=architecture)
-
-
-def _check(folder: Path, part: Path, network: Classifier) -> None:
-    AutoImageProcessor.from_pretrained(part, local_files_only=True)
-    model = AutoModelForImageClassification.from_pretrained(part, local_files_only=True).eval()
-
-    def theirs(images: Tensor) -> tuple[Tensor, ...]:
-        return model(images).logits, model.base_model(images).last_hidden_state
-
-    check_same(folder, network, theirs, expected=lambda images: (network(images), network.encoder(images)))

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vivid_monai.deploy.model import BundleModel
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders import load_encoder
-from vivid_monai.evaluation.probes import load_probe
+from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
+from vivid_monai.evaluation.probes import LinearProbe, load_probe
 from vivid_monai.images.preprocess import BasePreprocess
 from vivid_monai.images.read import ImageError
 
-ENCODER, PROBE = "pretrained_vit.safetensors", "probes/pretrained-0.safetensors"
+ENCODER = "pretrained_vit.safetensors"
 
 
 class Model:
@@ -98,35 +98,41 @@ def load_model(path: str | PathLike[str]) -> Model:
     if (path / "configs" / "metadata.json").is_file():
         return _bundle(path)
     if (path / ENCODER).is_file():
-        return _run(path)
+        encoder, probe, fields = load_run(path)
+
+        def score(features: Tensor) -> list[float | None]:
+            probabilities = probe.probabilities(features.numpy())[0].tolist()
+            return [None if i in probe.untrained else p for i, p in enumerate(probabilities)]
+
+        return Model(encoder, encoder.preprocess, fields, score)
     if path.is_file():
         encoder = load_encoder(str(path))
         return Model(encoder, encoder.preprocess)
     raise VividError(f"{path}: neither a bundle, nor the folder of a run with {ENCODER}, nor the file of an encoder")
 
 
+def load_run(folder: Path) -> tuple[VividEncoder, LinearProbe, tuple[str, ...]]:
+    """The encoder, the probe and its fields of a finished run of ``configs/train.json``.
+
+    Raises:
+        VividError: it is not the folder of one, or a file is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        pool = json.loads(path.read_text(encoding="utf-8")).get("pool")
+    except (OSError, ValueError) as error:
+        raise VividError(f"{path}: cannot be read: {error}; give the folder of a finished training run") from error
+    encoder = load_encoder(str(folder / ENCODER), pool=pool)
+    assert isinstance(encoder, VividEncoder)
+    return encoder, *load_probe(folder / "probes" / "pretrained-0.safetensors", encoder=encoder.fingerprint())
+
+
 def _bundle(folder: Path) -> Model:
-    model = BundleModel.load(folder, runtime="torch")
-    findings = model.metadata["answers"]["fields"]
-    head = model.classifier.head
+    model = BundleModel(folder, runtime="torch")
+    rules, head = model.rules.spec["fields"], model.classifier.head
 
     def score(features: Tensor) -> list[float | None]:
         probabilities = head(features)[0].double().sigmoid().tolist()
-        return [None if f["unanswered"] else p for f, p in zip(findings, probabilities, strict=True)]
+        return [None if rule["unanswered"] else p for rule, p in zip(rules, probabilities, strict=True)]
 
-    return Model(model.classifier.features, model.preprocess, tuple(f["field"] for f in findings), score)
-
-
-def _run(folder: Path) -> Model:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VividError(f"{folder}: no folder of a run: config.json cannot be read ({error})") from error
-    encoder = load_encoder(str(folder / ENCODER), pool=config.get("pool"))
-    probe, fields = load_probe(folder / PROBE, encoder=encoder.fingerprint())
-
-    def score(features: Tensor) -> list[float | None]:
-        probabilities = probe.probabilities(features.numpy())[0].tolist()
-        return [None if i in probe.untrained else p for i, p in enumerate(probabilities)]
-
-    return Model(encoder, encoder.preprocess, tuple(fields), score)
+    return Model(model.classifier.features, model.preprocess, model.fields, score)

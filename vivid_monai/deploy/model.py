@@ -5,12 +5,11 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,33 +31,23 @@ RUNTIMES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 """What can run a bundle, and its name."""
 _FILES = {"onnx": ONNX, "torch": WEIGHTS}
 
-Network = Callable[[Tensor], NDArray[np.float32]]
-"""Images (B, C, H, W), preprocessed → logits (B, F)."""
 
-
-@dataclass(frozen=True)
 class BundleModel:
     """What a bundle predicts with. No config of the bundle is evaluated and no code of it is run.
 
     Attributes:
-        folder: of the bundle.
-        runtime: what runs it, a key of :data:`RUNTIMES`.
-        network: the classifier in that runtime.
-        rules: from probabilities to states.
-        ood: detects images that are not to be assessed.
         metadata: of configs/metadata.json.
+        name, version: of the bundle.
+        runtime: what runs it, a key of :data:`RUNTIMES`.
+        fingerprint: SHA-256 of the file that answers.
+        preprocess: what an image goes through before it.
+        rules: from probabilities to states.
+        fields: names of the findings, in the order of the probabilities.
+        ood: detects images that are not to be assessed.
+        trained_on: the words of the training images' columns "modality", "anatomy" and "view"; no view: not known.
     """
 
-    folder: Path
-    runtime: str
-    network: Network
-    preprocess: Preprocess
-    rules: DecisionRules
-    ood: OODDetector
-    metadata: Mapping[str, Any]
-
-    @classmethod
-    def load(cls, folder: Path, *, runtime: str | None = None) -> Self:
+    def __init__(self, folder: Path, *, runtime: str | None = None) -> None:
         """Read configs/metadata.json and the files in models/ that it names and the runtime needs.
 
         Args:
@@ -68,111 +57,85 @@ class BundleModel:
             VividError: not a bundle of ours, files that are missing, damaged, or not those of its metadata; a bundle
                 without a file for the runtime.
         """
-        metadata = _metadata(folder)
-        with _explained(folder):
-            own = metadata["vivid"]
-            runtime = runtime or next(name for name, file in _FILES.items() if file in own["sha256"])
-            if _FILES[runtime] not in own["sha256"]:
-                raise VividError(f"{folder}: was built without {_FILES[runtime]}; build it with --onnx float32 or int8")
-            _content(folder, OOD, own)
-            return cls(
-                folder=folder,
-                runtime=runtime,
-                network=_onnx(folder, own) if runtime == "onnx" else _Eager(_classifier(folder, own)),
-                preprocess=Preprocess.from_dict(own["preprocess"]),
-                rules=DecisionRules(metadata["answers"]),
-                ood=OODDetector.load(folder / OOD),
-                metadata=metadata | {"version": str(metadata["version"]), "vivid": own | {"views": list(own["views"])}},
-            )
+        self.folder, self.metadata = folder, _metadata(folder)
+        own, spec = self.metadata["vivid"], self.metadata["answers"]
+        with self._explained():
+            self.runtime = runtime or next(name for name, file in _FILES.items() if file in own["sha256"])
+            file = _FILES[self.runtime]
+            if file not in own["sha256"]:
+                raise VividError(f"{folder}: was built without {file}; build it with --onnx float32 or int8")
+            self.name, self.version = folder.resolve().name, str(self.metadata["version"])
+            self.fingerprint: str = own["sha256"][file]
+            self.preprocess = Preprocess.from_dict(own["preprocess"])
+            self.rules = DecisionRules(spec)
+            self.fields = tuple(self.rules.fields)
+            self.trained_on: dict[str, list[str]] = {
+                "modality": own.get("modalities", [spec["modality"]]),  # of one value in bundles of before version 2
+                "anatomy": own.get("anatomies", [spec["anatomy"]]),
+                "view": own["views"],
+            }
+            self._content(OOD)
+            self.ood = OODDetector.load(folder / OOD)
+            if self.runtime == "onnx":
+                self._content(ONNX)
+            self._network: Any = OnnxClassifier(folder / ONNX) if self.runtime == "onnx" else self.classifier
 
-    @property
-    def name(self) -> str:
-        """Of the bundle's folder."""
-        return self.folder.resolve().name
-
-    @property
-    def version(self) -> str:
-        """Of the bundle."""
-        return str(self.metadata["version"])
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the file that answers."""
-        return str(self.metadata["vivid"]["sha256"][_FILES[self.runtime]])
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Names of the findings, in the order of the probabilities."""
-        return tuple(self.rules.fields)
-
-    @property
-    def trained_on(self) -> dict[str, list[str]]:
-        """The words of the training images' columns "modality", "anatomy" and "view"; no view: not known."""
-        own, spec = self.metadata["vivid"], self.rules.spec
-        return {
-            "modality": own.get("modalities", [spec["modality"]]),  # of one value in bundles of before version 2
-            "anatomy": own.get("anatomies", [spec["anatomy"]]),
-            "view": own["views"],
-        }
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The classifier in PyTorch, whatever the runtime; raises as the bundle does when it is loaded."""
+        own = self.metadata["vivid"]
+        with self._explained():
+            state = torch.load(io.BytesIO(self._content(WEIGHTS)), map_location="cpu", weights_only=True)
+            if "vit" in own:  # a bundle of version 1
+                state, own = _from_version_1(state, own["vit"]), {**own, "backbone": "vit", "config": own["vit"]}
+            encoder = BACKBONES[own["backbone"]](**own["config"])
+            classifier = Classifier(encoder, len(state["head.bias"]), pool=own["pool"])
+            classifier.load_state_dict(state)
+            return classifier.eval()
 
     @cached_property
     def label_space(self) -> LabelSpace:
         """The label space of the records; one of the user's own as far as the decision rules hold it."""
-        if (name := self.rules.spec["label_space"]) in available_label_spaces():
+        spec = self.rules.spec
+        if (name := spec["label_space"]) in available_label_spaces():
             return load_label_space(name)
         fields = []
-        for rule in self.rules.spec["fields"]:
+        for rule in spec["fields"]:
             above = [one for one in rule["ancestors"] if one in self.fields]  # a run may leave fields out
             fields.append({"name": rule["field"]} | ({"parent": above[0]} if above else {}))
         data = {"label_space_version": "1.0", "name": name, "description": name, "source": self.name, "fields": fields}
-        if (nothing := self.rules.spec["no_finding"]) in self.fields:
-            beside = [one for one in self.rules.spec["no_finding_compatible"] if one in self.fields]
+        if (nothing := spec["no_finding"]) in self.fields:
+            beside = [one for one in spec["no_finding_compatible"] if one in self.fields]
             data["no_finding"] = {"field": nothing, "compatible": beside}
         return parse_label_space(json.dumps(data), where=str(self.folder))
 
-    @cached_property
-    def classifier(self) -> Classifier:
-        """The classifier in PyTorch, whatever the runtime.
-
-        Raises:
-            VividError: as :meth:`load`.
-        """
-        if isinstance(self.network, _Eager):
-            return self.network.classifier
-        with _explained(self.folder):
-            return _classifier(self.folder, self.metadata["vivid"])
-
+    @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Images (B, C, H, W), preprocessed → probabilities (B, F), and distances (B,) from the training images."""
-        logits = self.network(images)
+        logits = self._network(images)[0] if self.runtime == "onnx" else self._network(images).numpy()
         return expit(logits.astype(np.float64)), self.ood.distance(thumbnail_features(images).numpy())
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError, StopIteration, pickle.UnpicklingError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise VividError(f"{self.folder}: is not a bundle of `vivid bundle`: {what}") from error
 
-@dataclass(frozen=True)
-class _Eager:
-    classifier: Classifier
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> NDArray[np.float32]:
-        return self.classifier(images).numpy()
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, StopIteration, pickle.UnpicklingError, RuntimeError) as error:
-        raise VividError(f"{folder}: is not a bundle of `vivid bundle`: {type(error).__name__}: {error}") from error
-
-
-def _classifier(folder: Path, own: Mapping[str, Any]) -> Classifier:
-    state = torch.load(io.BytesIO(_content(folder, WEIGHTS, own)), map_location="cpu", weights_only=True)
-    if "vit" in own:  # a bundle of version 1
-        state, own = _from_version_1(state, own["vit"]), {**own, "backbone": "vit", "config": own["vit"]}
-    encoder = BACKBONES[own["backbone"]](**own["config"])
-    classifier = Classifier(encoder, len(state["head.bias"]), pool=own["pool"])
-    classifier.load_state_dict(state)
-    return classifier.eval()
+    def _content(self, name: str) -> bytes:
+        """The file of this name, if it is the one that the metadata were written with."""
+        path = self.folder / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise VividError(f"{path}: this file of the bundle cannot be read: {error.strerror or error}") from error
+        if hashlib.sha256(content).hexdigest() != self.metadata["vivid"]["sha256"][name]:
+            raise VividError(
+                f"{path}: is not the file that configs/metadata.json was written with, but damaged or trained further: "
+                "build the bundle again, or run configs/inference.json, which takes any weights"
+            )
+        return content
 
 
 _VERSION_1 = {  # name of a tensor in a bundle of version 1, a sequence of PyTorch's and MONAI's modules → ours
@@ -199,26 +162,6 @@ def _from_version_1(state: Mapping[str, Tensor], vit: Mapping[str, Any]) -> dict
     ours["encoder.cls_token"] = positions[:, :1] + ours[f"{patches}.bias"]
     ours["encoder.patch_embedding.position_embeddings"] = positions[:, 1:]
     return ours
-
-
-def _onnx(folder: Path, own: Mapping[str, Any]) -> Network:
-    _content(folder, ONNX, own)
-    classifier = OnnxClassifier(folder / ONNX)
-    return lambda images: classifier(images)[0]
-
-
-def _content(folder: Path, name: str, own: Mapping[str, Any]) -> bytes:
-    path, digest = folder / name, own["sha256"][name]
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise VividError(f"{path}: this file of the bundle cannot be read: {error.strerror or error}") from error
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise VividError(
-            f"{path}: is not the file that configs/metadata.json was written with, but damaged or trained further: "
-            "build the bundle again, or run configs/inference.json, which takes any weights"
-        )
-    return content
 
 
 def _metadata(folder: Path) -> dict[str, Any]:

@@ -5,34 +5,21 @@ This module imports neither, so that a program that only predicts starts in a fr
 
 import json
 import mmap
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, first_line
 
 if TYPE_CHECKING:
     from vivid_monai.images.preprocess import Preprocess
 
 FORMAT = "vivid-classifier 1"
 INPUT, OUTPUTS = "image", ("pred", "features")
-
-
-def need(name: str) -> ModuleType:
-    """A module that is imported when it is needed: they take a second, and most commands need none.
-
-    Raises:
-        VividError: it cannot be imported.
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise VividError(f"{name} cannot be imported: {error}; install vivid-monai again with pip") from error
 
 
 class OnnxClassifier:
@@ -48,27 +35,22 @@ class OnnxClassifier:
         image_shape: (C, H, W) of an image.
 
     Raises:
-        VividError: onnxruntime cannot be imported; a file that is missing, broken or not one of ours; weights that lie
-            in another file.
+        VividError: a file that is missing, broken or not one of ours; weights that lie in another file.
     """
 
     def __init__(self, path: str | PathLike, *, threads: int | None = None) -> None:
-        runtime = need("onnxruntime")
         self.path = Path(path)
-        if threads is not None and threads < 1:
-            raise VividError(f"threads={threads} must be at least 1")
         _refuse_external_data(self.path)
-        options = runtime.SessionOptions()
+        options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads or 0, 1
         options.log_severity_level = 4  # errors are raised; what is logged besides is about hardware
         # Threads that spin while they wait are 7 % faster on a machine of their own, but on a shared one half as fast,
         # and they take the processor from whoever prepares the next image.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = runtime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime has a dozen kinds without a common base
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise VividError(f"{self.path}: is no ONNX file that can be run: {first}") from error
+            raise VividError(f"{self.path}: is no ONNX file that can be run: {first_line(error)}") from error
         self.metadata = self._metadata()
         self.fields: tuple[str, ...] = tuple(self.metadata["fields"])
         size = self.metadata["preprocess"]["size"]
@@ -96,21 +78,13 @@ class OnnxClassifier:
             VividError: images of another shape or type.
         """
         batch = np.asarray(images)
-        self.check(batch)
-        logits, features = self._session.run(OUTPUTS, {INPUT: batch})
-        return logits, features
-
-    def check(self, batch: NDArray) -> None:
-        """Refuse what is no batch of images for this classifier.
-
-        Raises:
-            VividError: images of another shape or type.
-        """
         if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1:] != self.image_shape or not len(batch):
             raise VividError(
                 f"a batch {batch.dtype} {batch.shape} does not fit {self.path.name}, which takes float32 images "
                 f"{self.image_shape}, as its preprocessing makes them"
             )
+        logits, features = self._session.run(OUTPUTS, {INPUT: batch})
+        return logits, features
 
     def _metadata(self) -> dict[str, Any]:
         stored = self._session.get_modelmeta().custom_metadata_map

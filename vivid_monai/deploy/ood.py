@@ -1,15 +1,13 @@
 """Out-of-distribution detection: images further from the training images than such images usually are are refused."""
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from safetensors.numpy import save
+import torch
+from numpy.typing import NDArray
 from scipy.stats import beta
 from sklearn.covariance import LedoitWolf
 from sklearn.model_selection import GroupKFold
@@ -20,25 +18,21 @@ from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import Encoder
 from vivid_monai.evaluation.probes.base import moments
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint
-from vivid_monai.storage.files import whole_file
+from vivid_monai.networks.modules import load_module, save_module
 
-FORMAT = "vivid-assessment"
-VERSION = 1
+KIND = "assessment"
 ENOUGH = 20
 """Patients that are needed to fit, and as many again to find the limit."""
 _BEYOND = 10  # validation images beyond the limit that make it sure enough by themselves
 _FOLDS = 10
 _MOST = 20_000  # training images: a covariance does not become better with more
-
 _ROUNDING = 1e-9
 _LEAST = 1e-9  # variance of a direction, where a feature has 1: features that say the same may leave none
 
 Distance = Callable[[NDArray], NDArray[np.float64]]
 
 
-@dataclass(frozen=True, eq=False)
-class OODDetector:
+class OODDetector(nn.Module):
     """The distance of an image from the training images, and how far is too far.
 
     The distance is Mahalanobis' on :func:`~vivid_monai.deploy.ood_score.thumbnail_features`, every number scaled first,
@@ -56,21 +50,24 @@ class OODDetector:
         n_images, n_patients: what the limit rests on.
     """
 
-    location: NDArray[np.float64]
-    whitening: NDArray[np.float64]
-    limit: float
-    accepted: float
-    n_images: int
-    n_patients: int
+    location: Tensor
+    whitening: Tensor
+
+    def __init__(self, dim: int, limit: float, accepted: float, n_images: int, n_patients: int) -> None:
+        super().__init__()
+        self.limit, self.accepted, self.n_images, self.n_patients = limit, accepted, n_images, n_patients
+        self.register_buffer("location", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("whitening", torch.zeros(dim, dim, dtype=torch.float64))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments that build it again."""
+        names = ("limit", "accepted", "n_images", "n_patients")
+        return {"dim": len(self.location), **{name: getattr(self, name) for name in names}}
 
     @classmethod
     def fit(
-        cls,
-        train: NDArray,
-        validation: NDArray,
-        *,
-        accepted: float = 0.99,
-        patients: tuple[ArrayLike, ArrayLike] | None = None,
+        cls, train: NDArray, validation: NDArray, patients: tuple[NDArray, NDArray], *, accepted: float = 0.99
     ) -> Self:
         """Fit the distance on training images and find the limit on images that it was not fitted on.
 
@@ -81,99 +78,51 @@ class OODDetector:
         Args:
             train: (N, D) features of training images.
             validation: (M, D) features of images of other patients.
+            patients: whose images they are, (N,) and (M,).
             accepted: in (0.5, 1).
-            patients: whose images they are, (N,) and (M,); None: each is another patient's.
 
         Raises:
-            VividError: not two arrays of finite numbers of the same width; fewer than :data:`ENOUGH` patients in one
-                of them, or patients in both; features that are all constant; a share outside (0.5, 1).
+            VividError: fewer than :data:`ENOUGH` patients in one of them; features that are all constant; a share
+                outside (0.5, 1).
         """
         if not 0.5 < accepted < 1:
             raise VividError(f"accepted={accepted} must lie between 0.5 and 1: the share of images that are answered")
-        whose = [np.asarray(p) for p in patients or (np.arange(len(train)), -1 - np.arange(len(validation)))]
-        for name, part, ids in zip(("training", "validation"), (train, validation), whose, strict=True):
-            _check(part, np.shape(train)[-1:], f"{name} features")
-            if ids.shape != (len(part),):
-                raise VividError(f"{len(part)} {name} images and patients of shape {ids.shape} do not go together")
+        for name, ids in zip(("training", "validation"), patients, strict=True):
             if (n := len(np.unique(ids))) < ENOUGH:
                 raise VividError(f"{n} {name} patients are too few to detect images unlike theirs: {ENOUGH} are needed")
-        if both := set(whose[0].tolist()) & set(whose[1].tolist()):
-            raise VividError(f"{len(both)} patients are in training and validation; split by patient")
         rows = np.linspace(0, len(train) - 1, min(len(train), _MOST)).astype(int)
-        train, whose[0] = np.asarray(train)[rows], whose[0][rows]
-        location, whitening = _gaussian(train)
-        distances, n_patients = unfitted(mahalanobis, train, validation, (whose[0], whose[1]), accepted=accepted)
-        return cls(
-            location=location,
-            whitening=whitening,
-            limit=conformal_limit(distances, accepted),
-            accepted=accepted,
-            n_images=len(distances),
-            n_patients=n_patients,
-        )
+        train, patients = train[rows], (patients[0][rows], patients[1])
+        distances, n_patients = unfitted(mahalanobis, train, validation, patients, accepted=accepted)
+        one = cls(train.shape[1], conformal_limit(distances, accepted), accepted, len(distances), n_patients)
+        one.location, one.whitening = (torch.from_numpy(array) for array in _gaussian(train))
+        return one
 
     def distance(self, features: NDArray) -> NDArray[np.float64]:
-        """How far images are from the training images: features (N, D) → (N,), from 0 on.
-
-        Raises:
-            VividError: features of another width, or that are not finite.
-        """
-        _check(features, self.location.shape, "features")
-        return _norm(features, self.location, self.whitening)
+        """How far images are from the training images: features (N, D) → (N,), from 0 on."""
+        return _norm(features, self.location.numpy(), self.whitening.numpy())
 
     def accepts(self, features: NDArray) -> NDArray[np.bool_]:
-        """Which images are to be answered: features (N, D) → (N,).
-
-        Raises:
-            VividError: as :meth:`distance`.
-        """
+        """Which images are to be answered: features (N, D) → (N,)."""
         return self.distance(features) <= self.limit
 
-    def refused(self, level: float = 0.95) -> tuple[float, float, float]:
-        """The share of images like the training ones that is refused: expected, and the ends of its interval.
+    def refused(self) -> tuple[float, float, float]:
+        """The share of images like the training ones that is refused: expected, and the ends of its 95 % interval.
 
         The share beyond the k-th of n distances has a Beta(n + 1 − k, k) distribution (Vovk 2012, PMLR 25, section 3).
         Images of one patient are alike: the interval is as wide as of one image per patient.
         """
         beyond = (self.n_images + 1 - _rank(self.n_images, self.accepted)) / (self.n_images + 1)
-        spread = beta((self.n_patients + 1) * beyond, (self.n_patients + 1) * (1 - beyond))
-        return beyond, float(spread.ppf((1 - level) / 2)), float(spread.ppf((1 + level) / 2))
+        low, high = beta((self.n_patients + 1) * beyond, (self.n_patients + 1) * (1 - beyond)).ppf([0.025, 0.975])
+        return beyond, float(low), float(high)
 
     def save(self, path: str | PathLike) -> None:
-        """Write it as one safetensors file, whole or not at all.
-
-        Raises:
-            VividError: the path does not end in `.safetensors`, or the file cannot be written.
-        """
-        if not str(path).endswith(".safetensors"):
-            raise VividError(f"{path}: it is saved as .safetensors")
-        settings = {name: getattr(self, name) for name in _SETTINGS}
-        metadata = {FORMAT: json.dumps({"version": VERSION, **settings})}  # safetensors gives several no order
-        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
-        with whole_file(path) as part:
-            part.write_bytes(save(tensors, metadata=metadata))
+        """Write it as one safetensors file; errors are those of `save_module`."""
+        save_module(self, path, kind=KIND)
 
     @classmethod
     def load(cls, path: str | PathLike) -> Self:
-        """Read a file of :meth:`save`; no code in it is run.
-
-        Raises:
-            VividError: no such file, broken, not written by :meth:`save`, or with values that cannot be.
-        """
-        file = read_checkpoint(path)
-        settings = _settings(file)
-        shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
-        width = next(iter(shapes.get("location", ())), 0)
-        if shapes != {"location": (width,), "whitening": (width, width)} or not width:
-            raise VividError(f"{file.path}: its tensors are not those of an OOD detector but {shapes}; write it again")
-        arrays = {name: tensor.numpy() for name, tensor in file.tensors.items()}
-        if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays.values()):
-            raise VividError(f"{file.path}: its tensors are not finite float64 numbers; write it again")
-        return cls(arrays["location"], arrays["whitening"], **settings)
-
-
-_SETTINGS = {"limit": float, "accepted": float, "n_images": int, "n_patients": int}
-_ARRAYS = ("location", "whitening")
+        """Read a file of :meth:`save`, or of version 1; errors are those of `load_module`."""
+        return load_module(path, {KIND: cls}).module
 
 
 def mahalanobis(train: NDArray) -> Distance:
@@ -226,31 +175,6 @@ def _norm(features: NDArray, location: NDArray, whitening: NDArray) -> NDArray[n
 def _rank(n: int, accepted: float) -> int:
     """Which of n distances, in order and from 1 on, is the limit."""
     return min(n, math.ceil((n + 1) * accepted - _ROUNDING))
-
-
-def _check(features: Any, width: tuple[int, ...], name: str) -> None:
-    shape = np.shape(features)
-    if len(shape) != 2 or shape[1:] != width or not shape[1]:
-        raise VividError(f"{name} must be (N, {width[0] if width else 'D'}), not {shape}; they are of another network")
-    if not (finite := np.isfinite(features).all(1)).all():
-        raise VividError(f"{name} of image {np.argmin(finite)} are not finite: the weights or the image are damaged")
-
-
-def _settings(file: CheckpointFile) -> dict[str, Any]:
-    if FORMAT not in file.metadata:
-        raise VividError(f"{file.path}: was not written by OODDetector.save")
-    try:
-        settings = json.loads(file.metadata[FORMAT])
-        if (version := settings.pop("version")) != VERSION:
-            raise VividError(f"{file.path}: has version {version!r}, this package reads {VERSION}; update it")
-        right = settings.keys() == _SETTINGS.keys() and all(type(settings[k]) is kind for k, kind in _SETTINGS.items())
-        right = right and 0.5 < settings["accepted"] < 1 and 0 <= settings["limit"] < math.inf
-        right = right and settings["n_images"] >= settings["n_patients"] > 0
-    except (KeyError, ValueError, AttributeError, TypeError) as error:
-        raise VividError(f"{file.path}: its metadata is broken ({error!r}); write it again") from error
-    if not right:
-        raise VividError(f"{file.path}: its settings are not those of an OOD detector; write it again")
-    return settings
 
 
 class ThumbnailEncoder(Encoder):

@@ -169,10 +169,17 @@ def predict(
     settings = {"model": model.name, "version": model.version, "weights": model.fingerprint}  # one file, one runtime
     journal = Journal(folder, {**settings, "overlays": overlays, "reports": reports})
     waiting = [one for one in inputs if one not in journal.entries]
-    run = _Run(model, folder, overlays, reports, batch_size, num_workers)
     try:
         with tqdm(total=len(inputs), initial=len(inputs) - len(waiting), desc="images", unit="image") as bar:
-            for entry in run.predict(waiting, first=len(journal.entries)):
+            dataset: Any = _Images(waiting, model) if waiting else []
+            loader: Any = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+            for entry, picture in _answers(model, loader, overlays=overlays):
+                number = f"{len(journal.entries):06d}"
+                if picture:
+                    entry = replace(entry, overlay=f"overlays/{number}.png")
+                    save_overlay(*picture, model.preprocess, folder / entry.overlay)
+                if reports and entry.status != UNREADABLE and is_dicom(entry.image.path):
+                    entry = _reported(model, entry, folder, f"reports/{number}.dcm")
                 journal.add(entry)
                 bar.update()
     finally:
@@ -182,85 +189,60 @@ def predict(
     return Predictions(entries, len(inputs) - len(waiting))
 
 
-@dataclass(frozen=True)
-class _Run:
-    model: BundleModel
-    folder: Path
-    overlays: bool
-    reports: bool
-    batch_size: int
-    num_workers: int
-
-    def predict(self, inputs: Sequence[Input], *, first: int) -> Iterator[Entry]:
-        """Entries in the order of the inputs; files of theirs are numbered from `first` on."""
-        if not inputs:
-            return
-        dataset = _Images([one.path for one in inputs], self.model)
-        loader: Any = DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=list)
-        waiting = iter(inputs)
-        number = first
-        for batch in loader:
-            images = {number + i: one for i, one in enumerate(batch) if isinstance(one, torch.Tensor)}
-            assessed = self._assessed(images)
-            for one in batch:
-                entry = Entry(next(waiting), ANSWERED)
-                if isinstance(one, Skipped):
-                    entry = replace(entry, status=UNREADABLE, reason=one.reason)
-                elif isinstance(one, str):
-                    entry = replace(entry, status=NOT_ASSESSED, reason=one)
-                else:
-                    entry = replace(entry, **next(assessed))
-                yield self._recorded(entry, number)
-                number += 1
-
-    def _assessed(self, images: dict[int, torch.Tensor]) -> Iterator[dict[str, Any]]:
-        if not images:
-            return
-        batch = torch.stack(list(images.values()))
-        probabilities, distances = self.model(batch)
-        limit = self.model.ood.limit
-        maps = attention_maps(self.model.classifier, batch) if self.overlays else None
-        for i, (number, row) in enumerate(zip(images, probabilities, strict=True)):
-            if distances[i] > limit:
-                yield {"status": NOT_ASSESSED, "reason": f"{UNLIKE}: distance {distances[i]:.1f}, limit {limit:.1f}"}
+def _answers(model: BundleModel, loader: Iterable[Any], *, overlays: bool) -> Iterator[tuple[Entry, tuple | None]]:
+    """An entry for each image and, for the overlay of an answered one, its pixels and the attention on them."""
+    limit = model.ood.limit
+    for batch in loader:
+        scored: Iterator[Any] = iter(())
+        if images := [pixels for _, pixels in batch if pixels is not None]:
+            stacked = torch.stack(images)
+            maps = attention_maps(model.classifier, stacked) if overlays else [None] * len(images)
+            scored = zip(*model(stacked), maps, strict=True)
+        for entry, pixels in batch:
+            if pixels is None:
+                yield entry, None
                 continue
-            overlay = ""
-            if maps is not None:
-                overlay = f"overlays/{number:06d}.png"
-                save_overlay(batch[i], maps[i], self.model.preprocess, self.folder / overlay)
-            yield {"probabilities": [round(float(value), 6) for value in row], "overlay": overlay}
+            probabilities, distance, attention = next(scored)
+            if not distance <= limit:
+                reason = f"{UNLIKE}: distance {distance:.1f}, limit {limit:.1f}"
+                yield replace(entry, status=NOT_ASSESSED, reason=reason), None
+                continue
+            entry = replace(entry, probabilities=[round(float(value), 6) for value in probabilities])
+            if wrong := verify(model.rules.record(entry.image.path, entry.probabilities), model.label_space):
+                raise VividError(f"{entry.image.path}: the findings contradict each other: {wrong[0].message}")
+            yield entry, (pixels, attention) if overlays else None
 
-    def _recorded(self, entry: Entry, number: int) -> Entry:
-        """The entry once its record was verified and, if asked for, reported."""
-        if entry.status == UNREADABLE:
-            return entry
-        rules = self.model.rules
-        record = rules.record(entry.image.path, entry.probabilities or [0.0] * len(rules.fields))
-        if entry.status == ANSWERED and (wrong := verify(record, self.model.label_space)):
-            raise VividError(f"{entry.image.path}: the findings contradict each other: {wrong[0].message}")
-        if not self.reports or not is_dicom(entry.image.path):
-            return entry
-        report = f"reports/{number:06d}.dcm"
-        algorithm = Algorithm(self.model.name, self.model.version, self.model.fingerprint)
-        reason = entry.reason if entry.status == NOT_ASSESSED else None
-        source, path = Path(entry.image.path), self.folder / report
-        try:
-            write_sr(Record.from_dict(record), source, path, algorithm=algorithm, not_assessed=reason)
-        except VividError as error:
-            return replace(entry, reason=f"{entry.reason}; no report: {error}".removeprefix("; "))
-        return replace(entry, report=report)
+
+def _reported(model: BundleModel, entry: Entry, folder: Path, report: str) -> Entry:
+    """The entry with its report, or with the reason why there is none."""
+    record = model.rules.record(entry.image.path, entry.probabilities or [0.0] * len(model.fields))
+    algorithm = Algorithm(model.name, model.version, model.fingerprint)
+    try:
+        write_sr(
+            Record.from_dict(record),
+            Path(entry.image.path),
+            folder / report,
+            algorithm=algorithm,
+            not_assessed=entry.reason if entry.status == NOT_ASSESSED else None,
+        )
+    except VividError as error:
+        return replace(entry, reason=f"{entry.reason}; no report: {error}".removeprefix("; "))
+    return replace(entry, report=report)
 
 
 class _Images(ImageDataset):
-    """Preprocessed images (C, H, W), :class:`Skipped`, or the objection to assessing them in words."""
+    """An entry and preprocessed pixels (C, H, W); None for these where the entry says why there is no answer."""
 
-    def __init__(self, paths: Sequence[str], model: BundleModel) -> None:
-        super().__init__([{"image": path, "id": str(i)} for i, path in enumerate(paths)], model.preprocess)
-        self.trained_on = model.trained_on
+    def __init__(self, inputs: Sequence[Input], model: BundleModel) -> None:
+        super().__init__([{"image": one.path, "id": one.path} for one in inputs], model.preprocess)
+        self.inputs, self.trained_on = inputs, model.trained_on
 
     def __getitem__(self, index: Any) -> Any:
         """By the tags first: a cine or an ultrasound image is not assessed, whatever its pixels are."""
-        if reason := objection(self.data[index]["image"], self.trained_on):
-            return reason
+        image = self.inputs[index]
+        if reason := objection(image.path, self.trained_on):
+            return Entry(image, NOT_ASSESSED, reason), None
         item = super().__getitem__(index)
-        return item if isinstance(item, Skipped) else item["image"]
+        if isinstance(item, Skipped):
+            return Entry(image, UNREADABLE, item.reason), None
+        return Entry(image, ANSWERED), item["image"]

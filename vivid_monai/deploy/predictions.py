@@ -76,36 +76,28 @@ class Journal:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.path = folder / "journal.jsonl"
+        path = folder / "journal.jsonl"
         self.entries: dict[Input, Entry] = {}
-        first = json.dumps(settings, sort_keys=True)
-        lines = self._lines()
-        if lines and json.loads(lines[0]) != json.loads(first):
-            raise VividError(
-                f"{folder}: holds answers of another model or with other settings; give another folder (--out)"
-            )
-        for line in lines[1:]:
-            data = json.loads(line)
-            entry = Entry(**{**data, "image": Input(**data["image"])})
-            self.entries[entry.image] = entry
-        with whole_file(self.path) as part:
-            part.write_text("".join(f"{line}\n" for line in lines or [first]), encoding="utf-8")
-        self._file = self.path.open("a", encoding="utf-8")
-
-    def _lines(self) -> list[str]:
-        """The whole lines of the file: each ends and is JSON."""
-        if not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        lines = text.split("\n")[:-1]  # what follows the last line break was cut off
-        for number, line in enumerate(lines):
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+        whole = [json.dumps(settings, sort_keys=True)]
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut off
             try:
-                json.loads(line)
+                data = json.loads(line)
             except ValueError as error:
                 if number == len(lines) - 1:
-                    return lines[:-1]
-                raise VividError(f"{self.path}:{number + 1}: is damaged ({error}); delete it to begin again") from error
-        return lines
+                    break
+                raise VividError(f"{path}:{number}: is damaged ({error}); delete it to begin again") from error
+            if number > 1:
+                whole.append(line)
+                entry = Entry(**{**data, "image": Input(**data["image"])})
+                self.entries[entry.image] = entry
+            elif data != settings:
+                raise VividError(
+                    f"{folder}: holds answers of another model or with other settings; give another folder (--out)"
+                )
+        with whole_file(path) as part:
+            part.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
 
     def add(self, entry: Entry) -> None:
         """Write an entry; it is with the operating system when this returns."""

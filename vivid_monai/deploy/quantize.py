@@ -5,23 +5,35 @@ rounds to nearest. With a scale per token and error-cancelling rounding no AUROC
 2,619 test images (docs/deploy.md), where a bundle is refused from .002 on.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import torch
 from numpy.typing import ArrayLike, NDArray
+from onnx.helper import make_node
 from torch import Tensor
 from tqdm import tqdm
 
-from vivid_monai.deploy.export import write_metadata
-from vivid_monai.deploy.onnx import INPUT, OnnxClassifier, need
+from vivid_monai.data.dataset import ImageDataset
+from vivid_monai.deploy.calibration import CalibratedModel
+from vivid_monai.deploy.export import export_onnx, write_metadata
+from vivid_monai.deploy.onnx import INPUT, OnnxClassifier
+from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.errors import VividError
+from vivid_monai.metrics.masked import masked_auroc
 from vivid_monai.storage.files import whole_file
+from vivid_monai.storage.skipped import Skipped
 
+MOST = 0.002
+"""The AUROC of no answered finding may change by more."""
+_TRAINING = 128  # images to round for
 _GELU_MIN = -0.17  # no value of GELU is below
 _CONSTANTS: dict[str, Any] = {
     "8bit.0": np.array(0),
@@ -43,6 +55,65 @@ _BATCH = 8
 _SUM = 128  # of two neighbours: 255 · 128 is the last product of inputs up to 255 that fits into 16 bits
 
 
+def write_int8(model: CalibratedModel, path: Path, rules: DecisionRules) -> dict[str, Any]:
+    """Write the classifier as ONNX in 8 bits.
+
+    Returns:
+        What 8 bits change on the validation images: "images" (how many), "auroc" (answered field → its AUROC less that
+        in float32), "probability" (the largest change of an answered field's) and "states" (how many are others, of
+        images x answered fields).
+
+    Raises:
+        VividError: the AUROC of an answered finding changes by more than :data:`MOST`; nothing is written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=".onnx.") as folder:
+        whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        export_onnx(model.classifier, whole, preprocess=model.preprocess, fields=model.fields)
+        n = model.manifest.select("train").table.num_rows
+        rows = np.unique(np.linspace(0, n - 1, _TRAINING).astype(int))
+        quantize_onnx(whole, small, _images(model, "train", rows))
+        change = _change(model, OnnxClassifier(small), rules)
+        worst = max(change["auroc"], key=lambda field: abs(change["auroc"][field]), default=None)
+        if worst is not None and abs(change["auroc"][worst]) > MOST:
+            raise VividError(
+                f"8 bits change the AUROC of {worst} by {change['auroc'][worst]:+.4f} on the {change['images']} "
+                f"validation images, {MOST} is allowed; take float32"
+            )
+        small.replace(path)
+    return change
+
+
+def _images(model: CalibratedModel, split: str, rows: Iterable[int]) -> Iterator[NDArray[np.float32]]:
+    """These images (C, H, W) of a split, preprocessed; what cannot be read is left out."""
+    items = model.manifest.select(split).items()
+    dataset = ImageDataset([items[row] for row in rows], model.preprocess)
+    for one in (dataset[i] for i in range(len(dataset))):
+        if not isinstance(one, Skipped):
+            yield one["image"].numpy()
+
+
+def _change(model: CalibratedModel, network: OnnxClassifier, rules: DecisionRules) -> dict[str, Any]:
+    n, truth = model.manifest.select("val").table.num_rows, model.validation.states
+    images = tqdm(_images(model, "val", range(n)), "val in 8 bits", n, unit="image", leave=False)
+    after = np.concatenate([network(batch)[1] for batch in _batches(images)])
+    scores = [model.probabilities(features) for features in (model.validation.x, after)]
+    aurocs = [masked_auroc(one, truth)[model.answered] for one in scores]
+    states = [np.array([list(rules.states(row).values()) for row in one], object) for one in scores]
+    return {
+        "images": len(truth),
+        "auroc": {model.fields[i]: float(b - a) for i, a, b in zip(model.answered, *aurocs, strict=True)},
+        "probability": float(np.abs(scores[1] - scores[0])[:, model.answered].max(initial=0)),
+        "states": int((states[0] != states[1]).sum()),
+    }
+
+
+def _batches(images: Iterable[ArrayLike]) -> Iterator[NDArray[np.float32]]:
+    left = iter(images)
+    while some := list(islice(left, _BATCH)):
+        yield np.stack([np.asarray(one) for one in some])
+
+
 def quantize_onnx(path: str | PathLike, out: str | PathLike, images: Iterable[ArrayLike]) -> Path:
     """Write an exported classifier anew with weights and inputs of its linear layers in 8 bits.
 
@@ -54,23 +125,15 @@ def quantize_onnx(path: str | PathLike, out: str | PathLike, images: Iterable[Ar
     in float32. All operators are standard ONNX.
 
     Args:
-        path: a file of ``export_onnx``; with its default opset, as the output of GELU is then told by its operator and
-            takes all 256 steps.
-        out: the file to write.
+        path: a file of ``export_onnx``.
         images: float32 (C, H, W) each, preprocessed: some hundred of those the classifier was trained on.
 
     Raises:
-        VividError: a package of ONNX cannot be imported; not a file of ``export_onnx``; no image, or one of another
-            shape; a file that cannot be written.
+        VividError: not a file of ``export_onnx``; no image; a file that cannot be written.
     """
-    onnx = need("onnx")
     classifier, out = OnnxClassifier(path), Path(out)
-    if "bits" in classifier.metadata:
-        raise VividError(f"{path}: is in {classifier.metadata['bits']} bits already; give the file of export_onnx")
     model = onnx.load(path)
-    weights = {one.name for one in model.graph.initializer}
-    linear = {node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights}
-    _quantize(model, linear, input_moments(classifier, model, linear, images))
+    _quantize(model, input_moments(model, images))
     write_metadata(model, classifier.metadata | {"bits": 8})
     with whole_file(out) as part:
         part.write_bytes(model.SerializeToString())
@@ -78,31 +141,32 @@ def quantize_onnx(path: str | PathLike, out: str | PathLike, images: Iterable[Ar
     return out
 
 
-def _quantize(model: Any, chosen: set[str], moments: Mapping[str, NDArray]) -> None:
-    """Replace these products with weights by products of bytes; `moments` are those of their inputs, by name."""
-    array, tensor = need("onnx").numpy_helper.to_array, need("onnx").numpy_helper.from_array
-    graph = model.graph
+def _linear(graph: onnx.GraphProto) -> dict[str, NDArray[np.float32]]:
+    """Name of each product with a stored weight → that weight (inputs, outputs)."""
     stored = {one.name: one for one in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in stored]
+    return {node.name: onnx.numpy_helper.to_array(stored[node.input[1]]) for node in products}
+
+
+def _quantize(model: onnx.ModelProto, moments: Mapping[str, NDArray]) -> None:
+    """Replace products with weights by products of bytes; `moments` are those of their inputs, by name."""
+    graph, linear = model.graph, _linear(model.graph)
     made_by = {name: node.op_type for node in graph.node for name in node.output}
-    nodes: list[Any] = _first_rows(graph.input[0].name) if chosen else []
-    constants = dict(_CONSTANTS)
-    bar = tqdm(total=len(chosen), desc="8 bits", unit="layer", leave=False)
-    for node in graph.node:
-        if node.name not in chosen:
+    nodes, constants = _first_rows(graph.input[0].name) if linear else [], dict(_CONSTANTS)
+    for node in tqdm(graph.node, desc="8 bits", unit="node", leave=False):
+        if node.name not in linear:
             nodes.append(node)
             continue
         tokens, weight = node.input
-        values, scales = round_weight(array(stored[weight]), moments[tokens])
+        values, scales = round_weight(linear[node.name], moments[tokens])
         constants |= {f"{weight}.int8": values, f"{weight}.scale": scales}
         after_gelu = made_by.get(tokens) == "Gelu"
         shift = _GELU_MIN * (values * scales.astype(np.float64)).sum(0)
         constants[f"{node.output[0]}.shift"] = shift.astype(np.float32)
         nodes += _product_of_bytes(node, after_gelu=after_gelu)
-        bar.update()
-    bar.close()
     used = {name for node in nodes for name in node.input}
     initializers = [one for one in graph.initializer if one.name in used]
-    initializers += [tensor(np.asarray(one), name) for name, one in constants.items() if name in used]
+    initializers += [onnx.numpy_helper.from_array(np.asarray(one), k) for k, one in constants.items() if k in used]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(initializers)
@@ -110,13 +174,12 @@ def _quantize(model: Any, chosen: set[str], moments: Mapping[str, NDArray]) -> N
 
 def _first_rows(image: str) -> list[Any]:
     """Where the first token of every image of the batch is: int64 (B, 2), its image and 0."""
-    make = need("onnx").helper.make_node
     return [
-        make("Shape", [image], ["8bit.batch"], name="8bit.Shape", start=0, end=1),
-        make("Squeeze", ["8bit.batch"], ["8bit.images"], name="8bit.Squeeze"),
-        make("Range", ["8bit.0", "8bit.images", "8bit.1"], ["8bit.numbers"], name="8bit.Range"),
-        make("Unsqueeze", ["8bit.numbers", "8bit.axis"], ["8bit.column"], name="8bit.Unsqueeze"),
-        make("Pad", ["8bit.column", "8bit.pad"], ["8bit.rows"], name="8bit.Pad"),
+        make_node("Shape", [image], ["8bit.batch"], name="8bit.Shape", start=0, end=1),
+        make_node("Squeeze", ["8bit.batch"], ["8bit.images"], name="8bit.Squeeze"),
+        make_node("Range", ["8bit.0", "8bit.images", "8bit.1"], ["8bit.numbers"], name="8bit.Range"),
+        make_node("Unsqueeze", ["8bit.numbers", "8bit.axis"], ["8bit.column"], name="8bit.Unsqueeze"),
+        make_node("Pad", ["8bit.column", "8bit.pad"], ["8bit.rows"], name="8bit.Pad"),
     ]
 
 
@@ -127,13 +190,12 @@ def _product_of_bytes(node: Any, *, after_gelu: bool) -> list[Any]:
     form in which runtimes find products of bytes. After GELU, values are shifted to begin at 0, which spares the sign.
     What is left of the first token is quantised and multiplied in the same way, and added to its row.
     """
-    make = need("onnx").helper.make_node
     steps: list[Any] = []
     tokens, weight, output = node.input[0], node.input[1], node.output[0]
 
     def add(operator: str, *inputs: str, to: str = "", **attributes: int | str) -> str:
         name = to or f"{output}.{operator}{len(steps)}"
-        steps.append(make(operator, inputs, [name], name=f"{node.name}.{operator}{len(steps)}", **attributes))
+        steps.append(make_node(operator, inputs, [name], name=f"{node.name}.{operator}{len(steps)}", **attributes))
         return name
 
     def in_bytes(x: str, size: str, *form: str) -> tuple[str, str, str, str]:
@@ -211,37 +273,23 @@ def _factor(moments: Tensor) -> Tensor:
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moments)), upper=True)
 
 
-def input_moments(
-    classifier: OnnxClassifier, model: Any, products: Iterable[str], images: Iterable[ArrayLike]
-) -> dict[str, NDArray[np.float32]]:
-    """The inputs of these products, by name → their second moments (D, D) on some images.
+def input_moments(model: onnx.ModelProto, images: Iterable[ArrayLike]) -> dict[str, NDArray[np.float32]]:
+    """The inputs of products with weights, by name → their second moments (D, D) on some images.
 
-    The first token counts as much as all others together: the head reads it.
-
-    Args:
-        classifier: what runs the model.
-        model: the same as an ONNX model.
-        products: names of nodes.
-        images: float32 (C, H, W) each.
-
-    Raises:
-        VividError: no image, or one of another shape.
+    The first token counts as much as all others together: the head reads it. Images are float32 (C, H, W) each.
     """
-    onnx, names = need("onnx"), set(products)
-    tokens = sorted({node.input[0] for node in model.graph.node if node.name in names})
+    linear = _linear(model.graph)
+    tokens = sorted({node.input[0] for node in model.graph.node if node.name in linear})
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     shown.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tokens)
-    session = need("onnxruntime").InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
-    moments: dict[str, Any] = dict.fromkeys(tokens, 0)
-    n, left = 0, iter(images)
-    while some := list(islice(left, _BATCH)):
-        batch = np.stack([np.asarray(one) for one in some])
-        classifier.check(batch)
-        n += len(batch)
+    session = onnxruntime.InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
+    moments: dict[str, Any] = {}
+    for batch in _batches(images):
         for name, values in zip(tokens, session.run(tokens, {INPUT: batch}), strict=True):
             first, others = values[:, 0], values[:, 1::_APART].reshape(-1, values.shape[-1])
-            moments[name] += first.T @ first + others.T @ others * (len(first) / len(others))
-    if not n:
+            added = first.T @ first + others.T @ others * (len(first) / len(others))
+            moments[name] = moments.get(name, 0) + added
+    if not moments:
         raise VividError("8 bits need images to round for, some hundred of those the classifier was trained on")
     return moments

@@ -1,8 +1,7 @@
 """Docs of a bundle: README.md with the zoo's headings, the data licence, reliability curves."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,40 +9,46 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vivid_monai.deploy.bundle_onnx import Change
-from vivid_monai.deploy.calibrated import ENCODER, CalibratedModel
-from vivid_monai.deploy.calibration import OperatingPoint
+from vivid_monai.deploy.calibration import ENCODER, CalibratedModel
 from vivid_monai.evaluation.figures import Bins
 from vivid_monai.evaluation.format import estimate
 from vivid_monai.evaluation.results import MACRO
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.storage.files import whole_file
 
 
-def write_docs(
-    folder: Path,
+def render(template: str, **values: Any) -> str:
+    """The text of a template of this package."""
+    loader = PackageLoader("vivid_monai.deploy")
+    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.globals |= {"interval": estimate, "pair": _pair, "step": _step}
+    return environment.get_template(template).render(**values)
+
+
+def bundle_docs(
     model: CalibratedModel,
-    metadata: dict[str, Any],
-    tested: Sequence[OperatingPoint],
+    metadata: Mapping[str, Any],
+    tested: Sequence[Mapping[str, Any]],
     *,
+    name: str,
     about: str,
-    change: Change | None = None,
-    data_license: str = "",
-) -> None:
-    """Write docs/README.md, docs/data_license.txt and docs/reliability.png into the bundle.
+    change: Mapping[str, Any] | None,
+    data_license: str,
+) -> dict[str, bytes]:
+    """Content of README.md, data_license.txt and reliability.png.
 
     Args:
+        tested: of :func:`~vivid_monai.deploy.calibration.operating_points`.
+        name: of the bundle.
         about: the kind of image, as "chest X-ray".
+        change: of :func:`~vivid_monai.deploy.quantize.write_int8`; None: nothing is in 8 bits.
+        data_license: conditions of the data; "": a text that refers to their providers.
     """
-    docs = folder / "docs"
-    environment = Environment(
-        loader=PackageLoader("vivid_monai.deploy"), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    environment.globals |= {"interval": estimate, "pair": _pair, "step": _step}
-    text = environment.get_template("README.md.j2").render(
+    parts = {"train": model.train, "validation": model.validation, "test": model.test}
+    text = render(
+        "README.md.j2",
         m=metadata,
         r=model.results,
-        name=folder.name,
+        name=name,
         about=about,
         architecture=model.classifier.encoder.architecture,
         parameters=f"{sum(one.numel() for one in model.classifier.parameters()):,}",
@@ -51,28 +56,28 @@ def write_docs(
         size=model.preprocess.size,
         fields=model.fields,
         preprocessing=describe_preprocess(model.preprocess),
-        n={
-            "train": f"{len(model.train.ids):,}",
-            "validation": f"{len(model.validation.ids):,}",
-            "test": f"{len(model.test.ids):,}",
-            "patients": f"{len(set(model.test.patients)):,}",
-        },
+        n={split: f"{len(part.ids):,}" for split, part in parts.items()}
+        | {"patients": f"{len(set(model.test.patients)):,}"},
         tested=tested,
         change=change,
         auroc={field: model.results.get("auroc", field, ENCODER) for field in model.results.fields},
         macro=model.results.get("auroc", MACRO, ENCODER),
         answered=[one for one in model.calibrations if not one.unanswered],
+        unanswered=[one for one in model.calibrations if one.unanswered],
         ood=model.ood,
         refused=model.ood.refused(),
         refused_test=int((~model.ood.accepts(model.thumbnails["test"])).sum()),
-        unanswered=[asdict(one) for one in model.calibrations if one.unanswered],
     )
-    with whole_file(docs / "README.md") as part:
-        part.write_text(text, encoding="utf-8")
-    with whole_file(docs / "data_license.txt") as part:
-        part.write_text(data_license or _default_license(metadata["data_source"]), encoding="utf-8")
-    with whole_file(docs / "reliability.png") as part:
-        _reliability(model, part)
+    data_license = data_license or (
+        f"The weights of this bundle were learned from: {metadata['data_source']}.\n\n"
+        "No image of it is part of the bundle. The conditions under which these data may be used are those of their "
+        "providers;\nwhoever trains on or publishes results from them has to follow these conditions.\n"
+    )
+    return {
+        "README.md": text.encode(),
+        "data_license.txt": data_license.encode(),
+        "reliability.png": _reliability(model),
+    }
 
 
 def describe_preprocess(preprocess: Preprocess) -> str:
@@ -91,8 +96,8 @@ def describe_preprocess(preprocess: Preprocess) -> str:
     )
 
 
-def _reliability(model: CalibratedModel, path: Path) -> None:
-    probabilities, states = model.probabilities(model.test), model.test.states
+def _reliability(model: CalibratedModel) -> bytes:
+    probabilities, states = model.probabilities(model.test.x), model.test.states
     columns = 4
     rows = -(-len(model.fields) // columns)
     figure = Figure(figsize=(2.4 * columns, 2.5 * rows), layout="constrained")
@@ -109,7 +114,9 @@ def _reliability(model: CalibratedModel, path: Path) -> None:
         axes.tick_params(labelsize=7)
     figure.supxlabel("calibrated probability; the size of a point is its number of images", fontsize=8)
     figure.supylabel("share of test images present", fontsize=8)
-    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    return content.getvalue()
 
 
 def _pair(first: float | None, second: float | None) -> str:
@@ -118,11 +125,3 @@ def _pair(first: float | None, second: float | None) -> str:
 
 def _step(before: float | None, after: float | None) -> str:
     return "–" if before is None or after is None else f"{before:.3f} → {after:.3f}"
-
-
-def _default_license(source: str) -> str:
-    return (
-        f"The weights of this bundle were learned from: {source}.\n\n"
-        "No image of it is part of the bundle. The conditions under which these data may be used are those of their "
-        "providers;\nwhoever trains on or publishes results from them has to follow these conditions.\n"
-    )

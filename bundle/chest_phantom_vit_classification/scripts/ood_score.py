@@ -72,7 +72,9 @@ class WithOODScore(nn.Module):
         with safe_open(path, framework="pt") as file:
             for name in ("location", "whitening"):
                 self.register_buffer(name, file.get_tensor(name), persistent=False)
-            self.limit = float(json.loads(file.metadata()["vivid-assessment"])["limit"])
+            stored = {name: json.loads(text) for name, text in file.metadata().items()}
+        settings = stored["vivid"]["config"] if "vivid" in stored else stored["vivid-assessment"]  # of version 1
+        self.limit = float(settings["limit"])
 
     def forward(self, images: Tensor) -> Tensor:
         rows = thumbnail_features(images).double()

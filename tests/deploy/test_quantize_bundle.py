@@ -8,12 +8,12 @@ import pytest
 from scipy.special import expit
 
 from tests.deploy.conftest import NAME
-from vivid_monai.deploy import bundle_onnx
+from vivid_monai.deploy import quantize
 from vivid_monai.deploy.bundle import build_bundle
-from vivid_monai.deploy.bundle_onnx import write_onnx
 from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.onnx import OnnxClassifier
 from vivid_monai.deploy.postprocessing import DecisionRules
+from vivid_monai.deploy.quantize import write_int8
 from vivid_monai.errors import VividError
 from vivid_monai.metrics.masked import masked_auroc
 
@@ -26,7 +26,7 @@ def rules(bundle_folder) -> DecisionRules:
 
 @pytest.fixture
 def anything_goes(monkeypatch):
-    monkeypatch.setattr(bundle_onnx, "MOST", 1.0)
+    monkeypatch.setattr(quantize, "MOST", 1.0)
 
 
 def val_images(finished) -> np.ndarray:
@@ -38,10 +38,10 @@ def test_the_file_of_the_metadata_is_what_answers(bundle_folder):
     metadata = json.loads((bundle_folder / "configs" / "metadata.json").read_text())
     assert metadata["vivid"]["onnx"] == "float32"
     for runtime, file in (("onnx", "model.onnx"), ("torch", "model.pt")):
-        model = BundleModel.load(bundle_folder, runtime=runtime)
+        model = BundleModel(bundle_folder, runtime=runtime)
         digest = hashlib.sha256((bundle_folder / "models" / file).read_bytes()).hexdigest()
         assert model.fingerprint == metadata["vivid"]["sha256"][f"models/{file}"] == digest
-    assert BundleModel.load(bundle_folder).runtime == "onnx"
+    assert BundleModel(bundle_folder).runtime == "onnx"
     assert "Its answers are those of `models/model.pt`" in (bundle_folder / "docs" / "README.md").read_text()
 
 
@@ -51,27 +51,27 @@ def test_a_bundle_without_onnx_answers_by_pytorch(finished, bundle_folder, tmp_p
     (folder / "models" / "model.onnx").write_bytes(b"of a build before")
     build_bundle(finished, folder)
     assert not (folder / "models" / "model.onnx").exists()
-    assert BundleModel.load(folder).runtime == "torch"
+    assert BundleModel(folder).runtime == "torch"
     assert "ONNX" not in (folder / "docs" / "README.md").read_text()
     with pytest.raises(VividError, match=r"was built without models/model\.onnx"):
-        BundleModel.load(folder, runtime="onnx")
+        BundleModel(folder, runtime="onnx")
 
 
 def test_eight_bits_tell_what_they_change(finished, rules, tmp_path, anything_goes):
-    change = write_onnx(finished, tmp_path / "model.onnx", kind="int8", rules=rules)
+    change = write_int8(finished, tmp_path / "model.onnx", rules)
     logits, _ = OnnxClassifier(tmp_path / "model.onnx")(val_images(finished))
     validation = finished.validation
-    before, after = finished.probabilities(validation), expit(logits.astype(np.float64))
+    before, after = finished.probabilities(validation.x), expit(logits.astype(np.float64))
     answered = [i for i, one in enumerate(finished.calibrations) if not one.unanswered]
-    assert change.images == len(validation.ids)
-    assert 0 < change.probability < 0.2
-    assert change.probability == pytest.approx(np.abs(after - before)[:, answered].max(), abs=1e-5)
+    assert change["images"] == len(validation.ids)
+    assert 0 < change["probability"] < 0.2
+    assert change["probability"] == pytest.approx(np.abs(after - before)[:, answered].max(), abs=1e-5)
     difference = (masked_auroc(after, validation.states) - masked_auroc(before, validation.states))[answered]
-    assert list(change.auroc) == [finished.fields[i] for i in answered]
-    np.testing.assert_allclose(list(change.auroc.values()), difference, atol=1e-9)
+    assert list(change["auroc"]) == [finished.fields[i] for i in answered]
+    np.testing.assert_allclose(list(change["auroc"].values()), difference, atol=1e-9)
     assert np.abs(difference).max() > 0
     states = [[list(rules.states(row).values()) for row in one] for one in (before, after)]
-    assert change.states == sum(a != b for x, y in zip(*states, strict=True) for a, b in zip(x, y, strict=True))
+    assert change["states"] == sum(a != b for x, y in zip(*states, strict=True) for a, b in zip(x, y, strict=True))
 
 
 def test_eight_bits_are_a_bundle_with_their_numbers_in_its_readme(finished, tmp_path, anything_goes):
@@ -84,12 +84,7 @@ def test_eight_bits_are_a_bundle_with_their_numbers_in_its_readme(finished, tmp_
 
 
 def test_eight_bits_that_change_too_much_are_refused_before_anything_is_written(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(bundle_onnx, "MOST", 0.0)
+    monkeypatch.setattr(quantize, "MOST", 0.0)
     with pytest.raises(VividError, match=r"8 bits change the AUROC of .* 0\.0 is allowed; take float32"):
         build_bundle(finished, tmp_path / NAME, onnx="int8")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_another_kind_is_refused(finished, rules, tmp_path):
-    with pytest.raises(VividError, match="onnx='int4' must be one of float32, int8"):
-        write_onnx(finished, tmp_path / "model.onnx", kind="int4", rules=rules)
