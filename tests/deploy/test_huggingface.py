@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModel, AutoModelForImageClassification
 
 from tests.deploy.small import FIELDS, PREPROCESS, SIZE, make_classifier, make_images
-from vivid_monai.deploy import huggingface as module
-from vivid_monai.deploy.huggingface import export_huggingface
+from vivid_monai.deploy import export as module
+from vivid_monai.deploy.export import export_huggingface
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT

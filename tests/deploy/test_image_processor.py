@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from tests.deploy.made_dicom import dicom
 from tests.deploy.recipes import recipes
 from tests.deploy.small import FIELDS, SIZE, make_classifier
-from vivid_monai.deploy.huggingface import export_huggingface
+from vivid_monai.deploy.export import export_huggingface
 from vivid_monai.images.preprocess import Preprocess
 
 RULES = [

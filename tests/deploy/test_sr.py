@@ -148,22 +148,13 @@ def test_a_state_without_score_has_no_probability(tmp_path):
     assert {field: one.probability for field, one in observations(path).items()} == {"Edema": None, "Fracture": 0.0}
 
 
-@pytest.mark.parametrize("score", [-0.01, 1.01, float("nan")])
-def test_a_score_that_is_no_probability_is_refused(tmp_path, score):
-    image, path = source(tmp_path / "image.dcm"), tmp_path / "report.dcm"
-    with pytest.raises(VividError, match=r"'Edema': score .* is no probability"):
-        write_sr(record({"Edema": Finding("present", score=score)}), image, path, algorithm=ALGORITHM)
-    assert not path.exists()
-
-
 def test_sources_that_cannot_be_reported_on(tmp_path):
     answer, path = record({"Edema": Finding("present")}), tmp_path / "report.dcm"
     (tmp_path / "text.dcm").write_text("no DICOM" * 100)
     write_sr(answer, source(tmp_path / "image.dcm"), tmp_path / "sr.dcm", algorithm=ALGORITHM)
     cases = {
-        tmp_path / "text.dcm": "not a DICOM file",
-        tmp_path / "missing.dcm": "cannot be read: No such file",
-        tmp_path: "cannot be read: Is a directory",
+        tmp_path / "text.dcm": r"no report can be made for this file \(InvalidDicomError\)",
+        tmp_path / "missing.dcm": r"no report can be made for this file \(FileNotFoundError\)",
         tmp_path / "sr.dcm": "none of DICOM's images",
         source(tmp_path / "a.dcm", "1.2.3.4"): "none of DICOM's images",
         source(tmp_path / "b.dcm", without=("SOPInstanceUID",)): "has no SOPInstanceUID",
@@ -182,13 +173,6 @@ def test_the_image_is_never_written_over(tmp_path):
     with pytest.raises(VividError, match="is the image itself"):
         write_sr(record({}), image, tmp_path / "x" / ".." / "image.dcm", algorithm=ALGORITHM)
     assert image.read_bytes() == before
-
-
-@pytest.mark.parametrize("reason", ["", " "])
-def test_a_reason_is_demanded(tmp_path, reason):
-    image = source(tmp_path / "image.dcm")
-    with pytest.raises(VividError, match="give the reason"):
-        write_sr(record({}), image, tmp_path / "report.dcm", algorithm=ALGORITHM, not_assessed=reason)
 
 
 @pytest.mark.parametrize("part", ["", " ", "a" * 65, "a\\b"])

@@ -6,12 +6,10 @@ from typing import Any
 
 from vivid_monai.deploy.bundle import WORDING, build_bundle
 from vivid_monai.deploy.calibration import load_calibrated
-from vivid_monai.deploy.export import export_onnx, export_torchscript
-from vivid_monai.deploy.huggingface import export_huggingface
+from vivid_monai.deploy.export import export_huggingface, export_onnx, export_torchscript
 from vivid_monai.deploy.model import RUNTIMES, BundleModel
 from vivid_monai.deploy.postprocessing import ANSWERED, NOT_ASSESSED, UNREADABLE
-from vivid_monai.deploy.predict import find_inputs, predict
-from vivid_monai.deploy.predictions import FILES
+from vivid_monai.deploy.predict import FILES, find_inputs, predict
 
 FORMATS: dict[str, tuple[Any, str]] = {
     "huggingface": (export_huggingface, "a folder that transformers' Auto classes load"),

@@ -27,30 +27,47 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
 
-    def source(name: str, read: Callable[[argparse.Namespace], Source], what: str, text: str = "Make a manifest of {}"):
+    def source(name: str, what: str, read: Callable[[argparse.Namespace], Source], text: str = "Make a manifest of {}"):
         one = sources.add_parser(name, help=what, epilog=EPILOG, formatter_class=parser.formatter_class)
         one.description = text.format(what) + "."
         one.set_defaults(read=read, table_only=False)
         return one, one.add_argument
 
-    one, add = source("chexpert", _read_chexpert, "CheXpert or CheXpert-small, from its train.csv and valid.csv")
+    one, add = source(
+        "chexpert",
+        "CheXpert or CheXpert-small, from its train.csv and valid.csv",
+        lambda args: chexpert.read(args.root, label_space=args.label_space),
+    )
     add("root", type=Path, metavar="ROOT", help="the folder that holds train.csv, or its parent")
     _label_space(one, "chexpert-14")
     _split_options(one, val="0.02, or 0 where valid.csv is val", test="0.1, or 0 where a table is test")
 
-    one, add = source("nih", _read_nih, "NIH ChestX-ray14, from its Data_Entry_2017 table")
+    one, add = source(
+        "nih",
+        "NIH ChestX-ray14, from its Data_Entry_2017 table",
+        lambda args: nih.read(args.root, label_space=args.label_space, find_files=args.check != "none"),
+    )
     add("root", type=Path, metavar="ROOT", help="the folder of the table and of images_001 … or images")
     _label_space(one, "nih-14")
     _split_options(one, test="0.2, or 0 with the official lists")
 
-    one, add = source("table", _read_table, "your own CSV, TSV or Parquet, through a mapping file")
+    one, add = source(
+        "table",
+        "your own CSV, TSV or Parquet, through a mapping file",
+        lambda args: table.read(args.table, mapping=args.mapping, image_root=args.image_root or args.table.parent),
+    )
     add("table", type=Path, metavar="FILE", help="the table: .csv, .tsv or .parquet")
     add("--mapping", type=Path, required=True, metavar="MAP.json", help="which column and cell means what")
     add("--image-root", type=Path, metavar="DIR", help="where image paths start (default: FILE's folder)")
     _split_options(one, policy="skip")
 
+    def read_crops(args: argparse.Namespace) -> Source:
+        options = {name: getattr(args, name) for name in ("out", "xml", "nodules", "min_readers", "rating")}
+        crops = CropRule(crop_mm=args.crop_mm, pixel_mm=args.pixel_mm, slice_mm=args.slice_mm)
+        return read_lidc(args.root, crops=crops, **options)
+
     text = "Make nodules.csv, crops and a manifest of {}: docs/lidc.md"
-    one, add = source("lidc", _read_lidc, "LIDC-IDRI, from its CT series in DICOM and the readers' XML", text)
+    one, add = source("lidc", "LIDC-IDRI, from its CT series in DICOM and the readers' XML", read_crops, text)
     add("root", type=Path, metavar="ROOT", help="the folder of the CT series; any layout")
     add("--xml", type=Path, metavar="DIR", help="the folder of the readers' XML (default: ROOT)")
     add("--nodules", type=Path, metavar="CSV", help="a nodules.csv: its nodules are taken as they are, no XML is read")
@@ -63,10 +80,13 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     add("--slice-mm", type=float, default=rule.slice_mm, metavar="MM", help="distance of its three slices")
     _split_options(one)
 
+    def read_medmnist(args: argparse.Namespace) -> Source:
+        options = {name: getattr(args, name) for name in ("root", "out", "size", "download", "workers")}
+        return medmnist.read(args.name, unofficial=args.unofficial_file, **options)
+
     text = "Make images and a manifest of {}: docs/medmnist.md"
-    one, add = source(
-        "medmnist", _read_medmnist, "OrganAMNIST or another set of MedMNIST, from its official file", text
-    )
+    what = "OrganAMNIST or another set of MedMNIST, from its official file"
+    one, add = source("medmnist", what, read_medmnist, text)
     add("name", choices=medmnist.NAMES, metavar="NAME", help=", ".join(medmnist.NAMES))
     add("--root", type=Path, metavar="DIR", help="folder of the official .npz")
     add("--size", type=int, choices=medmnist.SIZES, default=224, help="pixels")
@@ -128,42 +148,6 @@ def run_prepare(args: argparse.Namespace) -> int:
     files = f"{workflow},'configs/{config}.json']\""
     print(f"Next: python -m monai.bundle run {files} --manifest {shlex.quote(str(manifest))}")
     return 0
-
-
-def _read_chexpert(args: argparse.Namespace) -> Source:
-    return chexpert.read(args.root, label_space=args.label_space)
-
-
-def _read_nih(args: argparse.Namespace) -> Source:
-    return nih.read(args.root, label_space=args.label_space, find_files=args.check != "none")
-
-
-def _read_table(args: argparse.Namespace) -> Source:
-    return table.read(args.table, mapping=args.mapping, image_root=args.image_root or args.table.parent)
-
-
-def _read_lidc(args: argparse.Namespace) -> Source:
-    return read_lidc(
-        args.root,
-        out=args.out,
-        xml=args.xml,
-        nodules=args.nodules,
-        min_readers=args.min_readers,
-        rating=args.rating,
-        crops=CropRule(crop_mm=args.crop_mm, pixel_mm=args.pixel_mm, slice_mm=args.slice_mm),
-    )
-
-
-def _read_medmnist(args: argparse.Namespace) -> Source:
-    return medmnist.read(
-        args.name,
-        root=args.root,
-        out=args.out,
-        size=args.size,
-        download=args.download,
-        unofficial=args.unofficial_file,
-        workers=args.workers,
-    )
 
 
 def _nodules_only(args: argparse.Namespace) -> int:

@@ -185,8 +185,8 @@ def build_bundle(
     for file, config in {**bundle_configs(family.network, family.preprocess), "metadata.json": metadata}.items():
         _write(folder / "configs" / file, (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode())
     _write(folder / "LICENSE", _license().encode())
-    scores = [model.probabilities(model.test.x, calibrated=calibrated) for calibrated in (True, False)]
-    tested = operating_points(rules, *scores, model.test.states)
+    after, before = (model.probabilities(model.test.x, calibrated=calibrated) for calibrated in (True, False))
+    tested = operating_points(rules, after, before, model.test.states)
     license_ = said["data_license"]
     docs = bundle_docs(model, metadata, tested, name=folder.name, about=about, change=change, data_license=license_)
     for file, content in docs.items():

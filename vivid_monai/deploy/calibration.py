@@ -12,7 +12,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.deploy.load import load_run
+from vivid_monai.deploy.model import load_run
 from vivid_monai.deploy.ood import OODDetector, ThumbnailEncoder
 from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.errors import VividError

@@ -1,13 +1,14 @@
-"""The classifier of a bundle, loaded from its folder: pixels in, calibrated probabilities out."""
+"""Trained models in Python: a bundle, the folder of a run or an encoder file; images in, probabilities out."""
 
 import hashlib
 import io
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from vivid_monai.deploy.ood import OODDetector
 from vivid_monai.deploy.ood_score import thumbnail_features
 from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.errors import VividError
-from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
+from vivid_monai.evaluation.probes import LinearProbe, load_probe
+from vivid_monai.images.preprocess import BasePreprocess, Preprocess
+from vivid_monai.images.read import ImageError
 from vivid_monai.networks.classifier import BACKBONES, Classifier
 from vivid_monai.ums.label_space import LabelSpace, available_label_spaces, load_label_space, parse_label_space
 
@@ -30,6 +34,7 @@ WEIGHTS, ONNX, OOD = "models/model.pt", "models/model.onnx", "models/assessment.
 RUNTIMES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 """What can run a bundle, and its name."""
 _FILES = {"onnx": ONNX, "torch": WEIGHTS}
+ENCODER = "pretrained_vit.safetensors"
 
 
 class BundleModel:
@@ -185,3 +190,115 @@ def metadata_sha256(metadata: Mapping[str, Any]) -> str:
     """SHA-256 of what a metadata.json says, whatever its layout; its own key metadata_sha256 does not count."""
     own = {name: value for name, value in metadata["vivid"].items() if name != "metadata_sha256"}
     return hashlib.sha256(json.dumps({**metadata, "vivid": own}, sort_keys=True).encode()).hexdigest()
+
+
+class Model:
+    """A frozen network with the preprocessing of its weights.
+
+    Attributes:
+        fields: names of the findings, in order; none for an encoder without a head.
+        preprocess: from a file to the network's input.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        preprocess: BasePreprocess,
+        fields: tuple[str, ...] = (),
+        score: Callable[[Tensor], list[float | None]] | None = None,
+    ) -> None:
+        """
+        Args:
+            encode: images (B, C, *spatial), preprocessed → features (B, D).
+            score: features (1, D) → a probability for each of the fields, None for one that is not assessed.
+        """
+        self.fields, self.preprocess = fields, preprocess
+        self._encode, self._score, self._prepare = encode, score, preprocess.transform()
+
+    @torch.no_grad()
+    def features(self, image: str | PathLike[str], *, slice: int | None = None) -> NDArray[np.float32]:
+        """Pooled features (D,), float32, of an image file.
+
+        Args:
+            image: PNG, JPEG or DICOM; NIfTI or a series of DICOM where the preprocessing is of volumes.
+            slice: of a NIfTI file, from 0 = most inferior, where the preprocessing is of slices.
+
+        Raises:
+            ImageError: the file cannot be used; a VividError.
+        """
+        item = {"image": str(image)} | ({} if slice is None else {"slice": slice})
+        try:
+            prepared = self._prepare(item)["image"]
+        except RuntimeError as error:  # MONAI's, around what a transform raised
+            if isinstance(error.__cause__, ImageError):
+                raise error.__cause__ from None
+            raise
+        return self._encode(torch.as_tensor(prepared)[None]).float()[0].numpy()
+
+    def __call__(self, image: str | PathLike[str], *, slice: int | None = None) -> dict[str, float | None]:
+        """Probability of each finding in an image file, None where the model does not assess the finding.
+
+        A bundle's probabilities are calibrated. Nothing is said of images unlike the training images, which
+        ``vivid predict`` detects.
+
+        Args:
+            image, slice: as for :meth:`features`.
+
+        Raises:
+            VividError: an encoder without a head; a file that cannot be used.
+        """
+        if self._score is None:
+            raise VividError("this encoder has no head; load the folder of its run or a bundle, or call features()")
+        features = torch.from_numpy(self.features(image, slice=slice))[None]
+        with torch.no_grad():
+            return dict(zip(self.fields, self._score(features), strict=True))
+
+
+def load_model(path: str | PathLike[str]) -> Model:
+    """Load what was trained.
+
+    Args:
+        path: a bundle of ``vivid bundle``; the folder of a run of ``configs/train.json``, whose probabilities are those
+            of its probe; or the file of an encoder.
+
+    Raises:
+        VividError: none of these, or damaged.
+    """
+    path = Path(path)
+    if (path / "configs" / "metadata.json").is_file():
+        bundle = BundleModel(path, runtime="torch")
+        rules, head = bundle.rules.spec["fields"], bundle.classifier.head
+
+        def calibrated(features: Tensor) -> list[float | None]:
+            probabilities = head(features)[0].double().sigmoid().tolist()
+            return [None if rule["unanswered"] else p for rule, p in zip(rules, probabilities, strict=True)]
+
+        return Model(bundle.classifier.features, bundle.preprocess, bundle.fields, calibrated)
+    if (path / ENCODER).is_file():
+        encoder, probe, fields = load_run(path)
+
+        def probed(features: Tensor) -> list[float | None]:
+            probabilities = probe.probabilities(features.numpy())[0].tolist()
+            return [None if i in probe.untrained else p for i, p in enumerate(probabilities)]
+
+        return Model(encoder, encoder.preprocess, fields, probed)
+    if path.is_file():
+        alone = load_encoder(str(path))
+        return Model(alone, alone.preprocess)
+    raise VividError(f"{path}: neither a bundle, nor the folder of a run with {ENCODER}, nor the file of an encoder")
+
+
+def load_run(folder: Path) -> tuple[VividEncoder, LinearProbe, tuple[str, ...]]:
+    """The encoder, the probe and its fields of a finished run of ``configs/train.json``.
+
+    Raises:
+        VividError: it is not the folder of one, or a file is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        pool = json.loads(path.read_text(encoding="utf-8")).get("pool")
+    except (OSError, ValueError) as error:
+        raise VividError(f"{path}: cannot be read: {error}; give the folder of a finished training run") from error
+    encoder = load_encoder(str(folder / ENCODER), pool=pool)
+    assert isinstance(encoder, VividEncoder)
+    return encoder, *load_probe(folder / "probes" / "pretrained-0.safetensors", encoder=encoder.fingerprint())

@@ -1,29 +1,49 @@
 """``vivid predict``: findings of many image files, resumable; what is not assessed or cannot be read is listed."""
 
+import csv
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pydicom
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import dcmread
+from pydicom.misc import is_dicom
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.postprocessing import ANSWERED, NOT_ASSESSED, UNREADABLE
-from vivid_monai.deploy.predictions import Entry, Input, Journal, attention_maps, save_overlay, write_predictions
+from vivid_monai.deploy.postprocessing import ANSWERED, NOT_ASSESSED, UNREADABLE, DecisionRules, PredictionsWriter
 from vivid_monai.deploy.sr import Algorithm, write_sr
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import library
+from vivid_monai.evaluation.examples import blend
+from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.classifier import Classifier
 from vivid_monai.networks.vit import ViT
+from vivid_monai.storage.files import whole_file
 from vivid_monai.storage.skipped import Skipped
 from vivid_monai.ums.record import Record
 from vivid_monai.ums.verify import verify
 
+FILES = {
+    "predictions.csv": "a row per image: its status and, per finding, probability and state",
+    "records.jsonl": "the answered images as UMS records",
+    "not_assessed.csv": "images unlike what the model was trained on, with the reason",
+    "unreadable.csv": "files that could not be read, with the reason",
+    "overlays/": "where the ViT looked",
+    "reports/": "DICOM SR of the DICOM images",
+}
+OVERLAY_SIDE = 448
+"""Pixels of an overlay."""
 UNLIKE = "unlike the images that the model was trained on"
 RADIOGRAPHS = ("CR", "DX", "RG", "OT")
 """Modalities that a model of radiographs takes: radiographs, and what does not say what it is."""
@@ -38,6 +58,34 @@ BODY_PARTS = {
 """Anatomy of a manifest → what BodyPartExamined may contain; others are asked for by their own name."""
 _ANYWHERE = {"other", "whole-body"}
 _TAGS = ("Modality", "BodyPartExamined", "ViewPosition", "PatientOrientation", "NumberOfFrames")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file as it was when it was found; another size or time makes it another input."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one image.
+
+    Attributes:
+        status: "answered", "not assessed" or "unreadable".
+        reason: why it is not answered, or has no report although one was asked for.
+        probabilities: of the fields in order, where answered.
+        overlay, report: files in the folder of the run, "" where there is none.
+    """
+
+    image: Input
+    status: str
+    reason: str = ""
+    probabilities: list[float] = field(default_factory=list)
+    overlay: str = ""
+    report: str = ""
 
 
 def find_inputs(paths: Iterable[Path]) -> list[Input]:
@@ -69,12 +117,6 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
-def is_dicom(path: str) -> bool:
-    """Whether a file is DICOM, by its content."""
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
 def objection(path: str, trained_on: Mapping[str, Sequence[str]]) -> str | None:
     """Why a DICOM file is not assessed, by its tags; None where they do not forbid it. Pixels are not read.
 
@@ -88,7 +130,7 @@ def objection(path: str, trained_on: Mapping[str, Sequence[str]]) -> str | None:
         trained_on: :attr:`~vivid_monai.deploy.model.BundleModel.trained_on`.
     """
     try:
-        tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        tags = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
         modality, part, view = (str(tags.get(name) or "").strip().upper() for name in _TAGS[:3])
         rows = [str(one).upper() for one in tags.get("PatientOrientation") or []]
         frames = int(tags.get("NumberOfFrames") or 1)
@@ -97,12 +139,14 @@ def objection(path: str, trained_on: Mapping[str, Sequence[str]]) -> str | None:
     modalities, anatomies, views = (set(trained_on[name]) for name in ("modality", "anatomy", "view"))
     radiographs = modalities & set(RADIOGRAPHS)
     if modality and modality not in modalities | (set(RADIOGRAPHS) if radiographs else {"OT"}):
-        return f"not {'a radiograph' if radiographs else _either(modalities)}: its modality is {_word(modality)}"
+        known = "a radiograph" if radiographs else " or ".join(sorted(modalities))
+        # A code of the standard, and never free text, which might name a patient.
+        return f"not {known}: its modality is {modality if len(modality) == 2 and modality.isalpha() else 'another'}"
     if frames > 1:
         return f"{frames} frames, not one image"
     parts = {word for one in anatomies for word in BODY_PARTS.get(one, (one.upper(),))}
     if part and not anatomies & _ANYWHERE and not any(one in part for one in parts):
-        return f"not of the {_either(anatomies)}: its tag BodyPartExamined names another part"
+        return f"not of the {' or '.join(sorted(anatomies))}: its tag BodyPartExamined names another part"
     if views or anatomies & {"chest", "lung", "heart"}:
         if view in ("LLO", "RLO") and "oblique" not in views:
             return "an oblique view, which the model was not trained on"
@@ -115,15 +159,6 @@ def _is_lateral(view: str, rows: list[str]) -> bool:
     if view:  # LLD and RLD are frontal views of a patient who lies on the side
         return view in ("LL", "RL") or ("LAT" in view and "DEC" not in view)
     return bool(rows) and rows[0][:1] in ("A", "P")
-
-
-def _either(words: Iterable[str]) -> str:
-    return " or ".join(sorted(words))
-
-
-def _word(value: str) -> str:
-    """A code of the standard, and never free text, which might name a patient."""
-    return value if len(value) == 2 and value.isalpha() else "another"
 
 
 @dataclass(frozen=True)
@@ -149,7 +184,7 @@ def predict(
     num_workers: int = 0,
 ) -> Predictions:
     """Predict the findings of every image, or say why not, and write the files of
-    :data:`~vivid_monai.deploy.predictions.FILES` into the folder.
+    :data:`FILES` into the folder.
 
     Run again with the same folder, it predicts what is missing. Interrupted, it writes what it has.
 
@@ -189,7 +224,9 @@ def predict(
     return Predictions(entries, len(inputs) - len(waiting))
 
 
-def _answers(model: BundleModel, loader: Iterable[Any], *, overlays: bool) -> Iterator[tuple[Entry, tuple | None]]:
+def _answers(
+    model: BundleModel, loader: Iterable[Any], *, overlays: bool
+) -> Iterator[tuple[Entry, tuple[Tensor, NDArray] | None]]:
     """An entry for each image and, for the overlay of an answered one, its pixels and the attention on them."""
     limit = model.ood.limit
     for batch in loader:
@@ -246,3 +283,110 @@ class _Images(ImageDataset):
         if isinstance(item, Skipped):
             return Entry(image, UNREADABLE, item.reason), None
         return Entry(image, ANSWERED), item["image"]
+
+
+class Journal:
+    """``journal.jsonl`` in the folder of a run: settings in the first line, then an entry per image.
+
+    A line that was cut off when the run was killed is dropped, and its image done again. So is an image that has
+    changed since.
+
+    Args:
+        folder: of the run.
+        settings: what all predictions depend on; a journal of other settings is refused.
+
+    Raises:
+        VividError: the journal is of another model or other settings, or is none.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        path = folder / "journal.jsonl"
+        self.entries: dict[Input, Entry] = {}
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+        whole = [json.dumps(settings, sort_keys=True)]
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut off
+            try:
+                data = json.loads(line)
+            except ValueError as error:
+                if number == len(lines) - 1:
+                    break
+                raise VividError(f"{path}:{number}: is damaged ({error}); delete it to begin again") from error
+            if number > 1:
+                whole.append(line)
+                entry = Entry(**{**data, "image": Input(**data["image"])})
+                self.entries[entry.image] = entry
+            elif data != settings:
+                raise VividError(
+                    f"{folder}: holds answers of another model or with other settings; give another folder (--out)"
+                )
+        with whole_file(path) as part:
+            part.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, entry: Entry) -> None:
+        """Write an entry; it is with the operating system when this returns."""
+        self.entries[entry.image] = entry
+        self._file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def write_predictions(rules: DecisionRules, entries: Sequence[Entry], folder: Path) -> None:
+    """Write the tables and the records of a run, each file as a whole; a list without rows is not written.
+
+    Raises:
+        VividError: the folder cannot be written.
+    """
+    more = [name for name in ("overlay", "report", "reason") if any(getattr(one, name) for one in entries)]
+    with whole_file(folder / "predictions.csv") as table, whole_file(folder / "records.jsonl") as records:
+        writer = PredictionsWriter(rules.fields, table, records, more=more)
+        for entry in entries:
+            record = rules.record(entry.image.path, entry.probabilities) if entry.status == ANSWERED else None
+            writer.write(entry.image.path, entry.status, record, [getattr(entry, name) for name in more])
+        writer.close()
+    for name, status in (("not_assessed.csv", NOT_ASSESSED), ("unreadable.csv", UNREADABLE)):
+        listed = [[one.image.path, one.reason] for one in entries if one.status == status]
+        (folder / name).unlink(missing_ok=True)
+        if listed:
+            with whole_file(folder / name) as part, part.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows([["image", "reason"], *listed])
+
+
+@torch.no_grad()
+def attention_maps(classifier: Classifier, images: Tensor) -> NDArray[np.float32]:
+    """Attention in the last block, mean over its heads, from what is pooled to the patches.
+
+    That is from the CLS token (Caron et al. 2021, arXiv:2104.14294), or the mean over the patches where these are
+    pooled. It shows what the last block gathered from, and neither why nor for which finding.
+
+    Args:
+        images: (B, C, H, W), preprocessed.
+
+    Returns:
+        float32 (B, h, w); what is missing to a sum of 1 lies on the CLS token.
+    """
+    vit: ViT = classifier.encoder
+    attention: Any = vit.blocks[-1].attn
+    kept = attention.use_flash_attention, attention.save_attn
+    attention.use_flash_attention, attention.save_attn = False, True
+    try:
+        vit(images)
+        weights = attention.att_mat.mean(1)
+    finally:
+        attention.use_flash_attention, attention.save_attn = kept
+        attention.att_mat = torch.Tensor()
+    rows = {"cls": weights[:, 0], "mean": weights[:, 1:].mean(1)}[classifier.pool]
+    return rows[:, 1:].unflatten(1, vit.grid).numpy()
+
+
+def save_overlay(image: Tensor, attention: NDArray[np.float32], preprocess: Preprocess, path: Path) -> None:
+    """Write one map over its image (C, H, W), as preprocessed, as a PNG."""
+    mean, std = (np.atleast_1d(np.asarray(one))[0] for one in (preprocess.mean, preprocess.std))
+    pixels = np.clip(image[0].numpy() * std + mean, 0, 1) * 255
+    size = (OVERLAY_SIDE, OVERLAY_SIDE)
+    grey = Image.fromarray(pixels.round().astype(np.uint8)).convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    with whole_file(path) as part:
+        blend(grey, attention).save(part, "PNG")

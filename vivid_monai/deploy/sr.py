@@ -1,9 +1,7 @@
 """DICOM reports of predictions: Comprehensive SR by TID 1500 (PS3.16), written with highdicom."""
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +16,6 @@ from pydicom import Dataset, dcmread
 from pydicom.config import RAISE, disable_value_validation
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement
-from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID
@@ -26,55 +23,41 @@ from pydicom.valuerep import STR_VR, validate_value
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import library
+from vivid_monai.logs import quiet
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.label_space import available_label_spaces, load_label_space
 from vivid_monai.ums.record import Finding, Record
 
 DEVELOPERS = "VIVID-Med developers"
-
 NOTICE = (
     "Computed by an algorithm that is not a medical device, for research only. "
     "Not verified by a person, not for diagnosis or treatment."
 )
-
-SERIES_NUMBER = 9001
-"""Behind the image series of a study. Numbers need not be unique; the UID of the series is."""
-
+SERIES_NUMBER = 9001  # behind the image series of a study; numbers need not be unique, the UID of the series is
 PRESENCE = {"present": codes.SCT.Present, "absent": codes.SCT.Absent, "uncertain": codes.SCT.Undetermined}
 """State → CID 240 Present-Absent-Undetermined. DCM 121053, 121054 and 121059 are retired."""
-
 _QUALITATIVE_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
 _ENGLISH = Code("en", "RFC5646", "English")
-
 PRIVATE_SCHEME = "99VIVID"
 """Designator of the codes that are only ours: 99 marks a private coding scheme (PS3.16, section 8.2)."""
-
-MEANING_LENGTH = 64
-"""Characters of a code meaning (VR LO)."""
+LONG = 64  # characters of a value with VR LO, such as a code meaning
 
 REFERENCE = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 """What a report needs to point at an image (type 1)."""
-
 KNOWN_BY = ("PatientName", "PatientID", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 """Text by which people and archives know a patient and a study; where it cannot be read there is no report."""
-
 TYPE_2 = (*KNOWN_BY, "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
 """What the modules Patient and General Study must have and may leave empty (PS3.3, C.7.1.1 and C.7.2.1)."""
-
 PARSED = {"AS", "CS", "DA", "DS", "DT", "IS", "TM"}
 """Value representations that programs compute with."""
-
-UNDECODED = "\ufffd"
-"""What pydicom puts in the place of bytes that are not of the stated character set."""
+UNDECODED = "\ufffd"  # what pydicom puts in the place of bytes that are not of the stated character set
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What made a prediction, as a report names it.
+    """What made a prediction, as a report names it: name and version of the model, fingerprint of its weights.
 
-    Attributes:
-        name, version: of the model, as its bundle has them.
-        fingerprint: of the weights; the same weights are the same observing device in every report.
+    The same weights are the same observing device in every report.
 
     Raises:
         VividError: a part that is empty, over 64 characters or has a backslash, so that it is no LO value.
@@ -86,8 +69,8 @@ class Algorithm:
 
     def __post_init__(self) -> None:
         for part, value in vars(self).items():
-            if not 0 < len(value.strip()) <= len(value) <= 64 or "\\" in value:
-                raise VividError(f"algorithm: {part} {value!r} needs 1 to 64 characters and no backslash")
+            if not 0 < len(value.strip()) <= len(value) <= LONG or "\\" in value:
+                raise VividError(f"algorithm: {part} {value!r} needs 1 to {LONG} characters and no backslash")
 
 
 def write_sr(
@@ -110,139 +93,105 @@ def write_sr(
         not_assessed: why the image was not assessed; the report says so and holds no finding, whatever the record has.
 
     Raises:
-        VividError: highdicom is not installed, the source is no DICOM image or cannot be referred to, a score outside
-            [0, 1], an empty reason, a file that cannot be written. No message has a value of the source in it.
+        VividError: highdicom is not installed, the source is no DICOM image or cannot be referred to, a file that
+            cannot be written. No message has a value of the source in it.
     """
     hd = library("highdicom", '"vivid-monai[dicom-sr]"')
-    source, path = Path(source), Path(path)
     if path.resolve() == source.resolve():
         raise VividError(f"{path}: is the image itself; give the report another path")
-    if not_assessed is not None and not not_assessed.strip():
-        raise VividError("not_assessed: give the reason why the image was not assessed")
-    answered = {field: finding for field, finding in record.findings.items() if finding.state is not None}
-    if not_assessed is not None:
-        answered = {}
-    elif not answered:
-        not_assessed = "the algorithm answers none of its fields"
-    with discreet(source):
-        data = _encode(hd, read_source(source), record.label_space, answered, algorithm, not_assessed)
-    with whole_file(path) as part:
-        part.write_bytes(data)
-
-
-def _encode(
-    hd: ModuleType,
-    source: Dataset,
-    label_space: str | None,
-    answered: dict[str, Finding],
-    algorithm: Algorithm,
-    reason: str | None,
-) -> bytes:
-    document = hd.sr.ComprehensiveSR(
-        evidence=[source],
-        content=_content(hd, source, label_space, answered, algorithm, reason),
-        series_instance_uid=hd.UID(),
-        series_number=SERIES_NUMBER,
-        series_description="Findings of an algorithm, not verified",
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer=DEVELOPERS,
-        manufacturer_model_name=algorithm.name,
-        software_versions=algorithm.version,
-        device_serial_number=algorithm.fingerprint,
-        is_complete=reason is None,
-        coding_schemes=[_private_scheme(hd)],
-        specific_character_set="ISO_IR 192",
-    )
+    answered = {} if not_assessed else {field: one for field, one in record.findings.items() if one.state is not None}
+    reason = None if answered else not_assessed or "the algorithm answers none of its fields"
     buffer = BytesIO()
-    document.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def _private_scheme(hd: ModuleType) -> Dataset:
-    return hd.coding_schemes.CodingSchemeIdentificationItem(
-        PRIVATE_SCHEME, name="Concepts of the label spaces of VIVID-Med", responsible_organization=DEVELOPERS
-    )
+    with discreet(source):
+        image = read_source(source)
+        scheme = hd.coding_schemes.CodingSchemeIdentificationItem(
+            PRIVATE_SCHEME, name="Concepts of the label spaces of VIVID-Med", responsible_organization=DEVELOPERS
+        )
+        document = hd.sr.ComprehensiveSR(
+            evidence=[image],
+            content=_content(hd, image, record.label_space, answered, algorithm, reason),
+            series_instance_uid=hd.UID(),
+            series_number=SERIES_NUMBER,
+            series_description="Findings of an algorithm, not verified",
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer=DEVELOPERS,
+            manufacturer_model_name=algorithm.name,
+            software_versions=algorithm.version,
+            device_serial_number=algorithm.fingerprint,
+            is_complete=reason is None,
+            coding_schemes=[scheme],
+            specific_character_set="ISO_IR 192",
+        )
+        document.save_as(buffer, enforce_file_format=True)
+    with whole_file(path) as part:
+        part.write_bytes(buffer.getvalue())
 
 
 def _content(
     hd: ModuleType,
     source: Dataset,
     label_space: str | None,
-    answered: dict[str, Finding],
+    answered: Mapping[str, Finding],
     algorithm: Algorithm,
     reason: str | None,
 ) -> Any:
     """The tree of TID 1500. highdicom's own class of it demands measurements, which the standard does not."""
     sr = hd.sr
-    device = sr.ObserverContext(
-        codes.DCM.Device,
-        sr.DeviceObserverIdentifyingAttributes(
-            uid=hd.UID.from_uuid(str(uuid5(NAMESPACE_OID, algorithm.fingerprint))),
-            name=f"{algorithm.name} {algorithm.version}",
-            manufacturer_name=DEVELOPERS,
-            model_name=algorithm.name,
-            serial_number=algorithm.fingerprint,
-        ),
-    )
-    root = sr.ContainerContentItem(codes.DCM.ImagingMeasurementReport, template_id="1500")
-    root.ContentSequence = sr.ContentSequence(
-        [
-            *sr.LanguageOfContentItemAndDescendants(_ENGLISH),
-            *sr.ObservationContext(observer_device_context=device),
-            sr.CodeContentItem(
-                codes.DCM.ProcedureReported, codes.SCT.ImagingProcedure, sr.RelationshipTypeValues.HAS_CONCEPT_MOD
-            ),
-            _container(sr, codes.DCM.ImageLibrary, [_container(sr, codes.DCM.ImageLibraryGroup, [_image(sr, source)])]),
-        ]
-    )
-    if answered:
-        groups = [_group(sr, source, label_space, field, one, algorithm) for field, one in answered.items()]
-        root.ContentSequence.append(_container(sr, codes.DCM.ImagingMeasurements, groups))
     contains = sr.RelationshipTypeValues.CONTAINS
+    image = sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)
+
+    def container(name: Code, items: list[Any]) -> Any:
+        one = sr.ContainerContentItem(name, relationship_type=contains)
+        one.ContentSequence = sr.ContentSequence(items)
+        return one
+
+    def group(field: str, finding: Finding) -> Any:
+        """One finding by TID 1501.
+
+        Its concept is the name of the observation and not the value of (121071, DCM, "Finding"), which means something
+        found: that would state a finding even where the answer is that it is absent.
+        """
+        assert finding.state is not None
+        name, site = finding_code(field, label_space)
+        score = finding.score
+        scores = [] if score is None else [sr.Measurement(codes.DCM.Probability, float(score), codes.UCUM.NoUnits)]
+        return sr.MeasurementsAndQualitativeEvaluations(
+            sr.TrackingIdentifier(identifier=field),
+            algorithm_id=sr.AlgorithmIdentification(
+                algorithm.name, algorithm.version, parameters=[f"fingerprint {algorithm.fingerprint}"]
+            ),
+            finding_sites=[sr.FindingSite(site)] if site else None,
+            measurements=scores,
+            qualitative_evaluations=[sr.QualitativeEvaluation(name, PRESENCE[finding.state])],
+            source_images=[image],
+        )[0]
+
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=hd.UID.from_uuid(str(uuid5(NAMESPACE_OID, algorithm.fingerprint))),
+        name=f"{algorithm.name} {algorithm.version}",
+        manufacturer_name=DEVELOPERS,
+        model_name=algorithm.name,
+        serial_number=algorithm.fingerprint,
+    )
+    observer = sr.ObserverContext(codes.DCM.Device, device)
+    modifies = sr.RelationshipTypeValues.HAS_CONCEPT_MOD
     status = codes.DCM.Succeeded if reason is None else codes.DCM.NotAttempted  # CID 6042
+    texts = [NOTICE] if reason is None else [f"This image was not assessed: {reason}", NOTICE]
+    items = [
+        *sr.LanguageOfContentItemAndDescendants(_ENGLISH),
+        *sr.ObservationContext(observer_device_context=observer),
+        sr.CodeContentItem(codes.DCM.ProcedureReported, codes.SCT.ImagingProcedure, modifies),
+        container(codes.DCM.ImageLibrary, [container(codes.DCM.ImageLibraryGroup, [image])]),
+    ]
+    if answered:
+        items.append(container(codes.DCM.ImagingMeasurements, [group(*one) for one in answered.items()]))
     evaluations = [sr.CodeContentItem(codes.DCM.SummaryOfAnalyses, status, contains)]
-    for text in [NOTICE] if reason is None else [f"This image was not assessed: {reason}", NOTICE]:
-        evaluations.append(sr.TextContentItem(codes.DCM.Comment, text, contains))
-    root.ContentSequence.append(_container(sr, _QUALITATIVE_EVALUATIONS, evaluations))
+    evaluations += [sr.TextContentItem(codes.DCM.Comment, text, contains) for text in texts]
+    items.append(container(_QUALITATIVE_EVALUATIONS, evaluations))
+    root = sr.ContainerContentItem(codes.DCM.ImagingMeasurementReport, template_id="1500")
+    root.ContentSequence = sr.ContentSequence(items)
     return sr.ContentSequence([root], is_root=True)
-
-
-def _container(sr: ModuleType, name: Code, items: list[Any]) -> Any:
-    container = sr.ContainerContentItem(name, relationship_type=sr.RelationshipTypeValues.CONTAINS)
-    container.ContentSequence = sr.ContentSequence(items)
-    return container
-
-
-def _image(sr: ModuleType, source: Dataset) -> Any:
-    return sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)
-
-
-def _group(
-    sr: ModuleType, source: Dataset, label_space: str | None, field: str, finding: Finding, algorithm: Algorithm
-) -> Any:
-    """One finding by TID 1501.
-
-    Its concept is the name of the observation and not the value of (121071, DCM, "Finding"), which means something
-    found: that would state a finding even where the answer is that it is absent.
-    """
-    assert finding.state is not None
-    name, site = finding_code(field, label_space)
-    measurements = []
-    if finding.score is not None:
-        if not 0 <= finding.score <= 1:
-            raise VividError(f"field {field!r}: score {finding.score!r} is no probability")
-        measurements = [sr.Measurement(codes.DCM.Probability, float(finding.score), codes.UCUM.NoUnits)]
-    return sr.MeasurementsAndQualitativeEvaluations(
-        sr.TrackingIdentifier(identifier=field),
-        algorithm_id=sr.AlgorithmIdentification(
-            algorithm.name, algorithm.version, parameters=[f"fingerprint {algorithm.fingerprint}"]
-        ),
-        finding_sites=[sr.FindingSite(site)] if site else None,
-        measurements=measurements,
-        qualitative_evaluations=[sr.QualitativeEvaluation(name, PRESENCE[finding.state])],
-        source_images=[_image(sr, source)],
-    )[0]
 
 
 def finding_code(field: str, label_space: str | None) -> tuple[Code, Code | None]:
@@ -259,10 +208,10 @@ def finding_code(field: str, label_space: str | None) -> tuple[Code, Code | None
     table = _table()
     if known and (entry := table["concepts"].get(concept)):
         return _code(entry), _code(table["sites"][entry["site"]]) if "site" in entry else None
-    if len(field) > MEANING_LENGTH or "\\" in field:
+    if len(field) > LONG or "\\" in field:
         raise VividError(
             f"field {field!r} cannot be a code meaning of DICOM: "
-            f"give it at most {MEANING_LENGTH} characters and no backslash in its label space"
+            f"give it at most {LONG} characters and no backslash in its label space"
         )
     return Code(concept, PRIVATE_SCHEME, field), None
 
@@ -272,7 +221,7 @@ def _table() -> dict[str, Any]:
     return json.loads((resources.files("vivid_monai.deploy") / "finding_codes.json").read_text("utf-8"))
 
 
-def _code(entry: dict[str, str]) -> Code:
+def _code(entry: Mapping[str, str]) -> Code:
     return Code(entry["value"], entry["scheme"], entry["meaning"])
 
 
@@ -286,11 +235,8 @@ def discreet(source: Path) -> Iterator[None]:
     Raises:
         VividError: anything went wrong in the block.
     """
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
     try:
-        with disable_value_validation(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with disable_value_validation(), quiet():
             yield
     except VividError:
         raise
@@ -299,8 +245,6 @@ def discreet(source: Path) -> Iterator[None]:
             f"{source}: no report can be made for this file ({type(error).__name__}); what it holds of the patient "
             "could stand in the full message, which is therefore not shown"
         ) from None
-    finally:
-        logging.disable(disabled)
 
 
 def read_source(path: Path) -> Dataset:
@@ -311,16 +255,10 @@ def read_source(path: Path) -> Dataset:
     character set that the file states. Other text stands as it is, even where it is too long.
 
     Raises:
-        VividError: not a readable DICOM file, no image, no reference possible, or a patient or study whose text is
-            not in the character set that the file states.
+        VividError: no image, no reference possible, or a patient or study whose text is not in the character set that
+            the file states.
     """
-    try:
-        stored = dcmread(path, stop_before_pixels=True)
-    except InvalidDicomError:
-        raise VividError(f"{path}: not a DICOM file; a report in DICOM needs the DICOM image it is about") from None
-    except OSError as error:
-        raise VividError(f"{path}: cannot be read: {error.strerror or type(error).__name__}") from None
-
+    stored = dcmread(path, stop_before_pixels=True)
     source = Dataset()
     for tag in list(stored.keys()):  # iterating over the dataset itself would convert every value, and may fail
         try:

@@ -46,18 +46,15 @@ class DecisionRules:
         Thresholds are chosen field by field, so a kind of opacity can be over its threshold while the opacity itself is
         under its own. What is present stands: its ancestors become at least uncertain, and "No Finding" absent.
         """
-        rules = {rule["field"]: rule for rule in self.spec["fields"]}
-        states = {
-            field: _state(float(probability), rules[field])
-            for field, probability in zip(self.fields, probabilities, strict=True)
-        }
-        present = [field for field, state in states.items() if state == "present"]
-        for field in present:
-            for ancestor in rules[field]["ancestors"]:
-                if states.get(ancestor) == "absent":
-                    states[ancestor] = "uncertain"
+        rules = self.spec["fields"]
+        states = {one["field"]: _state(float(p), one) for one, p in zip(rules, probabilities, strict=True)}
+        present = [one for one in rules if states[one["field"]] == "present"]
+        for ancestor in (ancestor for one in present for ancestor in one["ancestors"]):
+            if states.get(ancestor) == "absent":
+                states[ancestor] = "uncertain"
         nothing = self.spec["no_finding"]
-        if states.get(nothing) == "present" and set(present) - {nothing, *self.spec["no_finding_compatible"]}:
+        beside = {one["field"] for one in present} - {nothing, *self.spec["no_finding_compatible"]}
+        if states.get(nothing) == "present" and beside:
             states[nothing] = "absent"
         return states
 
@@ -98,17 +95,12 @@ class PredictionsWriter:
     """Writes ``predictions.csv``, a row per image, and ``records.jsonl``, a UMS record per answered image.
 
     The columns are image, status, for every field its probability and its state, and then `more`. Files that are there
-    are overwritten.
-
-    Args:
-        fields: of the model, in order.
-        table, records: paths of the two files; their folder exists.
-        more: names of further columns.
+    are overwritten; a line is in its file once written.
     """
 
     def __init__(self, fields: Sequence[str], table: Path, records: Path, *, more: Sequence[str] = ()) -> None:
         self.fields = fields
-        self._table = table.open("w", newline="", encoding="utf-8", buffering=1)  # a line is in the file once written
+        self._table = table.open("w", newline="", encoding="utf-8", buffering=1)
         self._records = records.open("w", encoding="utf-8", buffering=1)
         self._rows = csv.writer(self._table, lineterminator="\n")
         columns = [column for field in fields for column in (field, f"{field}: state")]
@@ -116,10 +108,8 @@ class PredictionsWriter:
 
     def write(self, image: str, status: str, record: Mapping[str, Any] | None, more: Sequence[Any] = ()) -> None:
         """Add one image; `record` is that of :meth:`DecisionRules.record`, or None where it is not answered."""
-        cells = []
-        for field in self.fields:
-            finding = record["findings"][field] if record else {}
-            cells += [finding.get("score", ""), finding.get("state") or ""]
+        findings = [record["findings"][field] if record else {} for field in self.fields]
+        cells = [cell for one in findings for cell in (one.get("score", ""), one.get("state") or "")]
         self._rows.writerow([image, status, *cells, *more])
         if record:
             self._records.write(json.dumps(record, ensure_ascii=False) + "\n")

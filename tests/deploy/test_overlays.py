@@ -7,8 +7,8 @@ from PIL import Image
 
 from tests.deploy.small import make_classifier
 from tests.tolerance import float32
-from vivid_monai.deploy.predictions import OVERLAY_SIDE as SIDE
-from vivid_monai.deploy.predictions import attention_maps, save_overlay
+from vivid_monai.deploy.predict import OVERLAY_SIDE as SIDE
+from vivid_monai.deploy.predict import attention_maps, save_overlay
 from vivid_monai.images.preprocess import Preprocess
 
 
