@@ -31,7 +31,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help with the default of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, "") else super()._get_help_string(action)
+        said = action.default not in (None, "") and action.default is not False
+        return super()._get_help_string(action) if said else action.help
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

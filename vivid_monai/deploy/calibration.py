@@ -36,14 +36,10 @@ ENOUGH = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """How one field's logit becomes a probability and a state.
+    """How one field's logit becomes a probability, σ(slope · logit + intercept) (Platt 1999), and a state.
 
-    Attributes:
-        slope, intercept: the probability of presence is σ(slope · logit + intercept) (Platt 1999).
-        absent_below, present_from: decision thresholds, between which a probability is called uncertain; None where
-            the field is not answered.
-        n_present, n_absent: validation images behind these numbers.
-        unanswered: why the field is not answered; "" where it is.
+    Between the decision thresholds it is uncertain; they are None where the field is not answered, and `unanswered`
+    says why. `n_present` and `n_absent` are the validation images behind these numbers.
     """
 
     field: str
@@ -109,8 +105,7 @@ def load_calibrated(
 
     Args:
         manifest: the run's data set; None: where the run's config has it.
-        sensitivity, specificity: of :func:`calibrate`.
-        accepted: share of images like the training images that is assessed.
+        sensitivity, specificity: of :func:`calibrate`; accepted: of :meth:`OODDetector.fit`.
 
     Raises:
         VividError: not the folder of a finished run, classes that exclude each other, a data set that is missing or
@@ -185,8 +180,7 @@ def calibrate(
     made of noise looks like any other.
 
     Args:
-        logits: (N, F).
-        states: (N, F), codes of :mod:`vivid_monai.ums.states`.
+        logits, states: (N, F); codes of :mod:`vivid_monai.ums.states`.
         patients: (N,), whose image it is.
         fields: names of the columns.
         sensitivity, specificity: in (0.5, 1).
@@ -257,8 +251,7 @@ def operating_points(
     """How every field does on the test images whose state is present or absent.
 
     Args:
-        probabilities: calibrated, (N, F), columns as ``rules.fields``.
-        before: the same, before calibration.
+        probabilities, before: after and before calibration, (N, F), columns as ``rules.fields``.
         states: (N, F), codes of :mod:`vivid_monai.ums.states`.
 
     Returns:

@@ -71,11 +71,7 @@ def check_same(
     """Compare an exported file with PyTorch on random images, in batches of 1, 2 and 5.
 
     MONAI's ``convert_to_onnx(verify=True)`` compares one batch, of the size that was exported, by an absolute
-    tolerance.
-
-    Args:
-        path: of the file, for the message.
-        exported, expected: images (B, C, H, W) → tensors that must be equal one by one.
+    tolerance. `exported` and `expected` make of images (B, C, H, W) tensors that must be equal one by one.
 
     Raises:
         VividError: a shape that differs, or a number, by over :data:`TOLERANCE`, as a part of the largest expected one
@@ -106,8 +102,7 @@ def export_torchscript(
     The file is read back and compared with PyTorch before it takes its place.
 
     Raises:
-        VividError: preprocessing or fields of another classifier, a file that cannot be written, logits that differ by
-            over 1e-4.
+        VividError: preprocessing or fields of another classifier, a file that cannot be written, logits that differ.
     """
     path, metadata = Path(path), describe(classifier, preprocess, fields)
     network = for_export(classifier)
@@ -126,8 +121,7 @@ def export_onnx(classifier: Classifier, path: str | PathLike, *, preprocess: Pre
     an :class:`~vivid_monai.deploy.onnx.OnnxClassifier` and compared with PyTorch before it takes its place.
 
     Raises:
-        VividError: preprocessing or fields of another classifier; a file that cannot be written; outputs that differ
-            by over 1e-4.
+        VividError: preprocessing or fields of another classifier, a file that cannot be written, outputs that differ.
     """
     path, metadata = Path(path), describe(classifier, preprocess, fields)
     network = _WithFeatures(for_export(classifier))
@@ -190,12 +184,9 @@ def export_huggingface(
     the CLS token) and whose layer scales are 1. The image processor resizes in 8 bits per direction where ours rounds
     once: single pixels differ by one grey level of 255. The folder's README.md tells how to get the exact input.
 
-    Args:
-        folder: to write; it must not be there yet, or be empty.
-
     Raises:
         VividError: preprocessing or fields of another classifier, preprocessing for which there is no image processor,
-            a folder that holds files or cannot be written, logits that differ from PyTorch's by over 1e-4.
+            a folder that holds files or cannot be written, logits that differ.
     """
     folder = Path(folder)
     description = describe(classifier, preprocess, fields)

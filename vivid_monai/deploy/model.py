@@ -53,10 +53,7 @@ class BundleModel:
     """
 
     def __init__(self, folder: Path, *, runtime: str | None = None) -> None:
-        """Read configs/metadata.json and the files in models/ that it names and the runtime needs.
-
-        Args:
-            runtime: "onnx" (ONNX Runtime), "torch" (PyTorch) or None: ONNX Runtime, where the bundle was built for it.
+        """Read configs/metadata.json and the files that it names. Without a runtime: ONNX, where it was built for that.
 
         Raises:
             VividError: not a bundle of ours, files that are missing, damaged, or not those of its metadata; a bundle
@@ -87,7 +84,7 @@ class BundleModel:
 
     @cached_property
     def classifier(self) -> Classifier:
-        """The classifier in PyTorch, whatever the runtime; raises as the bundle does when it is loaded."""
+        """The classifier in PyTorch, whatever the runtime."""
         own = self.metadata["vivid"]
         with self._explained():
             state = torch.load(io.BytesIO(self._content(WEIGHTS)), map_location="cpu", weights_only=True)
@@ -193,12 +190,7 @@ def metadata_sha256(metadata: Mapping[str, Any]) -> str:
 
 
 class Model:
-    """A frozen network with the preprocessing of its weights.
-
-    Attributes:
-        fields: names of the findings, in order; none for an encoder without a head.
-        preprocess: from a file to the network's input.
-    """
+    """A frozen network with its preprocessing and, if it has a head, the names of its findings in order (`fields`)."""
 
     def __init__(
         self,
@@ -238,14 +230,8 @@ class Model:
     def __call__(self, image: str | PathLike[str], *, slice: int | None = None) -> dict[str, float | None]:
         """Probability of each finding in an image file, None where the model does not assess the finding.
 
-        A bundle's probabilities are calibrated. Nothing is said of images unlike the training images, which
-        ``vivid predict`` detects.
-
-        Args:
-            image, slice: as for :meth:`features`.
-
-        Raises:
-            VividError: an encoder without a head; a file that cannot be used.
+        A bundle's probabilities are calibrated. Images unlike the training images are not refused, as ``vivid predict``
+        does. Arguments are those of :meth:`features`; an encoder without a head raises a VividError.
         """
         if self._score is None:
             raise VividError("this encoder has no head; load the folder of its run or a bundle, or call features()")
@@ -255,14 +241,8 @@ class Model:
 
 
 def load_model(path: str | PathLike[str]) -> Model:
-    """Load what was trained.
-
-    Args:
-        path: a bundle of ``vivid bundle``; the folder of a run of ``configs/train.json``, whose probabilities are those
-            of its probe; or the file of an encoder.
-
-    Raises:
-        VividError: none of these, or damaged.
+    """Load a bundle of ``vivid bundle``, the folder of a run of ``configs/train.json``, whose probabilities are its
+    probe's, or the file of an encoder; what is damaged or none of these raises a VividError.
     """
     path = Path(path)
     if (path / "configs" / "metadata.json").is_file():

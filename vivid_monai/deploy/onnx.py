@@ -25,10 +25,6 @@ INPUT, OUTPUTS = "image", ("pred", "features")
 class OnnxClassifier:
     """A classifier of :func:`~vivid_monai.deploy.export.export_onnx`, in 32 or 8 bits, on the CPU.
 
-    Args:
-        path: the file.
-        threads: cores for one call; None: all there are.
-
     Attributes:
         fields: names of the logits, in order.
         metadata: what the file says of itself.
@@ -53,10 +49,7 @@ class OnnxClassifier:
             raise VividError(f"{self.path}: is no ONNX file that can be run: {first_line(error)}") from error
         self.metadata = self._metadata()
         self.fields: tuple[str, ...] = tuple(self.metadata["fields"])
-        size = self.metadata["preprocess"]["size"]
         self.image_shape = tuple(self._session.get_inputs()[0].shape[1:])
-        if self.image_shape[1:] != (size, size):
-            raise VividError(f"{self.path}: takes images {self.image_shape}, its preprocessing makes {size} x {size}")
 
     @property
     def preprocess(self) -> "Preprocess":
@@ -66,16 +59,10 @@ class OnnxClassifier:
         return Preprocess.from_dict(self.metadata["preprocess"])
 
     def __call__(self, images: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits and features of a batch.
+        """Logits (B, F), whose σ are the probabilities, and pooled features (B, D), float32, of preprocessed images.
 
         Args:
-            images: array or CPU tensor float32 (B, C, H, W), preprocessed, B at least 1.
-
-        Returns:
-            Logits (B, F), whose σ are the probabilities, and pooled features (B, D); float32.
-
-        Raises:
-            VividError: images of another shape or type.
+            images: array or CPU tensor float32 (B, C, H, W), B at least 1; another shape or type raises a VividError.
         """
         batch = np.asarray(images)
         if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1:] != self.image_shape or not len(batch):

@@ -42,8 +42,7 @@ FILES = {
     "overlays/": "where the ViT looked",
     "reports/": "DICOM SR of the DICOM images",
 }
-OVERLAY_SIDE = 448
-"""Pixels of an overlay."""
+OVERLAY_SIDE = 448  # pixels
 UNLIKE = "unlike the images that the model was trained on"
 RADIOGRAPHS = ("CR", "DX", "RG", "OT")
 """Modalities that a model of radiographs takes: radiographs, and what does not say what it is."""
@@ -183,8 +182,7 @@ def predict(
     batch_size: int = 8,
     num_workers: int = 0,
 ) -> Predictions:
-    """Predict the findings of every image, or say why not, and write the files of
-    :data:`FILES` into the folder.
+    """Predict the findings of every image, or say why not, and write :data:`FILES` into the folder.
 
     Run again with the same folder, it predicts what is missing. Interrupted, it writes what it has.
 
@@ -289,14 +287,7 @@ class Journal:
     """``journal.jsonl`` in the folder of a run: settings in the first line, then an entry per image.
 
     A line that was cut off when the run was killed is dropped, and its image done again. So is an image that has
-    changed since.
-
-    Args:
-        folder: of the run.
-        settings: what all predictions depend on; a journal of other settings is refused.
-
-    Raises:
-        VividError: the journal is of another model or other settings, or is none.
+    changed since. A journal of other settings, or a damaged one, is refused by a VividError.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -330,16 +321,11 @@ class Journal:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
 def write_predictions(rules: DecisionRules, entries: Sequence[Entry], folder: Path) -> None:
-    """Write the tables and the records of a run, each file as a whole; a list without rows is not written.
-
-    Raises:
-        VividError: the folder cannot be written.
-    """
+    """Write the tables and the records of a run, each file as a whole; a list without rows is not written."""
     more = [name for name in ("overlay", "report", "reason") if any(getattr(one, name) for one in entries)]
     with whole_file(folder / "predictions.csv") as table, whole_file(folder / "records.jsonl") as records:
         writer = PredictionsWriter(rules.fields, table, records, more=more)

@@ -5,7 +5,7 @@ rounds to nearest. With a scale per token and error-cancelling rounding no AUROC
 2,619 test images (docs/deploy.md), where a bundle is refused from .002 on.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -27,6 +27,7 @@ from vivid_monai.deploy.export import export_onnx, write_metadata
 from vivid_monai.deploy.onnx import INPUT, OnnxClassifier
 from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.errors import VividError
+from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.metrics.masked import masked_auroc
 from vivid_monai.storage.files import whole_file
 from vivid_monai.storage.skipped import Skipped
@@ -56,23 +57,20 @@ _SUM = 128  # of two neighbours: 255 · 128 is the last product of inputs up to 
 
 
 def write_int8(model: CalibratedModel, path: Path, rules: DecisionRules) -> dict[str, Any]:
-    """Write the classifier as ONNX in 8 bits.
+    """Write the classifier as ONNX in 8 bits; a VividError, and no file, where an AUROC changes by over :data:`MOST`.
 
     Returns:
         What 8 bits change on the validation images: "images" (how many), "auroc" (answered field → its AUROC less that
         in float32), "probability" (the largest change of an answered field's) and "states" (how many are others, of
         images x answered fields).
-
-    Raises:
-        VividError: the AUROC of an answered finding changes by more than :data:`MOST`; nothing is written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=".onnx.") as folder:
         whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         export_onnx(model.classifier, whole, preprocess=model.preprocess, fields=model.fields)
-        n = model.manifest.select("train").table.num_rows
-        rows = np.unique(np.linspace(0, n - 1, _TRAINING).astype(int))
-        quantize_onnx(whole, small, _images(model, "train", rows))
+        items = model.manifest.select("train").items()
+        some = [items[row] for row in np.unique(np.linspace(0, len(items) - 1, _TRAINING).astype(int))]
+        quantize_onnx(whole, small, _images(some, model.preprocess))
         change = _change(model, OnnxClassifier(small), rules)
         worst = max(change["auroc"], key=lambda field: abs(change["auroc"][field]), default=None)
         if worst is not None and abs(change["auroc"][worst]) > MOST:
@@ -84,18 +82,17 @@ def write_int8(model: CalibratedModel, path: Path, rules: DecisionRules) -> dict
     return change
 
 
-def _images(model: CalibratedModel, split: str, rows: Iterable[int]) -> Iterator[NDArray[np.float32]]:
-    """These images (C, H, W) of a split, preprocessed; what cannot be read is left out."""
-    items = model.manifest.select(split).items()
-    dataset = ImageDataset([items[row] for row in rows], model.preprocess)
+def _images(data: Sequence[dict[str, Any]], preprocess: Preprocess) -> Iterator[NDArray[np.float32]]:
+    """Images (C, H, W) of these rows, preprocessed; what cannot be read is left out."""
+    dataset = ImageDataset(data, preprocess)
     for one in (dataset[i] for i in range(len(dataset))):
         if not isinstance(one, Skipped):
             yield one["image"].numpy()
 
 
 def _change(model: CalibratedModel, network: OnnxClassifier, rules: DecisionRules) -> dict[str, Any]:
-    n, truth = model.manifest.select("val").table.num_rows, model.validation.states
-    images = tqdm(_images(model, "val", range(n)), "val in 8 bits", n, unit="image", leave=False)
+    items, truth = model.manifest.select("val").items(), model.validation.states
+    images = tqdm(_images(items, model.preprocess), "val in 8 bits", len(items), unit="image", leave=False)
     after = np.concatenate([network(batch)[1] for batch in _batches(images)])
     scores = [model.probabilities(features) for features in (model.validation.x, after)]
     aurocs = [masked_auroc(one, truth)[model.answered] for one in scores]
@@ -125,11 +122,8 @@ def quantize_onnx(path: str | PathLike, out: str | PathLike, images: Iterable[Ar
     in float32. All operators are standard ONNX.
 
     Args:
-        path: a file of ``export_onnx``.
+        path: a file of ``export_onnx``; any other, and one that cannot be written, raises a VividError.
         images: float32 (C, H, W) each, preprocessed: some hundred of those the classifier was trained on.
-
-    Raises:
-        VividError: not a file of ``export_onnx``; no image; a file that cannot be written.
     """
     classifier, out = OnnxClassifier(path), Path(out)
     model = onnx.load(path)
@@ -228,7 +222,7 @@ def _product_of_bytes(node: Any, *, after_gelu: bool) -> list[Any]:
 def round_weight(
     weight: NDArray[np.float32], moments: NDArray[np.floating]
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """A weight as int8, and the scale of each output.
+    """A weight as int8 (inputs, outputs), and the float32 scale of each output.
 
     One input after the other is rounded, and what that does to the outputs is made good by the inputs that are still to
     come, as far as they go together (GPTQ: Frantar et al. 2023, arXiv:2210.17323).
@@ -240,9 +234,6 @@ def round_weight(
     Args:
         weight: (inputs, outputs), an even number of inputs.
         moments: (inputs, inputs), Σ x xᵀ of inputs x, up to a factor.
-
-    Returns:
-        int8 (inputs, outputs) and float32 (outputs,), whose product is the weight.
     """
     exact = torch.tensor(weight, dtype=torch.float64)
     pairs = exact.reshape(-1, 2, weight.shape[1])

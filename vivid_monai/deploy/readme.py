@@ -36,12 +36,8 @@ def bundle_docs(
 ) -> dict[str, bytes]:
     """Content of README.md, data_license.txt and reliability.png.
 
-    Args:
-        tested: of :func:`~vivid_monai.deploy.calibration.operating_points`.
-        name: of the bundle.
-        about: the kind of image, as "chest X-ray".
-        change: of :func:`~vivid_monai.deploy.quantize.write_int8`; None: nothing is in 8 bits.
-        data_license: conditions of the data; "": a text that refers to their providers.
+    `tested` is of ``operating_points``, `change` of ``write_int8`` (None: nothing is in 8 bits), `about` the kind of
+    image, as "chest X-ray". Without a licence, a text refers to the data's providers.
     """
     parts = {"train": model.train, "validation": model.validation, "test": model.test}
     text = render(

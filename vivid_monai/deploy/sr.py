@@ -57,10 +57,7 @@ UNDECODED = "\ufffd"  # what pydicom puts in the place of bytes that are not of 
 class Algorithm:
     """What made a prediction, as a report names it: name and version of the model, fingerprint of its weights.
 
-    The same weights are the same observing device in every report.
-
-    Raises:
-        VividError: a part that is empty, over 64 characters or has a backslash, so that it is no LO value.
+    The same weights are the same observing device in every report. A VividError tells of a part that is no LO value.
     """
 
     name: str
@@ -89,7 +86,6 @@ def write_sr(
         record: its findings and label_space are used, and neither its id nor its paths.
         source: the DICOM image that the record is about.
         path: where the report goes. Name it after nothing that tells who the patient is.
-        algorithm: what made the prediction.
         not_assessed: why the image was not assessed; the report says so and holds no finding, whatever the record has.
 
     Raises:
@@ -230,10 +226,8 @@ def discreet(source: Path) -> Iterator[None]:
     """Keep values of the source out of logs, warnings and messages.
 
     highdicom logs instance UIDs and warns with names, pydicom's warnings and the exceptions of both quote values. Of
-    an exception only the type is told. Logging, warnings and pydicom's checks are off in the whole process meanwhile.
-
-    Raises:
-        VividError: anything went wrong in the block.
+    an exception, which becomes a VividError, only the type is told. Logging, warnings and pydicom's checks are off in
+    the whole process meanwhile.
     """
     try:
         with disable_value_validation(), quiet():
