@@ -115,7 +115,6 @@ class PredictionsWriter:
             self._records.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """Close both files."""
         self._table.close()
         self._records.close()
 
