@@ -161,6 +161,9 @@ def stored_parts(file: CheckpointFile) -> dict[str, Any] | None:
             if kind == "probe":
                 outputs, inputs = file.tensors["weight"].shape
                 stored |= {"config": {"in_features": inputs, "out_features": outputs}, "extra": parts}
+        elif "vivid-assessment" in metadata:  # version 1 of the out-of-distribution statistics
+            config = {"dim": len(file.tensors["location"]), **json.loads(metadata["vivid-assessment"])}
+            stored |= {"kind": "assessment", "version": config.pop("version"), "config": config}
         else:
             return None
         if stored["version"] not in (1, VERSION):
