@@ -11,13 +11,13 @@ from PIL import Image
 
 from vivid_monai.errors import VividError
 from vivid_monai.images.geometry import (
+    centring,
     mirroring,
     move_boxes,
     move_boxes_back,
     move_points,
     resample,
     resizing,
-    shifting,
 )
 from vivid_monai.images.preprocess import Preprocess, preprocess_from_dict
 
@@ -79,7 +79,7 @@ def test_boxes_and_masks_come_back_to_the_original(preprocess: Preprocess) -> No
 def test_the_whole_image_is_a_box_from_zero_to_its_shape() -> None:
     whole = torch.tensor([[0.0, 0, 200, 131]])
     assert torch.equal(move_boxes(resizing((200, 131), (50, 262)), whole), torch.tensor([[0.0, 0, 50, 262]]))
-    assert torch.equal(move_boxes(shifting((3, -1)), whole), torch.tensor([[3.0, -1, 203, 130]]))
+    assert torch.equal(move_boxes(centring((200, 131), (206, 129)), whole), torch.tensor([[3.0, -1, 203, 130]]))
     assert torch.equal(move_boxes(mirroring((200, 131), 1), whole), whole)
 
 

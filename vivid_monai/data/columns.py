@@ -115,10 +115,6 @@ def conform_column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     column = table[field.name]
     if not field.nullable and column.null_count:
         raise VividError(f"the manifest's column {field.name!r} has {column.null_count} empty cell(s)")
-    return _cast(column, field)
-
-
-def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     try:
         if field.type == WORD and not pa.types.is_dictionary(column.type):
             return pc.dictionary_encode(column.cast(pa.string()))
@@ -139,13 +135,11 @@ def row_of(record: Record, space: LabelSpace) -> dict[str, Any]:
     Raises:
         VividError: a finding is no field of the label space.
     """
-    unknown = [name for name in record.findings if name not in space.fields]
-    if unknown:
+    if unknown := [name for name in record.findings if name not in space.fields]:
         raise VividError(f"record {record.id!r}: {unknown[0]!r} is no field of label space {space.name!r}")
-    row: dict[str, Any] = {name: getattr(record, name) for name in _FLAT}
-    row["image"] = record.image.path
-    row |= {name: getattr(record.image, name) for name in _IMAGE}
-    row |= {name: getattr(record.provenance, name) for name in _PROVENANCE}
+    row: dict[str, Any] = {"image": record.image.path}
+    for part, names in ((record, _FLAT), (record.image, _IMAGE), (record.provenance, _PROVENANCE)):
+        row |= {name: getattr(part, name) for name in names}
     details: dict[str, Any] = {}
     boxes: list[dict[str, Any]] = []
     for field in space.fields:
@@ -165,19 +159,14 @@ def record_of(row: Mapping[str, Any], space: LabelSpace) -> Record:
     Nothing is checked: a manifest's rows were verified when it was made.
     """
     details = json.loads(row["details"]) if row["details"] else {}
-    boxes: dict[str, list[dict[str, Any]]] = {}
+    more: dict[str, dict[str, Any]] = {field: {"boxes": [], **found} for field, found in details.items()}
     for box in row["boxes"] or ():
-        boxes.setdefault(box["field"], []).append(
-            {key: value for key, value in box.items() if key != "field" and value is not None}
-        )
+        sides = {key: value for key, value in box.items() if key != "field" and value is not None}
+        more.setdefault(box["field"], {"boxes": []})["boxes"].append(sides)
     findings = {}
     for field in space.fields:
         state = decode(row[FINDING + field])
-        if field in boxes or field in details:
-            more = {"boxes": boxes.get(field, ()), **details.get(field, {})}
-            findings[field] = Finding.from_dict({"state": state, **more})
-        else:
-            findings[field] = Finding(state)
+        findings[field] = Finding.from_dict({"state": state, **more[field]}) if field in more else Finding(state)
     return Record(
         **{name: row[name] for name in _FLAT},
         image=ImageInfo(row["image"], **{name: row[name] for name in _IMAGE}),

@@ -24,8 +24,8 @@ class ImageDataset(Dataset):
     Asked for ``(index, draw)``, or for a plain index (then draw = index), it returns ``{"image": float32 (C, *spatial),
     "id": str, "patient_id": str (where the row has one)}`` and what the targets add, or a :class:`Skipped` where the
     image cannot be read. With an augmentation, ``"image"`` is what the cache holds (uint8 or int16) and ``"drawn"``
-    says what the augmentation is going to do to it. The same seed and draw always give the same item, in whichever
-    process. As in every MONAI dataset, a slice or a list of indices gives a ``Subset``.
+    says what is going to be done to it. The same seed and draw always give the same item. As in every MONAI dataset, a
+    slice or a list of indices gives a ``Subset``.
 
     Args:
         data: dicts with ``"image"`` (path), ``"id"``, what the targets need, and optionally ``"patient_id"`` and
@@ -33,11 +33,10 @@ class ImageDataset(Dataset):
         preprocess: what becomes of the files.
         targets: callables ``(row, rng) -> dict`` that add to an item, see :mod:`vivid_monai.data.targets`; they share
             the generator, in this order.
-        augmentation: draws what happens to each image, for batches that it is then done to; None: images are what
-            the network takes.
+        augmentation: draws what happens to each image; None: images are what the network takes.
         seed: of augmentation and targets, >= 0.
         cache: decode all images now and keep them as bytes, 50 kB per image at 224 px: True in memory, a folder on
-            disk (:class:`~vivid_monai.storage.arrays.ArrayCache`). Items are equal bit for bit either way.
+            disk. Items are equal bit for bit either way.
         num_workers: processes that decode for the cache; 0: threads.
 
     Raises:

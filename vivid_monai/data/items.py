@@ -4,7 +4,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,13 +58,7 @@ class Items(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "Items": ...
-
-    def __getitem__(self, index: int | slice) -> "dict[str, Any] | Items":
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             part = object.__new__(type(self))
             part.__dict__ = {**self.__dict__, "_rows": self._rows[index]}
@@ -93,18 +87,12 @@ class Items(Sequence[dict[str, Any]]):
         return item | {"states": states}
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {
-            "_states": self._states,
-            "_names": self._names,
-            "_root": self._root,
-            "_file": self._file,
-            "_rows": self._rows,
-        }
-        return state if self._file is not None else state | {"_table": self._table}
+        names = ["_states", "_names", "_root", "_file", "_rows", *(["_table"] if self._file is None else [])]
+        return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        table: pa.Table | None = state.get("_table")
-        if self._file is not None and (table := self._file.open()) is None:
+        table = self._table if self._file is None else self._file.open()
+        if table is None:
             raise VividError(f"{self._file.path}: has changed or gone since it was opened; load the manifest again")
         self._hold(table)

@@ -1,6 +1,7 @@
 """Batches: how items become tensors of a batch, and the loaders of training and evaluation."""
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,9 @@ from vivid_monai.storage.skipped import Skipped
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     """Endless batches of (index, draw) in which step k is a pure function of the seed and k.
 
-    Epochs are laid end to end, each a permutation of its own, and cut into global batches; a batch may hold the end of
-    one epoch and the beginning of the next, so no item is ever left out. `draw` counts all items since step 0 and seeds
-    what is random about an item. Rank r takes the r-th of `world_size` equal slices of the global batch: how many
-    processes share the work changes neither the batches nor what happens to the images in them.
+    Epochs, each a permutation of its own, are laid end to end and cut into global batches: no item is ever left out.
+    `draw` counts all items since step 0 and seeds what is random about an item. Rank r takes the r-th of `world_size`
+    equal slices of the global batch: how many processes share the work changes nothing.
 
     Args:
         n: items in the dataset.
@@ -51,8 +51,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.batch_size // self.world_size
         epoch, order = -1, np.empty(0, np.int64)
-        step = self.start
-        while True:
+        for step in count(self.start):
             first = step * self.batch_size + self.rank * share
             batch = []
             for draw in range(first, first + share):
@@ -61,17 +60,15 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.n)
                 batch.append((int(order[draw % self.n]), draw))
             yield batch
-            step += 1
 
 
 def collate(items: Sequence[dict[str, Any] | Skipped]) -> dict[str, Any]:
     """Items of an :class:`ImageDataset` → one batch.
 
-    Tensors of one shape are stacked; what differs in shape, is no tensor or is None in some items stays a list.
-
     Returns:
         The items' keys, ``"image"`` (B, …) and ``"id"`` (list of B str) among them, where B counts the images that
-        could be read, and ``"skipped"``, a list of :class:`Skipped`. Where no image could be read, only that.
+        could be read, and ``"skipped"``, a list of :class:`Skipped`. Where no image could be read, only that. Tensors
+        of one shape are stacked; what differs in shape, is no tensor or is None in some items stays a list.
     """
     good = [item for item in items if not isinstance(item, Skipped)]
     batch: dict[str, Any] = {"skipped": [item for item in items if isinstance(item, Skipped)]}
@@ -140,37 +137,28 @@ def image_loader(
     batch_size: int,
     *,
     seed: int,
-    start: int = 0,
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> ImageLoader:
-    """Endless batches for training, from step `start` on, in the order of :class:`ResumableBatchSampler`.
+    """Endless batches for training, in the order of :class:`ResumableBatchSampler`; `batch_size` is over all ranks.
 
-    `batch_size` counts the items of all ranks; each rank gets its share. To resume, set
-    ``loader.batch_sampler.start`` before iterating. The number of workers changes nothing but the speed.
+    To resume, set ``loader.batch_sampler.start`` before iterating. Workers change nothing but the speed.
 
     Raises:
         VividError: as :class:`ResumableBatchSampler` and :class:`ImageLoader`.
     """
-    order = ResumableBatchSampler(len(dataset), batch_size, seed=seed, rank=rank, world_size=world_size, start=start)
+    order = ResumableBatchSampler(len(dataset), batch_size, seed=seed, rank=rank, world_size=world_size)
     return ImageLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=pin_memory)
 
 
 def ordered_loader(
-    dataset: ImageDataset,
-    batch_size: int,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    pin_memory: bool = False,
+    dataset: ImageDataset, batch_size: int, *, rank: int = 0, world_size: int = 1, num_workers: int = 0
 ) -> OrderedLoader:
-    """Every item once and in order, for evaluation.
+    """Every item once and in order, for evaluation, in batches of at most `batch_size`.
 
-    Each rank gets one stretch of the dataset, in batches of at most `batch_size`; the stretches of all ranks, one
-    after the other, are the dataset: nothing is repeated to make them even, and a rank may get nothing.
+    Each rank gets one stretch of the dataset; nothing is repeated to make them even, and a rank may get nothing.
 
     Raises:
         VividError: a rank outside the world, a batch size under 1; while iterating as :class:`OrderedLoader`.
@@ -179,4 +167,4 @@ def ordered_loader(
         raise VividError(f"ordered_loader: batch size {batch_size}, rank {rank} of {world_size} is impossible")
     mine = range(rank * len(dataset) // world_size, (rank + 1) * len(dataset) // world_size)
     order = BatchSampler(mine, batch_size, drop_last=False)
-    return OrderedLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=pin_memory)
+    return OrderedLoader(dataset, batch_sampler=order, num_workers=num_workers)

@@ -36,7 +36,7 @@ from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
 
 
 def check_rows(table: pa.Table, fields: Sequence[str]) -> None:
-    """Look at a table of `manifest_schema` with unified dictionaries, in some tens of bytes for each row.
+    """Look at a table of `manifest_schema` with unified dictionaries.
 
     Raises:
         VividError: no rows, states or splits that do not exist, an id twice.
@@ -85,30 +85,8 @@ def arrow_file_of(path: Path) -> ArrowFile:
     return ArrowFile(path.with_name(f"{path.name}.arrow"), json.dumps(key))
 
 
-def mapped_rows(file: pq.ParquetFile, fields: tuple[str, ...], arrow: ArrowFile) -> pa.Table | None:
-    """The rows of a Parquet file in `manifest_schema`, mapped; checked by `check_rows` when the Arrow file is made.
-
-    None, told on stderr: the Arrow file cannot be written.
-
-    Raises:
-        VividError: as `conform` and `check_rows`.
-    """
-    schema = manifest_schema(fields)
-    return arrow.open_or_make(schema, _batches(file, schema), lambda made: check_rows(made, fields))
-
-
-def mapped_split(table: pa.Table, split: str, arrow: ArrowFile) -> tuple[pa.Table, ArrowFile] | None:
-    """The rows of one split, mapped from a file of their own beside that of the whole `table`.
-
-    None, told on stderr: it cannot be written.
-    """
-    own = ArrowFile(arrow.path.with_suffix(f".{split}.arrow"), arrow.key)
-    rows = (batch.filter(pc.equal(batch["split"], split)) for batch in table.to_batches())
-    made = own.open_or_make(table.schema, rows)
-    return None if made is None else (made, own)
-
-
 def _batches(file: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file in `schema`; all batches share the dictionaries of the first."""
     words = {field.name: _words(file, field) for field in schema if field.type == WORD}
     others = [field.name for field in schema if field.name not in words]
     first = 0
@@ -153,8 +131,7 @@ class Manifest:
         path: the file it was read from; None: from none.
 
     Raises:
-        VividError: no rows, a column missing or of the wrong kind, states or splits that do not exist, an id twice.
-        SplitError: a patient in more than one split.
+        VividError: a column missing or of the wrong kind; as :func:`check_rows`.
     """
 
     def __init__(
@@ -179,10 +156,6 @@ class Manifest:
         self.table: pa.Table = table if _checked else conform(table, self.fields).unify_dictionaries()
         if not _checked:
             check_rows(self.table, self.fields)
-
-    def assert_patient_disjoint(self) -> None:
-        """Raise a SplitError that names patients where one is in more than one split."""
-        assert_disjoint(self.table["patient_id"], self.table["split"], where="manifest")
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -225,8 +198,8 @@ class Manifest:
         mapped = None
         try:
             if file.metadata.num_rows >= MAPPED_FROM:
-                fields = open_label_space(meta["label_space"]).fields
-                mapped = mapped_rows(file, fields, arrow)
+                schema = manifest_schema(fields := open_label_space(meta["label_space"]).fields)
+                mapped = arrow.open_or_make(schema, _batches(file, schema), lambda made: check_rows(made, fields))
             manifest = cls(file.read() if mapped is None else mapped, **meta, _checked=mapped is not None)
         except VividError as error:
             raise type(error)(f"{path}: {error}") from error
@@ -236,7 +209,7 @@ class Manifest:
     def save(self, path: Path | str) -> Path:
         """Write the Parquet file whole or not at all. An image root inside its folder is stored relative to it."""
         path = Path(path)
-        self.assert_patient_disjoint()
+        assert_disjoint(self.table["patient_id"], self.table["split"], where="manifest")
         meta = {
             "manifest_version": MANIFEST_VERSION,
             "label_space": self._stored_space,
@@ -253,11 +226,9 @@ class Manifest:
 
     def to_jsonl(self, path: Path | str) -> Path:
         """Write every row as a UMS record, one line of JSON each, whole or not at all."""
+        bar = {"total": len(self), "desc": "records", "unit": "record", "disable": len(self) < 10_000}
         with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as out:
-            for record in tqdm(
-                self.records(), total=len(self), desc="records", unit="record", disable=len(self) < 10_000
-            ):
-                out.write(record.to_json() + "\n")
+            out.writelines(record.to_json() + "\n" for record in tqdm(self.records(), **bar))
         return Path(path)
 
     def records(self) -> Iterator[Record]:
@@ -275,10 +246,13 @@ class Manifest:
         part = copy(self)
         if len(counts) == 1:
             return part
-        if self._file is not None and (mapped := mapped_split(self.table, split, self._file)) is not None:
-            part.table, part._file = mapped
-        else:
-            part.table, part._file = self.table.filter(pc.equal(self.table["split"], split)), None
+        if self._file is not None:  # mapped as well, from a file beside that of all rows
+            part._file = ArrowFile(self._file.path.with_suffix(f".{split}.arrow"), self._file.key)
+            rows = (batch.filter(pc.equal(batch["split"], split)) for batch in self.table.to_batches())
+            if (mapped := part._file.open_or_make(self.table.schema, rows)) is not None:
+                part.table = mapped
+                return part
+        part.table, part._file = self.table.filter(pc.equal(self.table["split"], split)), None
         return part
 
     def states(self, fields: Sequence[str] | None = None) -> np.ndarray:
@@ -330,6 +304,6 @@ class Manifest:
 
 
 def _portable(root: Path, folder: Path) -> str:
-    """The image root as stored: relative where it lies inside the manifest's folder, so that both can move together."""
+    """The image root as stored: relative where it is inside the manifest's folder, so that both can move together."""
     root, folder = root.absolute(), folder.absolute()
     return root.relative_to(folder).as_posix() if root.is_relative_to(folder) else str(root)

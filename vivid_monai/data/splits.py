@@ -21,7 +21,7 @@ class SplitRule:
     """Draw train, val and test by a hash of salt and patient id.
 
     A patient's place is a number in [0, 1): below ``test`` is test, the next ``val`` are val, the rest train. Adding
-    patients therefore moves nobody, and changing ``val`` neither adds to nor takes from test.
+    patients moves nobody, and changing ``val`` neither adds to nor takes from test.
 
     Args:
         salt: names the draw; another salt gives another, independent draw.
@@ -81,26 +81,17 @@ def encode(patients: pa.ChunkedArray | pa.Array | Iterable[str]) -> tuple[np.nda
     return patients.indices.to_numpy(zero_copy_only=False), patients.dictionary
 
 
-def overlapping_patients(
-    patients: pa.ChunkedArray | pa.Array, splits: pa.ChunkedArray | pa.Array
-) -> dict[str, list[str]]:
-    """Patients found in more than one split, with the splits they are in (empty where the splits are disjoint)."""
+def assert_disjoint(patients: pa.ChunkedArray | pa.Array, splits: pa.ChunkedArray | pa.Array, *, where: str) -> None:
+    """Raise a SplitError that names patients where one of them is in two splits. ``where``: what was looked at."""
     patient_codes, ids = encode(patients)
     split_codes, names = encode(splits)
     # A patient on two sides has two of these sorted distinct pairs, side by side.
     pairs = np.unique(patient_codes.astype(np.int64) * len(names) + split_codes)
     owners = pairs // max(len(names), 1)
-    shared = np.isin(owners, owners[1:][owners[1:] == owners[:-1]])
     found: dict[str, list[str]] = {}
-    for pair in pairs[shared]:
+    for pair in pairs[np.isin(owners, owners[1:][owners[1:] == owners[:-1]])]:
         found.setdefault(ids[pair // len(names)].as_py(), []).append(names[pair % len(names)].as_py())
-    return found
-
-
-def assert_disjoint(patients: pa.ChunkedArray | pa.Array, splits: pa.ChunkedArray | pa.Array, *, where: str) -> None:
-    """Raise a SplitError that names patients where one of them is in two splits. ``where``: what was looked at."""
-    overlap = overlapping_patients(patients, splits)
-    if overlap:
-        some = ", ".join(f"{patient} ({' and '.join(sides)})" for patient, sides in list(overlap.items())[:5])
-        more = f" and {len(overlap) - 5} more" if len(overlap) > 5 else ""
-        raise SplitError(f"{where}: {len(overlap)} patient(s) are in more than one split: {some}{more}")
+    if found:
+        some = ", ".join(f"{patient} ({' and '.join(sides)})" for patient, sides in list(found.items())[:5])
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise SplitError(f"{where}: {len(found)} patient(s) are in more than one split: {some}{more}")

@@ -6,7 +6,7 @@ check all rows at once (``check``), and that it is about sides (``sided``), so t
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +22,11 @@ RARE_FIELDS = ("Fracture", "Pneumonia", "Lung Lesion", "Cardiomegaly", "Enlarged
 """The fields that the paper (arXiv 2603.09109) asks more often than chance would."""
 
 
-class Target(Protocol):
-    """What every target is; any function of the same arguments serves as well."""
-
-    def __call__(self, row: Row, rng: np.random.Generator) -> dict[str, Any]:
-        """What the row adds to its item: tensors, or words."""
-
-
 class FieldSampler:
     """Asks a few answerable fields of an image, with a preference for rare ones.
 
     The number of fields is drawn evenly from `n`. With probability `p_rare` one of them is drawn from the answerable
-    rare fields; the others come from all answerable fields left. Where fewer are answerable than would be asked, all
-    of them are asked; an unanswerable field never is.
+    rare fields; the others come from all answerable fields left. Where fewer are answerable, all of them are asked.
 
     Args:
         fields: names of the columns of `states`, in order.
@@ -66,15 +58,7 @@ class FieldSampler:
         self._rare = np.array([name in rare for name in fields])
 
     def __call__(self, states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw the fields of one image.
-
-        Args:
-            states: int (F,), negative = not answerable.
-            rng: the only source of randomness.
-
-        Returns:
-            bool (F,), True where the field is asked.
-        """
+        """States of one image, int (F,), negative = not answerable → which fields are asked, bool (F,)."""
         answerable = states >= 0
         count = int(rng.integers(self.n[0], self.n[1], endpoint=True))
         want_rare = rng.random() < self.p_rare
@@ -141,7 +125,12 @@ class BoxesTarget:
     def __call__(self, row: Row, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         matrix = self.preprocess.row_matrix(row)
         axes = len(matrix) - 1
-        here = [box for box in row.get("boxes") or () if box["field"] in self.fields and _on_slice(box, row)]
+        index = row.get("slice")
+        here = [
+            box
+            for box in row.get("boxes") or ()
+            if box["field"] in self.fields and (index is None or box.get("slice") in (None, index))
+        ]
         corners = [_corners(box, axes, row) for box in here]
         return {
             "boxes": move_boxes(matrix, torch.tensor(corners, dtype=torch.float32).reshape(-1, 2 * axes)),
@@ -182,10 +171,6 @@ class ReportTarget:
 
     def __call__(self, row: Row, rng: np.random.Generator) -> dict[str, str | None]:
         return {"report": row.get("report")}
-
-
-def _on_slice(box: dict[str, Any], row: Row) -> bool:
-    return row.get("slice") is None or box.get("slice") in (None, row["slice"])
 
 
 def _corners(box: dict[str, Any], axes: int, row: Row) -> list[float]:

@@ -77,10 +77,10 @@ class Drawn(NamedTuple):
 class RandomAugmentation:
     """Flip, affine map, brightness and contrast, in this order, then the weights' normalisation; in 2-D and 3-D.
 
-    What is random about an image is drawn from a seed where the item is made, by MONAI's transforms; all arithmetic is
-    done to a batch at once, where the network is. One draw moves the image and its masks and boxes. Values stay in
-    [0, 1] until they are normalised. The result is that of MONAI's ``RandFlip``, ``RandAffine`` (linear, zeros
-    outside), ``RandScaleIntensity`` and ``RandScaleIntensityFixedMean``, seeded by one ``Compose``.
+    What is random about an image is drawn from a seed where the item is made; all arithmetic is done to a batch at
+    once, where the network is. One draw moves the image and its masks and boxes. Values stay in [0, 1] until they are
+    normalised. The result is that of MONAI's ``RandFlip``, ``RandAffine`` (linear, zeros outside),
+    ``RandScaleIntensity`` and ``RandScaleIntensityFixedMean``, seeded by one ``Compose``.
 
     Args:
         preprocess: what the network's input is.
@@ -146,11 +146,7 @@ class RandomAugmentation:
         )
 
     def __call__(self, image: Tensor, drawn: Drawn) -> Tensor:
-        """A batch of images as the network takes it.
-
-        Args:
-            image: (B, *stored_shape), what a cache holds.
-            drawn: of the batch, on the same device.
+        """A batch (B, *stored_shape) of what a cache holds, and its draws on the same device → the network's input.
 
         Returns:
             float32 (B, C, *spatial), normalised.

@@ -132,8 +132,8 @@ def _padded(one: Slice) -> np.ndarray:
 def read_series(paths: Sequence[str]) -> Series:
     """Read the headers of a series and sort its slices.
 
-    Slices that differ from most in size, spacing or orientation, lack their geometry, cannot be read, or repeat a SOP
-    instance are left out and counted.
+    Slices that differ from most in size, spacing or orientation, lack their geometry, cannot be read, or are there
+    twice are left out and counted.
 
     Raises:
         SeriesError: no slice is left, they are not axial, or the files name two patients.
@@ -154,7 +154,8 @@ def read_series(paths: Sequence[str]) -> Series:
             headers[_uid(header)] = (path, header)
     kinds = Counter(_kind(header) for _, header in headers.values())
     if not kinds:
-        raise SeriesError(f"none of its {len(paths)} files is a slice with a geometry ({_listed(left_out)})")
+        why = ", ".join(f"{reason}: {n}" for reason, n in left_out.items())
+        raise SeriesError(f"none of its {len(paths)} files is a slice with a geometry ({why})")
     kind, n = kinds.most_common(1)[0]
     if len(headers) > n:
         left_out["another size, spacing or orientation"] = len(headers) - n
@@ -207,10 +208,6 @@ def _kind(header: pydicom.Dataset) -> tuple:
     return (int(header.Rows), int(header.Columns), *numbers)
 
 
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{reason}: {n}" for reason, n in counts.items())
-
-
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a CT volume.
 
@@ -240,11 +237,7 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=4096)
 def volume_geometry(path: str) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape (X, Y, Z) and affine of :func:`read_volume`, from headers alone.
-
-    Raises:
-        ImageError: as :func:`read_volume`.
-    """
+    """Shape (X, Y, Z) and affine of :func:`read_volume`, from headers alone; raises as it does."""
     with readable(path, "volume"):
         if Path(path).is_dir():
             series = _one_series(Path(path))
@@ -256,18 +249,12 @@ def volume_geometry(path: str) -> tuple[tuple[int, ...], np.ndarray]:
 
 
 class Turned(NamedTuple):
-    """A volume whose axes are put into another orientation.
+    """A volume whose axes are put into another orientation."""
 
-    Attributes:
-        turn: for nibabel's ``apply_orientation``.
-        shape, spacing: of the turned volume, voxels and mm.
-        matrix: float64 (4, 4), index of the volume → that of the turned one.
-    """
-
-    turn: np.ndarray
+    turn: np.ndarray  # for nibabel's apply_orientation
     shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    matrix: np.ndarray
+    spacing: tuple[float, ...]  # mm
+    matrix: np.ndarray  # float64 (4, 4), index of the volume → that of the turned one
 
 
 def turned(spatial: Sequence[int], affine: np.ndarray, orientation: str) -> Turned:
@@ -306,9 +293,8 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def implausible(values: np.ndarray) -> str | None:
     """Why an array cannot be Hounsfield units of a CT of a patient; None: nothing speaks against it.
 
-    Whether slope and intercept were applied never, once or twice cannot be seen in a header. Of every patient there are
-    air (or lung) and soft tissue. A constant below air is padding; many different values there are an intercept that
-    was subtracted twice.
+    A header does not tell whether slope and intercept were applied. Every patient has air (or lung) and soft tissue; a
+    constant below air is padding, many different values there are an intercept that was subtracted twice.
     """
     if not np.isfinite(values).all():
         return "holds values that are not finite (NaN or infinity)"

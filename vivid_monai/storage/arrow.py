@@ -1,8 +1,4 @@
-"""A table in an Arrow file that is mapped into memory: made once, read by all processes, held by none.
-
-Parquet is compressed, so every process that reads it holds all of it decoded. The pages of an Arrow file belong to the
-system, which shares them and takes them back.
-"""
+"""A table in an Arrow file that is mapped into memory: made once, read by all processes, held decoded by none."""
 
 import logging
 import os
@@ -22,12 +18,7 @@ _KEY = b"vivid_monai.key"
 
 @dataclass(frozen=True)
 class ArrowFile:
-    """A file that can be made again at any time from what `key` names.
-
-    Args:
-        path: of the file.
-        key: what it is made from; a file with another key is not this one.
-    """
+    """A file that can be made again at any time from what `key` names; one with another key is not this one."""
 
     path: Path
     key: str
@@ -44,9 +35,7 @@ class ArrowFile:
     def open_or_make(
         self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], check: Callable[[pa.Table], None] = lambda _: None
     ) -> pa.Table | None:
-        """The table; where it is not there with this schema, the file is written, whole or not at all.
-
-        None, told on stderr: it cannot be written.
+        """The table; where it is not there with this schema, the file is written; None, told: it cannot be written.
 
         Args:
             batches: of that schema; all share the dictionaries of the first.

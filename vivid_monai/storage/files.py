@@ -1,4 +1,4 @@
-"""Entries of a cache on disk: named after what they are made from, made by one process while others wait."""
+"""Files that are written whole or not at all; entries of a cache: their names, and one process that makes them."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -101,9 +101,3 @@ def disk_errors(path: Path, *, option: str) -> Iterator[None]:
             f"{path}: cannot be stored: {error}. Make room, or choose another cache folder ({option}); what is done "
             "is kept, and the same command goes on after it"
         ) from error
-
-
-def flush(file: BinaryIO) -> None:
-    """Return when what was written is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())

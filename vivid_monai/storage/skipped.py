@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,24 +18,19 @@ class Skipped:
 
 
 class SkipReport:
-    """Collects what was skipped, each path once with the number of times it was met.
-
-    ``len()`` is the number of different paths.
-    """
+    """Collects what was skipped and how often it was met; ``len()`` is the number of different paths."""
 
     def __init__(self) -> None:
-        self.counts: dict[Skipped, int] = {}
+        self.counts: Counter[Skipped] = Counter()
 
     def __len__(self) -> int:
         return len({skipped.path for skipped in self.counts})
 
     def add(self, skipped: Iterable[Skipped]) -> list[Skipped]:
         """Count `skipped` (a batch's ``"skipped"``) and return those met for the first time."""
-        new = []
-        for one in skipped:
-            if one not in self.counts:
-                new.append(one)
-            self.counts[one] = self.counts.get(one, 0) + 1
+        met = Counter(skipped)
+        new = [one for one in met if one not in self.counts]
+        self.counts += met
         return new
 
     def write(self, path: str | os.PathLike[str]) -> None:

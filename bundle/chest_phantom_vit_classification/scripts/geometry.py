@@ -25,14 +25,10 @@ def resizing(before: Sequence[int], after: Sequence[int]) -> np.ndarray:
     return _affine(np.diag(scale), scale / 2 - 0.5)
 
 
-def shifting(offset: Sequence[float]) -> np.ndarray:
-    """Matrix of adding `offset` to an index: of padding (positive) or cropping (negative) before the first pixel."""
-    return _affine(np.eye(len(offset)), np.asarray(offset, float))
-
-
 def centring(before: Sequence[int], after: Sequence[int]) -> np.ndarray:
     """Matrix of MONAI's ``SpatialPad`` (axes that grow) and ``CenterSpatialCrop`` (axes that shrink)."""
-    return shifting([(b - a) // 2 if b >= a else b // 2 - a // 2 for a, b in zip(before, after, strict=True)])
+    offset = [(b - a) // 2 if b >= a else b // 2 - a // 2 for a, b in zip(before, after, strict=True)]
+    return _affine(np.eye(len(offset)), np.array(offset, float))
 
 
 def mirroring(shape: Sequence[int], axis: int) -> np.ndarray:
@@ -50,18 +46,12 @@ def move_points(matrix: Any, points: Any) -> Tensor:
 
 
 def move_boxes(matrix: Any, boxes: Any) -> Tensor:
-    """Boxes (n, 2 S) on the other grid, in their own dtype: each the smallest that holds the turned one.
-
-    They are not cut at the edges of the grid.
-    """
+    """Boxes (n, 2 S) on the other grid, in their own dtype: each the smallest that holds the turned one, not cut."""
     return _boxes(matrix, boxes, lambda linear, half: half @ linear.abs().T)
 
 
 def move_boxes_back(matrix: Any, boxes: Any) -> Tensor:
-    """Boxes (n, 2 S) that :meth:`move_boxes` with this matrix makes `boxes` of: its inverse.
-
-    Where the matrix turns by no other angles than multiples of 90 degrees, this is ``move_boxes`` with its inverse.
-    Otherwise that would enlarge a box twice; this finds the box that was there before.
+    """Boxes (n, 2 S) that :func:`move_boxes` with this matrix makes `boxes` of, where its inverse would enlarge them.
 
     Raises:
         VividError: boxes that are turned by 45 degrees cannot be told from others.

@@ -18,8 +18,8 @@ def read_nifti(
     """Read one axial slice as float (H, W) in [0, 1], or three neighbouring ones as (3, H, W).
 
     Rows run from anterior to posterior and columns from the patient's right to left (patient left on image right),
-    by the axes of the affine matrix that are closest; oblique volumes are not resampled. A file whose header states
-    no orientation is taken as NIfTI's method 1 has it (left, anterior, superior).
+    by the axes of the affine matrix that are closest; oblique volumes are not resampled. Without an orientation in the
+    header it is that of NIfTI's method 1 (left, anterior, superior).
 
     Args:
         slice: index along the inferior→superior axis, 0 = most inferior; needed unless there is only one slice.

@@ -260,13 +260,10 @@ class Preprocess(BasePreprocess):
         return stored / 255
 
     def matrix(self, spatial: Sequence[int]) -> np.ndarray:
-        """Index (row, column) of a pixel of the image → that of the network's grid; see :mod:`.geometry`.
-
-        Args:
-            spatial: height and width of the image as it is read.
+        """Index (row, column) of a pixel of an image of height and width `spatial` → that of the network's grid.
 
         Returns:
-            float64 (3, 3).
+            float64 (3, 3), see :mod:`.geometry`.
         """
         between = target_size(spatial, self.resize_to or self.size, _SIDES[self.resize])
         return centring(between, (self.size, self.size)) @ resizing(spatial, between)
@@ -373,14 +370,14 @@ class VolumePreprocess(BasePreprocess):
         return ((stored - low) / (high - low)).clamp_(0, 1)
 
     def matrix(self, spatial: Sequence[int], affine: np.ndarray) -> np.ndarray:
-        """Index of a voxel of the volume as it is stored → that of the network's grid; see :mod:`.geometry`.
+        """Index of a voxel of the volume as it is stored → that of the network's grid.
 
         Args:
             spatial: shape (X, Y, Z) of the volume.
             affine: (4, 4), index → RAS, mm.
 
         Returns:
-            float64 (4, 4).
+            float64 (4, 4), see :mod:`.geometry`.
         """
         place = turned(spatial, affine, self.orientation)
         between = spaced_size(place, self.spacing)

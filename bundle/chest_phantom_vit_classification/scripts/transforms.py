@@ -28,12 +28,9 @@ class _Each(MapTransform):
 class ReadImaged(_Each):
     """Path → float32 tensor (slices, H, W) in [0, 1], by :func:`scripts.read.read_image`.
 
-    An item's ``"slice"`` (int), where it has one, is the slice of the NIfTI volume to read.
-
     Args:
-        keys: keys that hold paths.
-        window: (centre, width) for all DICOM and NIfTI files, or None for what each file says.
-        slices: 1, or 3 for a NIfTI slice between its neighbours.
+        keys: keys that hold paths; an item's ``"slice"`` (int) is the slice of a NIfTI volume to read.
+        window, slices: as of `read_image`.
 
     Raises:
         ImageError: the file cannot be used (inside a ``Compose`` as the cause of MONAI's RuntimeError).
@@ -50,8 +47,8 @@ class ReadImaged(_Each):
 class ResizeAntialiasedd(_Each):
     """Scale (C, H, W) images with a filter as wide as the reduction needs.
 
-    This is PyTorch's antialiased interpolation, which equals Pillow's to 2e-5. MONAI's ``Resized`` offers plain
-    interpolation, which aliases ribs and catheters when 1024 px become 224, or a Gaussian that takes 50 times as long.
+    PyTorch's antialiased interpolation equals Pillow's to 2e-5. MONAI's ``Resized`` aliases ribs and catheters when
+    1024 px become 224, or takes 50 times as long with a Gaussian.
 
     Args:
         keys: keys that hold float tensors.
@@ -89,8 +86,7 @@ def target_size(spatial: Sequence[int], size: int, side: str) -> tuple[int, int]
 class ToBytesd(_Each):
     """Float tensor in [0, 1] → uint8 in [0, 255], rounded; values outside are clipped.
 
-    What a display would show, at a quarter of the memory. Because every path through the package takes this step, an
-    image from the cache and the same image from its file are equal bit for bit.
+    Every path through the package takes this step: an image from the cache and from its file are equal bit for bit.
     """
 
     def change(self, value: torch.Tensor, data: Mapping[Hashable, Any]) -> torch.Tensor:
