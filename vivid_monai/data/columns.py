@@ -19,8 +19,7 @@ LabelSpaceSource = str | Path | dict[str, Any]
 
 
 def stored_label_space(source: LabelSpaceSource) -> str | dict[str, Any]:
-    """What to store: the name of a label space of the package, or the content of one of your own (a manifest must not
-    depend on a file that may change or vanish).
+    """What to store: the name of a label space of the package, or the content of one of your own, which may change.
 
     Raises:
         VividError: no label space of that name, or not a valid one.
@@ -86,7 +85,7 @@ _COLUMNS = {
 
 
 def state_columns(fields: Sequence[str]) -> list[str]:
-    """The names of the columns that hold the states of these fields."""
+    """Names of the columns of the states of these fields."""
     return [FINDING + field for field in fields]
 
 
@@ -154,10 +153,7 @@ def row_of(record: Record, space: LabelSpace) -> dict[str, Any]:
 
 
 def record_of(row: Mapping[str, Any], space: LabelSpace) -> Record:
-    """The record of a row, with every field of the label space among its findings.
-
-    Nothing is checked: a manifest's rows were verified when it was made.
-    """
+    """The record of a row, with every field of the label space; not checked, as rows are when a manifest is made."""
     details = json.loads(row["details"]) if row["details"] else {}
     more: dict[str, dict[str, Any]] = {field: {"boxes": [], **found} for field, found in details.items()}
     for box in row["boxes"] or ():

@@ -20,15 +20,14 @@ _CHUNK = 4096
 class Items(Sequence[dict[str, Any]]):
     """Dicts of image (path), states (int64 (F,)), id, patient_id, and slice and other columns where they are not null.
 
-    A slice of it is of the same kind and copies nothing. Where the table is an :class:`ArrowFile`, a pickle holds the
-    file's name alone, so worker processes share one table.
+    A slice of it is of the same kind and copies nothing.
 
     Args:
         table: columns of `manifest_schema`.
         states: the names of the state columns, in order.
-        columns: further columns that an item holds, paths of masks as absolute paths.
-        root: what relative paths start from.
-        file: the file that the table is mapped from; None: it is in memory.
+        columns: further columns that an item holds.
+        root: what relative paths of images and masks start from.
+        file: that the table is mapped from; a pickle then holds its name alone. None: the table is in memory.
 
     Raises:
         VividError: when unpickled: the file has changed since.

@@ -104,9 +104,7 @@ class ImageLoader(DataLoader):
 
 
 class OrderedLoader(ImageLoader):
-    """An :class:`ImageLoader` that goes on past a batch without any image.
-
-    What such a batch skipped is listed in the next batch, or in the last one.
+    """An :class:`ImageLoader` that goes on past a batch without any image; the next batch, or the last, lists it.
 
     Raises:
         VividError: while iterating, in the main process: no image at all can be read.
@@ -142,12 +140,9 @@ def image_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> ImageLoader:
-    """Endless batches for training, in the order of :class:`ResumableBatchSampler`; `batch_size` is over all ranks.
+    """Endless batches for training, in the order of :class:`ResumableBatchSampler`, which takes the arguments.
 
     To resume, set ``loader.batch_sampler.start`` before iterating. Workers change nothing but the speed.
-
-    Raises:
-        VividError: as :class:`ResumableBatchSampler` and :class:`ImageLoader`.
     """
     order = ResumableBatchSampler(len(dataset), batch_size, seed=seed, rank=rank, world_size=world_size)
     return ImageLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=pin_memory)

@@ -74,13 +74,10 @@ class FieldSampler:
 
 
 class StatesTarget:
-    """The states of an image and which of them are asked.
-
-    Gives ``"states"``, int64 (F,), codes of :mod:`vivid_monai.ums.states` (−1 = not answerable), and ``"asked"``, bool
-    (F,).
+    """Gives ``"states"``, int64 (F,), codes of :mod:`vivid_monai.ums.states`, and which of them are asked, bool (F,).
 
     Args:
-        questions: chooses the fields that are asked; None: all answerable ones.
+        questions: chooses the fields that are ``"asked"``; None: all answerable ones.
     """
 
     needs = ("states",)
@@ -89,7 +86,6 @@ class StatesTarget:
         self.questions = questions
 
     def check(self, data: Sequence[Row]) -> None:
-        """Raise a VividError where rows differ in the number of their states, or from the fields to ask."""
         width = len(self.questions.fields if self.questions else data[0].get("states", ()))
         for index, row in enumerate(data[:1] if isinstance(data, Items) else data):  # of a manifest, all are alike
             if "states" not in row:
@@ -106,15 +102,10 @@ class StatesTarget:
 
 
 class BoxesTarget:
-    """The boxes of an image on the network's grid.
+    """Gives the boxes of `fields` on the network's grid: ``"boxes"``, float32 (n, 2 S), not cut at the grid's edges.
 
-    Gives ``"boxes"``, float32 (n, 2 S) as :mod:`vivid_monai.images.geometry` has them (not cut at the grid's edges),
-    ``"box_fields"``, int64 (n,), places in `fields`, and ``"matrix"``, float64 (S + 1, S + 1), from the pixels of the
-    image to the grid. An image without boxes has n = 0. Of a slice of a volume, boxes on other slices are left out.
-
-    Args:
-        fields: whose boxes are taken, by their names in the label space.
-        preprocess: what becomes of the image.
+    Also ``"box_fields"``, int64 (n,), places in `fields`, and ``"matrix"``, float64 (S + 1, S + 1), from the pixels of
+    the image to the grid. Of a slice of a volume, boxes on other slices are left out.
     """
 
     needs = ("boxes",)
@@ -140,15 +131,10 @@ class BoxesTarget:
 
 
 class MaskTarget:
-    """The mask of an image on the network's grid, by the nearest pixel.
+    """Gives the mask on the network's grid, by the nearest pixel: ``"mask"``, uint8 (1, *spatial), 0 outside the file.
 
-    Gives ``"mask"``, uint8 (1, *spatial), the values of the file, 0 where it does not reach (None for a row without
-    one), and ``"matrix"`` as :class:`BoxesTarget`. A PNG has the shape of its image; a NIfTI mask of a volume is placed
-    by its own affine matrix.
-
-    Args:
-        preprocess: what becomes of the image.
-        key: of the row, with the path of the mask.
+    None for a row without a path of one in `key`. Also ``"matrix"`` as :class:`BoxesTarget`. A PNG has the shape of its
+    image; a NIfTI mask of a volume is placed by its own affine matrix.
     """
 
     def __init__(self, preprocess: BasePreprocess, *, key: str = "mask") -> None:

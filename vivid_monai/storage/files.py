@@ -20,10 +20,9 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Write a file so that a reader never sees a part of it.
+    """Yields the path of a temporary file in the folder of `path` (made where missing), which takes its place.
 
-    Yields the path of a temporary file in the same folder (made where missing). When the block ends well, the file
-    takes the place of `path`; when it fails, the file is removed and `path` is what it was.
+    When the block fails, the temporary file is removed and `path` is what it was.
 
     Raises:
         VividError: the folder cannot be written or the disk is full; other errors of the block pass through.
@@ -67,15 +66,11 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 @contextmanager
 def made_by_one(entry: Path, waiting: str, *, option: str) -> Iterator[None]:
-    """Hold the lock of an entry; its folder's parent is made where it is missing.
+    """Hold the lock of the folder `entry`, whose parent is made where it is missing.
 
     Args:
-        entry: the folder that is going to be there.
         waiting: logged where another process holds the lock.
         option: as of :func:`disk_errors`.
-
-    Raises:
-        VividError: the parent cannot be written.
     """
     with disk_errors(entry.parent, option=option):
         entry.parent.mkdir(parents=True, exist_ok=True)
