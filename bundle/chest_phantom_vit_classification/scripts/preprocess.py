@@ -72,15 +72,10 @@ def transform_of(config: Sequence[Mapping[str, Any]]) -> Compose:
 
 
 class BasePreprocess(ABC):
-    """What every kind of preprocessing is: a frozen dataclass of plain values, and transforms that follow from them.
+    """What every kind of preprocessing is: a frozen dataclass of plain values, and transforms that follow from them."""
 
-    Attributes:
-        kind: of image, as :func:`preprocess_from_dict` knows it.
-        stored_dtype: of what a cache holds.
-    """
-
-    kind: ClassVar[str]
-    stored_dtype: ClassVar[np.dtype]
+    kind: ClassVar[str]  # of image
+    stored_dtype: ClassVar[np.dtype]  # of what a cache holds
     _later: ClassVar[tuple[str, ...]]  # names of values that change nothing in what a cache holds
 
     mean: float | tuple[float, ...]
@@ -110,19 +105,11 @@ class BasePreprocess(ABC):
 
     @abstractmethod
     def row_matrix(self, row: Mapping[str, Any]) -> np.ndarray:
-        """Index of a pixel of the row's image → that of the network's grid, float64 (S + 1, S + 1).
-
-        Raises:
-            VividError: what this takes is not known.
-        """
+        """Index of a pixel of the row's image → that of the network's grid, float64 (S + 1, S + 1)."""
 
     @abstractmethod
     def read_mask(self, path: str, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """A mask of the row's image: uint8 (*spatial), and the matrix from its pixels to those of the image.
-
-        Raises:
-            VividError: it cannot be read, or does not fit the image.
-        """
+        """A mask of the row's image: uint8 (*spatial), and the matrix from its pixels to those of the image."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; :func:`preprocess_from_dict` makes an equal object of them."""

@@ -1,8 +1,4 @@
-"""One reader for every image file: PNG, JPEG, DICOM and NIfTI slices, told apart by their content, not their name.
-
-Whatever the format, the result is float32 (1, H, W), rows first, in [0, 1], bright = dense (as MONOCHROME2). A file
-that cannot be read in full is an :class:`ImageError` that names it: there is no stand-in image.
-"""
+"""One reader for every image file: PNG, JPEG, DICOM and NIfTI slices, told apart by their content, not their name."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -60,8 +56,7 @@ def read_image(
     """Read one two-dimensional grey image, or a slice of a volume with its neighbours.
 
     Args:
-        path: a PNG, JPEG, DICOM (Part 10) or NIfTI (.nii, .nii.gz) file; the content decides, not the extension
-            (only NIfTI needs its own).
+        path: a PNG, JPEG, DICOM (Part 10) or NIfTI file; only NIfTI needs its extension (.nii, .nii.gz).
         slice: NIfTI only: index along the inferior→superior axis, 0 = most inferior.
         slices: 1; or, NIfTI only, 3 for the slice below, the slice itself and the one above.
         window: DICOM and NIfTI only: (centre, width) in the file's real-world unit, HU for CT; replaces the DICOM

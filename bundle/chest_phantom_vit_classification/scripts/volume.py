@@ -1,9 +1,8 @@
 """CT volumes: DICOM series and NIfTI files as Hounsfield units, with the place of their voxels in the patient.
 
-Voxels are indexed as boxes in manifests are: x to the right, y down and z up in slices as radiologists look at them.
-These are column, row and slice (from inferior to superior) of a DICOM series; a NIfTI file is turned so that its axes
-grow towards the patient's left, back and head, as its slices are. An affine matrix takes an index to millimetres
-towards the patient's right, front and head (RAS).
+Voxels are indexed as boxes in manifests are: column, row and slice (from inferior to superior) of a DICOM series; a
+NIfTI file is turned so that its axes grow towards the patient's left, back and head. An affine matrix takes an index to
+millimetres towards the patient's right, front and head (RAS).
 """
 
 from collections import Counter
