@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from vivid_monai.metrics import statistics as sums
 from vivid_monai.metrics.intervals import Patients, Resampled, auroc_resamples
-from vivid_monai.metrics.statistics import RankedField
 
 PREVALENCES = (0.1, 0.2, 0.3, 0.4, 0.5)
 SURENESS = {"Brier": 1.0, "ECE, calibrated": 1.0, "ECE, twice too sure": 2.0}
@@ -88,7 +87,7 @@ def other_metrics(patients: Patients, scores, states, auroc: float, prevalence: 
     p = {name: expit(factor * log_odds) for name, factor in SURENESS.items()}
     rare, everyone = patients.cases(states), [patients.n]
     of = {
-        "AP": (RankedField(scores[:, 0], truth, groups).average_precision, rare),
+        "AP": (sums.ap(scores[:, 0], truth, groups), rare),
         "F1": (sums.f1(p["Brier"], truth, groups, prevalence), rare),
         "accuracy": (sums.accuracy(log_odds > 0, truth == 1, groups), everyone),
         "Brier": (sums.brier(p["Brier"], truth, groups), everyone),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder
-from vivid_monai.evaluation.examples import Examples, collect_examples
+from vivid_monai.evaluation.examples import Examples, collect_examples, cosines
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
@@ -77,7 +77,7 @@ def test_maps_are_the_attention_over_the_patches(encoder: VividEncoder, items: l
         output = spd(encoder.network(torch.stack([image.as_tensor() for image in images])))
     np.testing.assert_allclose(got.maps[:, :, 2, 1], output.attention[:, :, 1 + 2 * 4 + 1], rtol=1e-4)
     np.testing.assert_allclose(1 - got.maps.sum((2, 3)), output.attention[:, :, 0], atol=1e-5)
-    pairs = np.abs(got.cosines()[:, *np.triu_indices(3, 1)])
+    pairs = np.abs(cosines(got.maps)[:, *np.triu_indices(3, 1)])
     np.testing.assert_allclose(pairs.mean(1), output.penalty, rtol=1e-4)
 
 

@@ -12,7 +12,6 @@ from sklearn.metrics import (
 )
 
 from vivid_monai.metrics import statistics
-from vivid_monai.metrics.statistics import RankedField
 
 
 @pytest.fixture
@@ -113,22 +112,22 @@ def test_equals_sklearn_with_sample_weights(decimals, block, monkeypatch):
     scores = np.round(rng.normal(size=120) + (states == 1), decimals)
     patients = rng.integers(0, 40, size=120)
     weights = rng.integers(0, 4, size=(25, 40))
-    field = RankedField(scores, states, patients)
     counted = np.isin(states, (0, 1))
-    for got, reference in ((field.auroc, roc_auc_score), (field.average_precision, average_precision_score)):
+    for ours, reference in ((statistics.auroc, roc_auc_score), (statistics.ap, average_precision_score)):
+        got = ours(scores, states, patients)(weights)
         expected = [
             reference(states[counted], scores[counted], sample_weight=row[patients][counted]) for row in weights
         ]
-        np.testing.assert_allclose(got(weights), expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
-def test_weights_that_leave_one_class_give_nan():
-    field = RankedField(np.array([0.1, 0.9, 0.4]), np.array([0, 1, 1]), np.array([0, 1, 2]))
+@pytest.mark.parametrize("metric", [statistics.auroc, statistics.ap])
+def test_weights_that_leave_one_class_give_nan(metric):
+    statistic = metric(np.array([0.1, 0.9, 0.4]), np.array([0, 1, 1]), np.array([0, 1, 2]))
     weights = np.array([[1, 1, 0], [0, 1, 1], [3, 0, 0], [2, 0, 5]])
-    for metric in (field.auroc, field.average_precision):
-        np.testing.assert_array_equal(metric(weights), [1, np.nan, np.nan, 1])
+    np.testing.assert_array_equal(statistic(weights), [1, np.nan, np.nan, 1])
 
 
 def test_a_field_without_answers_is_nan_in_every_resample():
-    field = RankedField(np.zeros(3), np.array([-1, 2, -1]), np.arange(3))
-    assert np.isnan(field.auroc(np.ones((4, 3), dtype=int))).all()
+    statistic = statistics.auroc(np.zeros(3), np.array([-1, 2, -1]), np.arange(3))
+    assert np.isnan(statistic(np.ones((4, 3), dtype=int))).all()

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vivid_monai.deploy.calibration import ENCODER, CalibratedModel
-from vivid_monai.evaluation.figures import Bins
+from vivid_monai.evaluation.figures import reliability_bins
 from vivid_monai.evaluation.format import estimate
 from vivid_monai.evaluation.results import MACRO
 from vivid_monai.images.preprocess import Preprocess
@@ -100,13 +100,13 @@ def _reliability(model: CalibratedModel) -> bytes:
     FigureCanvasAgg(figure)
     for place, field in enumerate(model.fields):
         axes = figure.add_subplot(rows, columns, place + 1)
-        bins = Bins(probabilities[None, :, place], states[:, place])
-        filled = bins.counts > 0
+        counts, probability, present = reliability_bins(probabilities[None, :, place], states[:, place])
+        filled = counts > 0
         axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
-        axes.plot(bins.probability[filled], bins.present[filled], color="C0", linewidth=1)
-        axes.scatter(bins.probability[filled], bins.present[filled], s=4 + bins.counts[filled], color="C0", alpha=0.6)
+        axes.plot(probability[filled], present[filled], color="C0", linewidth=1)
+        axes.scatter(probability[filled], present[filled], s=4 + counts[filled], color="C0", alpha=0.6)
         axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-        axes.set_title(f"{field} (n = {bins.counts.sum()})", fontsize=8)
+        axes.set_title(f"{field} (n = {counts.sum()})", fontsize=8)
         axes.tick_params(labelsize=7)
     figure.supxlabel("calibrated probability; the size of a point is its number of images", fontsize=8)
     figure.supylabel("share of test images present", fontsize=8)

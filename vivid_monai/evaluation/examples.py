@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import chain, zip_longest
+from itertools import chain, combinations, zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -41,19 +41,6 @@ class Examples:
     images: np.ndarray
     ids: np.ndarray
     maps: np.ndarray | None = None
-
-    def cosines(self) -> np.ndarray:
-        """Cosines between the groups' maps, (K, G, G), the CLS token included, as SPD's penalty takes them.
-
-        Raises:
-            VividError: there are no maps.
-        """
-        if self.maps is None:
-            raise VividError("without maps of an SPD there are no cosines between them")
-        flat = self.maps.reshape(*self.maps.shape[:2], -1).astype(np.float64)
-        tokens = np.concatenate([1 - flat.sum(-1, keepdims=True), flat], axis=-1)
-        unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
-        return unit @ unit.swapaxes(1, 2)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write an .npz, whole or not at all. Raises VividError where the file cannot be written."""
@@ -107,35 +94,12 @@ def collect_examples(
             f"the SPD reads tokens of width {spd.dim}, the ViT gives {encoder.network.embed_dim}: "
             "give the file that was written with this encoder"
         )
-    images, inputs, ids = _read(encoder, _chosen(items), n)
-    device = next(encoder.parameters()).device
-    maps = None
-    if spd is not None:
-        tokens = encoder.network(torch.stack(inputs).to(device))
-        attention = spd(tokens.to(spd.queries.device)).attention.float().cpu()
-        rows, columns = encoder.network.grid
-        maps = attention[:, :, encoder.network.prefix :].unflatten(2, (rows, columns)).numpy()
-    return Examples(np.stack(images), np.array(ids, dtype=str), maps)
-
-
-def _chosen(items: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    hashed = sorted(items, key=lambda item: blake2b(str(item["id"]).encode()).digest())
-    known = [item for item in hashed if (np.asarray(item["states"]) != NULL).any()]
-    with_finding = [item for item in known if PRESENT in item["states"]]
-    without = [item for item in known if PRESENT not in item["states"]]
-    return (item for item in chain.from_iterable(zip_longest(with_finding, without)) if item is not None)
-
-
-def _read(
-    encoder: VividEncoder, items: Iterator[dict[str, Any]], n: int
-) -> tuple[list[np.ndarray], list[torch.Tensor], list[str]]:
-    """The first n readable images: as bytes, as the network's input, and their ids."""
     preprocess = encoder.preprocess
     to_input = preprocess.transform(stages=["unit", "normal"])
     images: list[np.ndarray] = []
     inputs: list[torch.Tensor] = []
     ids: list[str] = []
-    for item in items:
+    for item in _in_order(items):
         if len(ids) == n:
             break
         pixels = ImageDataset([item], preprocess).pixels(0)
@@ -147,55 +111,55 @@ def _read(
         ids.append(str(item["id"]))
     if not ids:
         raise VividError("there is no example to show: no test image can be read, or nothing is known of any of them")
-    return images, inputs, ids
+    maps = None
+    if spd is not None:
+        tokens = encoder.network(torch.stack(inputs).to(next(encoder.parameters()).device))
+        attention = spd(tokens.to(spd.queries.device)).attention.float().cpu()
+        maps = attention[:, :, encoder.network.prefix :].unflatten(2, tuple(encoder.network.grid)).numpy()
+    return Examples(np.stack(images), np.array(ids, dtype=str), maps)
+
+
+def _in_order(items: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    hashed = sorted(items, key=lambda item: blake2b(str(item["id"]).encode()).digest())
+    known = [item for item in hashed if (np.asarray(item["states"]) != NULL).any()]
+    with_finding = [item for item in known if PRESENT in item["states"]]
+    without = [item for item in known if PRESENT not in item["states"]]
+    return (item for item in chain.from_iterable(zip_longest(with_finding, without)) if item is not None)
 
 
 SIDE = 224  # pixels of the longer side on the page
 _STRONGEST = 0.75  # opacity of the map where it is highest
 
 
-@dataclass(frozen=True)
-class Overlay:
-    """A group's map over the image. ``share``: of the attention that lies on patches, the rest is on CLS; ``peak``:
-    how many times an even share the patch with the most attention gets."""
+def draw_examples(examples: Examples) -> list[dict[str, Any]]:
+    """What the page shows of each example image.
 
-    group: int
-    uri: str
-    share: float
-    peak: float
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One image with its overlays and the cosines between groups, as (group, group, cosine), groups from 1."""
-
-    id: str
-    uri: str
-    width: int
-    height: int
-    overlays: list[Overlay]
-    cosines: list[tuple[int, int, float]]
-
-
-def draw_examples(examples: Examples) -> list[Drawing]:
-    """Everything the page shows of each example image."""
+    Returns:
+        id, uri, width and height of each; "overlays" of the groups, each with its uri, the "share" of the attention
+        that lies on patches (the rest is on CLS) and its "peak": how many times an even share the patch with the most
+        attention gets; "cosines" between groups, as (group, group, cosine), groups from 1.
+    """
     drawn = []
-    cosines = None if examples.maps is None else examples.cosines()
-    for k, (key, pixels) in enumerate(zip(examples.ids, examples.images, strict=True)):
+    maps = np.empty((len(examples.ids), 0, 1, 1)) if examples.maps is None else examples.maps
+    for key, pixels, groups, cosine in zip(examples.ids, examples.images, maps, cosines(maps), strict=True):
         image = Image.fromarray(pixels).convert("RGB")
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        overlays, pairs = [], []
-        if examples.maps is not None and cosines is not None:
-            maps = examples.maps[k]
-            overlays = [_overlay(g, one, image) for g, one in enumerate(maps, start=1)]
-            pairs = [(i + 1, j + 1, float(cosines[k, i, j])) for i in range(len(maps)) for j in range(i + 1, len(maps))]
-        drawn.append(Drawing(str(key), _uri(image), image.width, image.height, overlays, pairs))
+        overlays = [
+            {"uri": _uri(blend(image, a)), "share": float(a.sum()), "peak": float(a.max()) * a.size} for a in groups
+        ]
+        pairs = [(i + 1, j + 1, float(cosine[i, j])) for i, j in combinations(range(len(groups)), 2)]
+        shown = {"id": str(key), "uri": _uri(image), "width": image.width, "height": image.height}
+        drawn.append({**shown, "overlays": overlays, "cosines": pairs})
     return drawn
 
 
-def _overlay(group: int, attention: NDArray[np.float32], image: Image.Image) -> Overlay:
-    peak = float(attention.max()) * attention.size
-    return Overlay(group, _uri(blend(image, attention)), float(attention.sum()), peak)
+def cosines(maps: np.ndarray) -> np.ndarray:
+    """Cosines between the groups of maps (K, G, h, w), as (K, G, G), the CLS token included as in SPD's penalty."""
+    n_images, groups, height, width = maps.shape
+    flat = maps.reshape(n_images, groups, height * width).astype(np.float64)
+    tokens = np.concatenate([1 - flat.sum(-1, keepdims=True), flat], axis=-1)
+    unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
+    return unit @ unit.swapaxes(1, 2)
 
 
 def blend(image: Image.Image, attention: NDArray[np.float32]) -> Image.Image:

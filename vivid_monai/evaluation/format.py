@@ -55,11 +55,6 @@ def count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def tidy(value: float) -> str:
-    """12 or 12.3: a mean of counts, with a digit more where it is none."""
-    return f"{round(value, 1):g}"
-
-
 def metric_name(row: Row, names: dict[str, str] = NAMES) -> str:
     """The name of a metric, "macro" before it where it is a mean over fields."""
     return f"macro {names[row.metric]}" if row.field == MACRO else names[row.metric]

@@ -15,12 +15,11 @@ from vivid_monai.evaluation.results import ALL, CLASS_METRICS, MACRO, METRICS, R
 from vivid_monai.metrics import statistics
 from vivid_monai.metrics.intervals import METHOD, Patients, Resampled
 from vivid_monai.metrics.masked import best_f1_thresholds, check_scores, counts
-from vivid_monai.metrics.statistics import RankedField, Statistic
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
 
 LEVEL = 0.95
-PAIRED = ("auroc", "ap")
-"""Metrics whose macro averages are compared between encoders."""
+PAIRED = ("auroc", "ap", "accuracy")
+"""Metrics that are compared between encoders: macro averages, and the accuracy of classes."""
 
 Runs = dict[str, list[Resampled]]
 """Metric → the metric of every field on every resample, of each seed."""
@@ -78,51 +77,58 @@ def measure(
         VividError: no field has enough test images; probabilities that are missing, do not fit the states or lie
             outside [0, 1]; ``exclusive`` and a test image without exactly one present class.
     """
-    n_present, n_absent = counts(test.states)
-    names = list(fields)
+    names, states = list(fields), test.states
+    n_present, n_absent = counts(states)
     excluded = _excluded(names, n_present, n_absent, min_present, min_absent, scored)
     if len(excluded) == len(names):
         first = next(iter(excluded.items()))
         raise VividError(
-            f"{task}: no field can be measured on its {len(test.states)} test images ({first[0]}: {first[1]}, and so "
+            f"{task}: no field can be measured on its {len(states)} test images ({first[0]}: {first[1]}, and so "
             "on); lower --min_present and --min_absent, or prepare a larger test fraction"
         )
     kept = [column for column, name in enumerate(names) if name not in excluded]
     for name, one in scored.items():
         _check(f"{name}, validation", one.validation, validation_states, len(seeds))
-        _check(f"{name}, test", one.test, test.states, len(seeds))
+        _check(f"{name}, test", one.test, states, len(seeds))
     if exclusive:
-        one = ((test.states == PRESENT).sum(1) == 1) & ((test.states == ABSENT).sum(1) == len(names) - 1)
-        if not one.all():
+        ok = ((states == PRESENT).sum(1) == 1) & ((states == ABSENT).sum(1) == len(names) - 1)
+        if not ok.all():
             raise VividError(
-                f"classes exclude each other, but the test image {test.ids[np.argmin(one)]} does not have exactly one "
+                f"classes exclude each other, but the test image {test.ids[np.argmin(ok)]} does not have exactly one "
                 "present class and all others absent"
             )
     patients = Patients(test.patients, n_resamples=n_resamples, seed=seed)
-    n = dict(zip(names, (n_present + n_absent).tolist(), strict=True)) | {MACRO: len(test.ids), ALL: len(test.ids)}
+    metrics = (*METRICS, *CLASS_METRICS) if exclusive else METRICS
     resampled: dict[str, Runs] = {}
     rows: list[Row] = []
     for name, one in scored.items():
         thresholds = [best_f1_thresholds(run, validation_states) for run in one.validation]
-        resampled[name] = runs = resample(one.test, test.states, patients, METRICS, thresholds, exclusive=exclusive)
-        rows += _rows(name, names, runs, kept, seeds, n)
+        resampled[name] = runs = resample(one.test, states, patients, metrics, thresholds)
+        places = [(field, [f], METRICS, int(n_present[f] + n_absent[f])) for f, field in enumerate(names)]
+        places += [(MACRO, kept, METRICS, len(states)), (ALL, [0], metrics[len(METRICS) :], len(states))]
+        for field, columns, of, n in places:
+            for metric in of:
+                rows += rows_of(metric, field, name, runs[metric], columns, n, seeds)
         rows += [
             Row("threshold", field, name, s, _number(at[f]), n=len(validation_states))
             for f, field in enumerate(names)
             for s, at in zip(seeds, thresholds, strict=True)
         ]
+    numbers = {
+        "n_present": n_present,
+        "n_absent": n_absent,
+        "n_uncertain": (states == UNCERTAIN).sum(0),
+        "n_unanswerable": (states == NULL).sum(0),
+    }
     results = Results(
         task=task,
         kind="classes" if exclusive else "findings",
         fields=names,
         seeds=list(seeds),
         test={
-            "n_images": len(test.states),
+            "n_images": len(states),
             "n_patients": patients.n,
-            "n_present": _by(names, n_present),
-            "n_absent": _by(names, n_absent),
-            "n_uncertain": _by(names, (test.states == UNCERTAIN).sum(0)),
-            "n_unanswerable": _by(names, (test.states == NULL).sum(0)),
+            **{key: dict(zip(names, values.tolist(), strict=True)) for key, values in numbers.items()},
             "images_sha256": images_digest(test.ids),
         },
         macro_fields=[names[column] for column in kept],
@@ -131,8 +137,8 @@ def measure(
             name: {"encoder": one.encoder, "probes": one.probes, "untrained_fields": [names[c] for c in one.untrained]}
             for name, one in scored.items()
         },
-        rows=rows + difference_rows(resampled, kept, n[ALL]),
-        confusion={name: _confusion(one.test, test.states) for name, one in scored.items()} if exclusive else {},
+        rows=rows + difference_rows(resampled, kept, len(states)),
+        confusion={name: _confusion(one.test, states) for name, one in scored.items()} if exclusive else {},
         warnings=[],
         skipped=list(skipped),
         intervals={
@@ -144,6 +150,7 @@ def measure(
             "min_present": min_present,
             "min_absent": min_absent,
         },
+        run={},
     )
     results.warnings.extend(warnings_of(results))
     return results
@@ -154,106 +161,60 @@ def resample(
     states: NDArray,
     patients: Patients,
     metrics: Sequence[str],
-    thresholds: Sequence[NDArray] | None = None,
-    *,
-    exclusive: bool = False,
+    thresholds: Sequence[NDArray] = (),
 ) -> Runs:
-    """Metrics of probabilities (S, N, F) on every resample of the patients, by seed; of classes their accuracy too.
+    """Metrics of probabilities (S, N, F) on every resample of the patients, by seed.
 
     Args:
+        metrics: of :data:`.METRICS` and, where fields exclude each other, of :data:`.CLASS_METRICS`.
         thresholds: (F,) of each seed, needed for "f1".
     """
     cases, answered = patients.cases(states), patients.answered(states)
     runs: Runs = {metric: [] for metric in metrics}
     for s, test in enumerate(tqdm(scores, "resampling patients", unit="seed", delay=2, leave=False)):
-        columns = [(test[:, f], states[:, f], patients.ids) for f in range(states.shape[1])]
-        ranked = [RankedField(*column) for column in columns]
         for metric in metrics:
-            by_field: list[Statistic]
-            if metric == "auroc":
-                by_field = [one.auroc for one in ranked]
-            elif metric == "ap":
-                by_field = [one.average_precision for one in ranked]
-            elif metric == "f1":
-                assert thresholds is not None
-                by_field = [statistics.f1(*one, at) for one, at in zip(columns, thresholds[s], strict=True)]
-            else:
-                by_field = [getattr(statistics, metric)(*column) for column in columns]
-            runs[metric].append(patients.resample(by_field, answered if metric in ("brier", "ece") else cases))
-    if exclusive:
-        truth = states.argmax(1)
-        for metric in CLASS_METRICS:
-            of = [getattr(statistics, metric)(test.argmax(1), truth, patients.ids) for test in scores]
-            runs[metric] = [patients.resample([statistic], [patients.n]) for statistic in of]
+            statistic = getattr(statistics, metric)
+            if metric in CLASS_METRICS:
+                of_classes = statistic(test.argmax(1), states.argmax(1), patients.ids)
+                runs[metric].append(patients.resample([of_classes], [patients.n]))
+                continue
+            of_fields = [
+                statistic(test[:, f], states[:, f], patients.ids, *([thresholds[s][f]] if metric == "f1" else []))
+                for f in range(states.shape[1])
+            ]
+            runs[metric].append(patients.resample(of_fields, answered if metric in ("brier", "ece") else cases))
     return runs
 
 
-def _rows(
-    name: str, fields: Sequence[str], runs: Runs, kept: Sequence[int], seeds: Sequence[int], n: Mapping[str, int]
+def rows_of(
+    metric: str,
+    field: str,
+    encoder: str,
+    runs: Sequence[Resampled],
+    columns: Sequence[int],
+    n: int,
+    seeds: Sequence[int] = (),
 ) -> list[Row]:
-    """All rows of an encoder: field by field, macro averages, accuracies."""
-    of_fields = {metric: run for metric, run in runs.items() if metric not in CLASS_METRICS}
-    by_metric = {metric: _estimates(metric, name, fields, run, seeds, n) for metric, run in of_fields.items()}
-    rows = [row for f in range(len(fields)) for by_field in by_metric.values() for row in by_field[f]]
-    return (
-        rows
-        + macro_rows(name, of_fields, kept, n[MACRO], seeds)
-        + [
-            row
-            for metric in CLASS_METRICS
-            if metric in runs
-            for row in _estimates(metric, name, [ALL], runs[metric], seeds, n)[0]
-        ]
-    )
-
-
-def macro_rows(name: str, runs: Runs, kept: Sequence[int], n: int, seeds: Sequence[int] = ()) -> list[Row]:
-    """The macro average of every metric over the columns ``kept``; without ``seeds`` their mean only."""
-    rows = []
-    for metric, of_seeds in runs.items():
-        macro = Resampled.average(of_seeds).macro(kept)
-        per_seed = [run.macro(kept) for run in of_seeds]
-        rows += _estimates(metric, name, [MACRO], per_seed, seeds, {MACRO: n}, mean=macro)[0]
-    return rows
+    """The mean over the runs with its interval, then each run by its seed; of several columns the macro average."""
+    mean = Resampled.average(runs).macro(columns)
+    ((low, high),) = mean.interval(LEVEL)
+    return [
+        Row(metric, field, encoder, None, *map(_number, (mean.value[0], low, high)), n),
+        *(Row(metric, field, encoder, s, _number(runs[i].macro(columns).value[0]), n=n) for i, s in enumerate(seeds)),
+    ]
 
 
 def difference_rows(resampled: Mapping[str, Runs], kept: Sequence[int], n: int) -> list[Row]:
-    """The first encoder minus every other one, paired: of macro averages, and of the accuracy of classes."""
+    """The first encoder minus every other one, paired."""
     first, *others = resampled
     rows = []
     for other in others:
-        for metric in (*PAIRED, "accuracy"):
-            if metric not in resampled[first]:
-                continue
-            a, b = (Resampled.average(resampled[name][metric]) for name in (first, other))
-            over = ALL if metric == "accuracy" else MACRO
-            difference = a - b if over == ALL else a.macro(kept) - b.macro(kept)
-            ((low, high),) = difference.interval(LEVEL, bounded=False)
-            value, low, high = (_number(one) for one in (difference.value[0], low, high))
-            rows.append(Row(metric, over, first, None, value, low, high, n, other))
+        for metric in (metric for metric in PAIRED if metric in resampled[first]):
+            columns, field = ([0], ALL) if metric in CLASS_METRICS else (kept, MACRO)
+            a, b = (Resampled.average(resampled[name][metric]).macro(columns) for name in (first, other))
+            ((low, high),) = (a - b).interval(LEVEL, bounded=False)
+            rows.append(Row(metric, field, first, None, *map(_number, ((a - b).value[0], low, high)), n, other))
     return rows
-
-
-def _estimates(
-    metric: str,
-    name: str,
-    fields: Sequence[str],
-    runs: Sequence[Resampled],
-    seeds: Sequence[int],
-    n: Mapping[str, int],
-    *,
-    mean: Resampled | None = None,
-) -> list[list[Row]]:
-    """For each field the mean over the seeds with its interval, then each seed."""
-    mean = Resampled.average(runs) if mean is None else mean
-    of_seeds = list(zip(seeds, runs, strict=True)) if seeds else []
-    return [
-        [
-            Row(metric, field, name, None, _number(mean.value[f]), _number(low), _number(high), n[field]),
-            *(Row(metric, field, name, s, _number(run.value[f]), n=n[field]) for s, run in of_seeds),
-        ]
-        for f, (field, (low, high)) in enumerate(zip(fields, mean.interval(LEVEL), strict=True))
-    ]
 
 
 def _confusion(scores: NDArray, states: NDArray) -> list[list[float]]:
@@ -267,10 +228,9 @@ def _excluded(
     excluded = {}
     for column, name in enumerate(names):
         why = [f"no head for {who}: one state only in training" for who, s in scored.items() if column in s.untrained]
-        if n_present[column] < max(min_present, 1):
-            why.append(f"{n_present[column]} present of at least {max(min_present, 1)}")
-        if n_absent[column] < max(min_absent, 1):
-            why.append(f"{n_absent[column]} absent of at least {max(min_absent, 1)}")
+        for state, n, least in (("present", n_present, min_present), ("absent", n_absent, min_absent)):
+            if n[column] < max(least, 1):
+                why.append(f"{n[column]} {state} of at least {max(least, 1)}")
         if why:
             excluded[name] = "; ".join(why)
     return excluded
@@ -288,7 +248,3 @@ def _check(what: str, runs: NDArray, states: NDArray, n_seeds: int) -> None:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _by(names: list[str], values: NDArray) -> dict[str, int]:
-    return {name: int(value) for name, value in zip(names, values, strict=True)}

@@ -4,9 +4,8 @@ import csv
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from dataclasses import field as default
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
 from vivid_monai.storage.files import whole_file
-from vivid_monai.ums.states import decode, encode
+from vivid_monai.ums.states import STATES, encode
 
 FORMAT, VERSION = "vivid-evaluation", 2
 METRICS = ("auroc", "ap", "f1", "brier", "ece")
@@ -28,6 +27,8 @@ CLASS_METRICS = ("accuracy", "balanced_accuracy")
 MACRO, ALL = "(macro)", "(all)"
 """In place of a field: the mean over the fields in the macro average; all classes together."""
 FEW_PATIENTS = 50
+STATE = "state:"
+CSV_COLUMNS = ("encoder", "field", "metric", "value", "low", "high", "n_present", "n_absent")
 
 
 class Row(NamedTuple):
@@ -92,9 +93,9 @@ class Results:
     rows: list[Row]
     confusion: dict[str, list[list[float]]]
     warnings: list[str]
-    skipped: list[tuple[str, str]]
+    skipped: Sequence[Sequence[str]]
     intervals: dict[str, Any]
-    run: dict[str, Any] = default(default_factory=dict)
+    run: dict[str, Any]
 
     @cached_property
     def _by_key(self) -> dict[tuple, Row]:
@@ -114,31 +115,8 @@ class Results:
         return [row for row in self.rows if row.minus]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; "rows" is a list of lists with the names in "columns"."""
-        values = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return {**values, "columns": list(Row._fields), "rows": [list(row) for row in self.rows]}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What :meth:`to_dict` gave, or version 1 of it.
-
-        Raises:
-            VividError: it is not of this format and version, or a part is missing.
-        """
-        if values.get("format") != FORMAT or values.get("version") not in (1, VERSION):
-            raise VividError(
-                f"these are no results of this version: format {values.get('format')!r}, version "
-                f"{values.get('version')!r}, where {FORMAT!r}, {VERSION} is read; run the evaluation again"
-            )
-        try:
-            parts = _of_version_1(values) if values["version"] == 1 else dict(values)
-            parts = {key: value for key, value in parts.items() if key not in ("format", "version", "columns")}
-            parts["rows"] = [Row(*row) for row in parts["rows"]]
-            if isinstance(parts["skipped"], list):
-                parts["skipped"] = [tuple(one) for one in parts["skipped"]]
-            return cls(**parts)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise VividError(f"these results are not complete ({error!r}); run the evaluation again") from error
+        """Plain values for JSON; "columns" names what each of the "rows" holds."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self), "columns": list(Row._fields)}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write JSON, whole or not at all. Raises VividError where the file cannot be written."""
@@ -147,15 +125,28 @@ class Results:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
-        """Read a file of :meth:`save`. Raises VividError that names the file."""
+        """Read a file of :meth:`save`, or of version 1.
+
+        Raises:
+            VividError: it cannot be read, is not of this format and version, or lacks a part.
+        """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise VividError(f"{path}: results cannot be read: {error}; run the evaluation again") from error
+        values = values if isinstance(values, dict) else {}
+        found, version = values.get("format"), values.get("version")
+        if found != FORMAT or version not in (1, VERSION):
+            raise VividError(
+                f"{path}: these are no results of this version: format {found!r}, version {version!r}, where "
+                f"{FORMAT!r}, {VERSION} is read; run the evaluation again"
+            )
         try:
-            return cls.from_dict(values if isinstance(values, dict) else {})
-        except VividError as error:
-            raise VividError(f"{path}: {error}") from error
+            parts = _of_version_1(values) if version == 1 else values
+            parts = {key: one for key, one in parts.items() if key not in ("format", "version", "columns")}
+            return cls(**{**parts, "rows": [Row(*row) for row in parts["rows"]]})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VividError(f"{path}: these results are not complete ({error!r}); run the evaluation again") from error
 
 
 def dumps(values: Mapping[str, Any]) -> str:
@@ -168,47 +159,43 @@ def dumps(values: Mapping[str, Any]) -> str:
 
 def _of_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
     """Results as they were stored before there was one table: records within records."""
-    test, rows, encoders, confusion = values["test"], list[Row](), {}, {}
-    counts = {field: test["n_present"][field] + test["n_absent"][field] for field in values["fields"]}
-    counts |= {MACRO: test["n_images"], ALL: test["n_images"]}
+    test, seeds, rows = values["test"], values["seeds"], list[Row]()
 
     def add(metric: str, field: str, name: str, one: Mapping[str, Any], minus: str = "") -> None:
-        n = counts[field]
+        whole = field in (MACRO, ALL)
+        n = test["n_images"] if whole else test["n_present"][field] + test["n_absent"][field]
         rows.append(Row(metric, field, name, None, one["value"], one["low"], one["high"], n, minus))
-        for seed, value in zip(values["seeds"], one["per_seed"], strict=not minus):
-            rows.append(Row(metric, field, name, seed, value, n=n))
+        rows.extend(Row(metric, field, name, *of, n=n) for of in zip(seeds, one["per_seed"], strict=not minus))
 
     for name, one in values["encoders"].items():
         for field, metrics in {**one["fields"], MACRO: one["macro"]}.items():
             for metric, estimate in metrics.items():
                 add(metric, field, name, estimate)
-        if one.get("classes"):
-            for metric in CLASS_METRICS:
-                add(metric, ALL, name, one["classes"][metric])
-            confusion[name] = one["classes"]["confusion"]
+        for metric in CLASS_METRICS if one.get("classes") else ():
+            add(metric, ALL, name, one["classes"][metric])
         for field, thresholds in one["thresholds"].items():
-            rows += [Row("threshold", field, name, s, v) for s, v in zip(values["seeds"], thresholds, strict=True)]
-        encoders[name] = {key: one[key] for key in ("encoder", "probes", "untrained_fields")}
+            rows += [Row("threshold", field, name, *of) for of in zip(seeds, thresholds, strict=True)]
     for one in values["differences"]:
-        over = ALL if one["metric"] == "accuracy" else MACRO
-        add(one["metric"], over, one["first"], one["estimate"], one["second"])
-    kept = {key: value for key, value in values.items() if key != "differences"}
-    return {**kept, "encoders": encoders, "rows": rows, "confusion": confusion}
+        add(one["metric"], ALL if one["metric"] == "accuracy" else MACRO, one["first"], one["estimate"], one["second"])
+    encoders = values["encoders"].items()
+    return {
+        **{key: value for key, value in values.items() if key != "differences"},
+        "encoders": {n: {key: one[key] for key in ("encoder", "probes", "untrained_fields")} for n, one in encoders},
+        "confusion": {name: one["classes"]["confusion"] for name, one in encoders if one.get("classes")},
+        "rows": rows,
+    }
 
 
-CSV_COLUMNS = ("encoder", "field", "metric", "value", "low", "high", "n_present", "n_absent")
-
-
-def csv_rows(results: Results) -> Iterator[tuple]:
-    """The means over the seeds and the differences, in the order of :data:`CSV_COLUMNS`."""
-    for row in results.rows:
+def csv_rows(rows: Iterable[Row], test: Mapping[str, Any]) -> Iterator[tuple]:
+    """The means over the seeds and the differences, in the order of :data:`CSV_COLUMNS`; ``test`` as of Results."""
+    for row in rows:
         if row.seed is None:
             name = f"{row.encoder} - {row.minus}" if row.minus else row.encoder
-            counts = [results.test[key].get(row.field) for key in ("n_present", "n_absent")]
+            counts = [test[key].get(row.field) for key in ("n_present", "n_absent")]
             yield (name, row.field, row.metric, row.value, row.low, row.high, *counts)
 
 
-def write_csv(path: str | PathLike[str], columns: Sequence[str], rows: Iterator[Sequence] | Sequence[Sequence]) -> None:
+def write_csv(path: str | PathLike[str], columns: Sequence[str], rows: Iterable[Sequence]) -> None:
     """Write a CSV file, whole or not at all; None is empty. Raises VividError where the file cannot be written."""
     with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -222,39 +209,37 @@ def images_digest(ids: Sequence[str] | NDArray) -> str:
 
 
 def warnings_of(results: Results) -> list[str]:
-    """One sentence for each thing that is wrong or doubtful: an AUROC surely under chance or without an interval, heads
-    that could not be fitted, fields without a threshold, few patients, fields left out of the macro averages, images
-    that could not be read."""
+    """One sentence for each thing that is wrong or doubtful."""
     warnings, shared = [], defaultdict[str, list[str]](list)
     for name, encoder in results.encoders.items():
         aurocs = {field: results.get("auroc", field, name) for field in results.fields}
-        for field, auroc in aurocs.items():
-            if auroc.value is not None and auroc.high is not None and auroc.high < 0.5:
-                warnings.append(
-                    f"{name}: AUROC of {field} is under chance, {auroc.value:.3f} ({auroc.low:.3f} to "
-                    f"{auroc.high:.3f}): look for swapped labels, or for training images unlike the test images"
-                )
-        if sure := [field for field in results.macro_fields if not aurocs[field].has_interval]:
-            shared[
-                f"no interval for the AUROC of {', '.join(sure)}: perfectly separated, or one state in fewer "
-                "than two patients; resampling cannot tell what more patients would show"
-            ].append(name)
-        if no_threshold := [f for f in results.fields if None in results.per_seed("threshold", f, name)]:
-            shared[
-                f"no F1 for {', '.join(no_threshold)}: the validation images have one state only, which gives no "
-                "threshold"
-            ].append(name)
-        if untrained := encoder["untrained_fields"]:
-            shared[f"no head for {', '.join(untrained)}: the training images have one state only"].append(name)
+        warnings += [
+            f"{name}: AUROC of {field} is under chance, {row.value:.3f} ({row.low:.3f} to {row.high:.3f}): look for "
+            "swapped labels, or for training images unlike the test images"
+            for field, row in aurocs.items()
+            if row.has_interval and row.high < 0.5
+        ]
+        without = {
+            "no interval for the AUROC of {}: perfectly separated, or one state in fewer than two patients; resampling "
+            "cannot tell what more patients would show": [
+                f for f in results.macro_fields if not aurocs[f].has_interval
+            ],
+            "no F1 for {}: the validation images have one state only, which gives no threshold": [
+                f for f in results.fields if None in results.per_seed("threshold", f, name)
+            ],
+            "no head for {}: the training images have one state only": encoder["untrained_fields"],
+        }
+        for words, fields in without.items():
+            if fields:
+                shared[words.format(", ".join(fields))].append(name)
         for seed, probe in zip(results.seeds, encoder["probes"], strict=False):
             for warning in probe.get("warnings", ()):
-                fields = ", ".join(results.fields[column] for column in warning["columns"])
-                warnings.append(f"{name}, seed {seed}: {fields} {warning['message']}")
+                of = ", ".join(results.fields[column] for column in warning["columns"])
+                warnings.append(f"{name}, seed {seed}: {of} {warning['message']}")
     for words, names in shared.items():
         everyone = len(names) == len(results.encoders) > 1
         warnings.append(f"{'every encoder' if everyone else ', '.join(names)}: {words}")
-    n_patients = results.test["n_patients"]
-    if n_patients < FEW_PATIENTS:
+    if (n_patients := results.test["n_patients"]) < FEW_PATIENTS:
         warnings.append(f"only {n_patients} test patients: every number here may change with the next ones")
     if results.excluded:
         n, asked = len(results.macro_fields), len(results.fields)
@@ -262,9 +247,6 @@ def warnings_of(results: Results) -> list[str]:
     if results.skipped:
         warnings.append(f"{len(results.skipped)} images could not be read and are left out, listed in skipped.csv")
     return warnings
-
-
-STATE = "state:"
 
 
 @dataclass(frozen=True)
@@ -287,7 +269,7 @@ class Predictions:
         """Some of the fields, in the order given."""
         columns = [self.fields.index(field) for field in fields]
         scores = {name: one[:, :, columns] for name, one in self.scores.items()}
-        return type(self)(self.ids, self.patients, list(fields), self.states[:, columns], scores, self.seeds)
+        return replace(self, fields=list(fields), states=self.states[:, columns], scores=scores)
 
 
 def write_predictions(
@@ -312,15 +294,12 @@ def write_predictions(
     Raises:
         VividError: the file cannot be written.
     """
-    runs = [(f"{name}@{seed}:", one) for name, of in scores.items() for seed, one in zip(seeds, of, strict=True)]
     columns = ["id", "patient_id", *(STATE + field for field in fields)]
-    columns += [start + field for start, _ in runs for field in fields]
-    words = [[decode(int(code)) or "" for code in row] for row in test.states]
-    rows = (
-        [key, patient, *words[i], *(repr(float(p)) for _, one in runs for p in one[i])]
-        for i, (key, patient) in enumerate(zip(test.ids, test.patients, strict=True))
-    )
-    write_csv(path, columns, rows)
+    columns += [f"{name}@{seed}:{field}" for name in scores for seed in seeds for field in fields]
+    words = np.array([*STATES, ""])[test.states]  # −1, which cannot be answered, is the last
+    values = np.concatenate([run for runs in scores.values() for run in runs], axis=1, dtype=np.float64).tolist()
+    images = zip(test.ids, test.patients, words, values, strict=True)
+    write_csv(path, columns, ([key, patient, *states, *run] for key, patient, states, run in images))
 
 
 def read_predictions(path: str | PathLike[str]) -> Predictions:
@@ -331,17 +310,16 @@ def read_predictions(path: str | PathLike[str]) -> Predictions:
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file))
+            header, *rows = csv.reader(file)
         fields = [column.removeprefix(STATE) for column in header if column.startswith(STATE)]
-        rest = header[2 + len(fields) :]
-        runs = [tuple(rest[i].split(":", 1)[0].rsplit("@", 1)) for i in range(0, len(rest), len(fields))]
+        first = 2 + len(fields)
+        runs = [column.split(":", 1)[0].rsplit("@", 1) for column in header[first :: len(fields)]]
+        names, seeds = list(dict.fromkeys(name for name, _ in runs)), list(dict.fromkeys(int(seed) for _, seed in runs))
         table = np.array(rows, dtype=object).reshape(len(rows), len(header))
-        states = [[encode(cell or None) for cell in row] for row in table[:, 2 : 2 + len(fields)]]
-        values = table[:, 2 + len(fields) :].astype(np.float64).reshape(len(rows), len(runs), len(fields))
-        names = list(dict.fromkeys(name for name, _ in runs))
-        seeds = list(dict.fromkeys(int(seed) for _, seed in runs))
-        scores = {name: np.stack([values[:, i] for i, run in enumerate(runs) if run[0] == name]) for name in names}
+        states = [[encode(cell or None) for cell in row] for row in table[:, 2:first]]
+        values = table[:, first:].astype(np.float64).reshape(len(rows), len(names), len(seeds), len(fields))
     except (OSError, ValueError, IndexError, VividError) as error:
         raise VividError(f"{path}: no table of predictions: {error}; run the evaluation again") from error
     codes = np.array(states, dtype=np.int64).reshape(len(rows), len(fields))
+    scores = dict(zip(names, values.transpose(1, 2, 0, 3).copy(), strict=True))
     return Predictions(table[:, 0].astype(str), table[:, 1].astype(str), fields, codes, scores, seeds)

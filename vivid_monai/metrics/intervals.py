@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from vivid_monai.errors import VividError
 from vivid_monai.metrics.masked import check_scores
-from vivid_monai.metrics.statistics import RankedField, Statistic
+from vivid_monai.metrics.statistics import Statistic, auroc
 from vivid_monai.ums.states import ABSENT, PRESENT
 
 METHOD = "bootstrap over patients, t interval of its standard error on the logit scale"
@@ -33,7 +33,6 @@ class Patients:
     Attributes:
         ids: int64 (N,), the patient of each image, from 0.
         n: number of patients.
-        n_resamples: R.
 
     Raises:
         VividError: no images, or fewer than two resamples.
@@ -46,7 +45,7 @@ class Patients:
         if n_resamples < 2:
             raise VividError(f"a bootstrap needs at least 2 resamples, not {n_resamples}")
         known, self.ids = np.unique(names, return_inverse=True)
-        self.n, self.n_resamples = len(known), n_resamples
+        self.n = len(known)
         rng = np.random.default_rng(seed)
         self._weights = np.empty((n_resamples + 1, self.n), dtype=np.int32)
         self._weights[0] = 1
@@ -120,12 +119,8 @@ class Resampled:
             level: coverage that is aimed at.
             bounded: the metric lies between 0 and 1; False for differences, which lie between −1 and 1.
         """
-        return np.array(
-            [
-                _interval(value, draws, cases, level, bounded)
-                for value, draws, cases in zip(self.value, self.draws.T, self.cases, strict=True)
-            ]
-        ).reshape(-1, 2)
+        fields = zip(self.value, self.draws.T, self.cases, strict=True)
+        return np.array([_interval(*field, level, bounded) for field in fields])
 
 
 def _interval(
@@ -154,22 +149,12 @@ def auroc_resamples(patients: Patients, scores: ArrayLike, states: ArrayLike) ->
     Raises:
         VividError: as :func:`~vivid_monai.metrics.masked.masked_auroc`; as many patients as images are needed.
     """
-    runs, codes = check_runs(scores, states)
-    if len(codes) != len(patients.ids):
-        raise VividError(f"{len(patients.ids)} patients for {len(codes)} images: one is needed for each image")
-    cases = patients.cases(codes)
+    values, ids = np.asarray(scores, dtype=np.float64), patients.ids
     resampled = []
-    for run in runs:
-        fields = [RankedField(run[:, f], codes[:, f], patients.ids).auroc for f in range(codes.shape[1])]
-        resampled.append(patients.resample(fields, cases))
+    for run in values if values.ndim == 3 else [values]:
+        checked, codes = check_scores(run, states)
+        if len(codes) != len(ids):
+            raise VividError(f"{len(ids)} patients for {len(codes)} images: one is needed for each image")
+        fields = [auroc(*columns, ids) for columns in zip(checked.T, codes.T, strict=True)]
+        resampled.append(patients.resample(fields, patients.cases(codes)))
     return Resampled.average(resampled)
-
-
-def check_runs(scores: ArrayLike, states: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Scores as (S, N, F), one run or several, and states (N, F), or a VividError."""
-    values = np.asarray(scores, dtype=np.float64)
-    runs = values if values.ndim == 3 else values[None]
-    if not len(runs):
-        raise VividError("no run to measure: the scores are empty")
-    checked = [check_scores(run, states) for run in runs]
-    return np.stack([run for run, _ in checked]), checked[0][1]

@@ -25,6 +25,16 @@ def masked_average_precision(scores: ArrayLike, states: ArrayLike) -> NDArray[np
     return _per_field(average_precision_score, scores, states)
 
 
+def best_f1_thresholds(probabilities: ArrayLike, states: ArrayLike) -> NDArray[np.float64]:
+    """Return the threshold of each field whose F1 is the highest; arguments, gaps and errors as for `masked_auroc`.
+
+    To be chosen on the validation images: one chosen on the test images would flatter them. A threshold lies midway
+    between two neighbouring scores, so that it does not hang on the last digit of one image; of several that are
+    equally good, the highest is taken (the fewest false alarms).
+    """
+    return _per_field(_best_f1_threshold, probabilities, states)
+
+
 def counts(states: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return how many present and how many absent each field has, (F,) each, from ``states`` (N, F)."""
     codes = np.asarray(states)
@@ -32,21 +42,16 @@ def counts(states: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def macro(
-    values: ArrayLike,
-    n_present: ArrayLike,
-    n_absent: ArrayLike,
-    min_present: int = 10,
-    min_absent: int = 10,
-) -> tuple[float, tuple[int, ...]]:
-    """Return the mean of per-field values (F,), and the indices of the fields it leaves out.
+    values: ArrayLike, n_present: ArrayLike, n_absent: ArrayLike, min_present: int = 10, min_absent: int = 10
+) -> float:
+    """Return the mean of per-field values (F,), NaN where no field is left.
 
     Left out are fields with fewer than ``min_present`` present or ``min_absent`` absent (a few cases make an AUROC
-    that is mostly noise), and fields without a value (NaN). NaN where no field is left.
+    that is mostly noise), and fields without a value (NaN).
     """
     per_field = np.asarray(values, dtype=np.float64)
     kept = (np.asarray(n_present) >= min_present) & (np.asarray(n_absent) >= min_absent) & ~np.isnan(per_field)
-    excluded = tuple(int(i) for i in np.flatnonzero(~kept))
-    return (float(per_field[kept].mean()) if kept.any() else float("nan")), excluded
+    return float(per_field[kept].mean()) if kept.any() else float("nan")
 
 
 def check_scores(scores: ArrayLike, states: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -74,24 +79,7 @@ def _per_field(metric: Callable[..., float], scores: ArrayLike, states: ArrayLik
     return out
 
 
-def best_f1_thresholds(probabilities: ArrayLike, states: ArrayLike) -> NDArray[np.float64]:
-    """Return the threshold of each field whose F1 is the highest; NaN where a class is missing.
-
-    ``probabilities`` and ``states`` (N, F) as for `masked_auroc`, of the validation images: a threshold chosen on the
-    test images would flatter them. A threshold lies midway between two neighbouring scores, so that it does not hang on
-    the last digit of one image; of several that are equally good, the highest is taken (the fewest false alarms).
-    """
-    values, codes = check_scores(probabilities, states)
-    out = np.full(values.shape[1], np.nan)
-    for field in range(values.shape[1]):
-        counted = (codes[:, field] == PRESENT) | (codes[:, field] == ABSENT)
-        truth, score = codes[counted, field] == PRESENT, values[counted, field]
-        if truth.any() and not truth.all():
-            out[field] = _best(truth, score)
-    return out
-
-
-def _best(truth: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
+def _best_f1_threshold(truth: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
     precision, recall, thresholds = precision_recall_curve(truth, score)
     precision, recall = precision[:-1], recall[:-1]
     total = precision + recall

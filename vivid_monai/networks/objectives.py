@@ -267,7 +267,7 @@ class StateMetrics(Metric):
         shuffled = np.roll(log_probs, 1 + n // 2 if n > 2 else 1, axis=0)
         blank = np.broadcast_to(self._blank.numpy().astype(np.float64), log_probs.shape)
         return {
-            "macro_auroc": float(macro(auroc, *counts(states), **enough)[0]),
+            "macro_auroc": macro(auroc, *counts(states), **enough),
             "nll_own": _mean_nll(log_probs, states),
             "nll_shuffled": _mean_nll(shuffled, states) if n > 1 else float("nan"),
             "nll_blank": _mean_nll(blank, states),
