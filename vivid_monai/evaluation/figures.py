@@ -149,11 +149,11 @@ def forest(lines: Sequence[Line], name: str, title: str, *, differences: bool = 
         for series, row in enumerate(line.rows):
             y, colour = top + head + _LINE * (series + 0.5), _line(series)["color"]
             if row.has_interval:
-                axes.plot([row.low, row.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
+                axes.plot(np.array([row.low, row.high]), [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
             if row.value is not None:
-                edge = (INK, 0.8, 6.5) if line.strong else (colour, 0, 5.5)
-                look = dict(zip(("markeredgecolor", "markeredgewidth", "markersize"), edge, strict=True))
-                axes.plot(row.value, y, _marker(series), color=colour, clip_on=False, **look)
+                edge = {"markeredgecolor": INK, "markeredgewidth": 0.8} if line.strong else {"markeredgewidth": 0}
+                look = {"color": colour, "markersize": 6.5 if line.strong else 5.5, **edge}
+                axes.plot(row.value, y, _marker(series), clip_on=False, **look)
         top += height
     return to_svg(figure, "forest", name, title)
 

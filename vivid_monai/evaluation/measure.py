@@ -98,16 +98,18 @@ def measure(
                 "present class and all others absent"
             )
     patients = Patients(test.patients, n_resamples=n_resamples, seed=seed)
-    metrics = (*METRICS, *CLASS_METRICS) if exclusive else METRICS
+    of_classes = CLASS_METRICS if exclusive else ()
     resampled: dict[str, Runs] = {}
     rows: list[Row] = []
     for name, one in scored.items():
         thresholds = [best_f1_thresholds(run, validation_states) for run in one.validation]
-        resampled[name] = runs = resample(one.test, states, patients, metrics, thresholds)
-        places = [(field, [f], METRICS, int(n_present[f] + n_absent[f])) for f, field in enumerate(names)]
-        places += [(MACRO, kept, METRICS, len(states)), (ALL, [0], metrics[len(METRICS) :], len(states))]
-        for field, columns, of, n in places:
-            for metric in of:
+        resampled[name] = runs = resample(one.test, states, patients, METRICS + of_classes, thresholds)
+        for field, columns, metrics, n in (
+            *((field, [f], METRICS, int(n_present[f] + n_absent[f])) for f, field in enumerate(names)),
+            (MACRO, kept, METRICS, len(states)),
+            (ALL, [0], of_classes, len(states)),
+        ):
+            for metric in metrics:
                 rows += rows_of(metric, field, name, runs[metric], columns, n, seeds)
         rows += [
             Row("threshold", field, name, s, _number(at[f]), n=len(validation_states))
@@ -196,10 +198,9 @@ def rows_of(
     seeds: Sequence[int] = (),
 ) -> list[Row]:
     """The mean over the runs with its interval, then each run by its seed; of several columns the macro average."""
-    mean = Resampled.average(runs).macro(columns)
-    ((low, high),) = mean.interval(LEVEL)
+    value, low, high = _estimate(Resampled.average(runs).macro(columns))
     return [
-        Row(metric, field, encoder, None, *map(_number, (mean.value[0], low, high)), n),
+        Row(metric, field, encoder, None, value, low, high, n),
         *(Row(metric, field, encoder, s, _number(runs[i].macro(columns).value[0]), n=n) for i, s in enumerate(seeds)),
     ]
 
@@ -212,8 +213,8 @@ def difference_rows(resampled: Mapping[str, Runs], kept: Sequence[int], n: int) 
         for metric in (metric for metric in PAIRED if metric in resampled[first]):
             columns, field = ([0], ALL) if metric in CLASS_METRICS else (kept, MACRO)
             a, b = (Resampled.average(resampled[name][metric]).macro(columns) for name in (first, other))
-            ((low, high),) = (a - b).interval(LEVEL, bounded=False)
-            rows.append(Row(metric, field, first, None, *map(_number, ((a - b).value[0], low, high)), n, other))
+            value, low, high = _estimate(a - b, bounded=False)
+            rows.append(Row(metric, field, first, None, value, low, high, n, other))
     return rows
 
 
@@ -244,6 +245,11 @@ def _check(what: str, runs: NDArray, states: NDArray, n_seeds: int) -> None:
         counted = values[(codes == PRESENT) | (codes == ABSENT)]
         if (wrong := counted[(counted < 0) | (counted > 1 + 1e-9)]).size:
             raise VividError(f"{what}: {wrong[0]} is no probability: it does not lie in [0, 1]")
+
+
+def _estimate(of: Resampled, *, bounded: bool = True) -> list[float | None]:
+    """Value, low and high of one field."""
+    return [*map(_number, (of.value[0], *of.interval(LEVEL, bounded=bounded)[0]))]
 
 
 def _number(value: float) -> float | None:

@@ -203,8 +203,8 @@ def _merged(
                 if kept and metric in resampled.get(encoder, {}):
                     rows += rows_of(metric, MACRO, encoder, resampled[encoder][metric], kept, n)
                 else:
-                    values = [r.get(metric, field, name).value for field in macro_fields]
-                    mean = sum(values) / len(values) if values and None not in values else None
+                    values = [value for f in macro_fields if (value := r.get(metric, f, name).value) is not None]
+                    mean = sum(values) / len(kept) if len(values) == len(kept) > 0 else None
                     rows.append(Row(metric, MACRO, encoder, None, mean, n=r.test["n_images"]))
         for name in r.excluded:
             reasons.setdefault(name, {})[r.excluded[name]] = None
@@ -238,10 +238,10 @@ def _shown(examples: Examples, results: Results, predictions: Predictions, most:
     shown = draw_examples(examples)
     for one in shown:
         row = rows.get(one["id"], rows.get(f"{dataset}/{one['id']}"))
-        highest = [] if row is None else np.argsort(-scores[row], kind="stable")[:most]
-        one["probabilities"] = [(predictions.fields[f], float(scores[row, f])) for f in highest]
         one["present"] = None
         if row is not None:
+            highest = np.argsort(-scores[row], kind="stable")[:most]
+            one["probabilities"] = [(predictions.fields[f], float(scores[row, f])) for f in highest]
             one["present"] = [predictions.fields[f] for f in np.flatnonzero(predictions.states[row] == PRESENT)]
     return shown
 

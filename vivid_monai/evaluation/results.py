@@ -217,7 +217,7 @@ def warnings_of(results: Results) -> list[str]:
             f"{name}: AUROC of {field} is under chance, {row.value:.3f} ({row.low:.3f} to {row.high:.3f}): look for "
             "swapped labels, or for training images unlike the test images"
             for field, row in aurocs.items()
-            if row.has_interval and row.high < 0.5
+            if row.high is not None and row.high < 0.5
         ]
         without = {
             "no interval for the AUROC of {}: perfectly separated, or one state in fewer than two patients; resampling "
