@@ -57,7 +57,7 @@ def test_a_figure_follows_the_page_and_keeps_to_itself() -> None:
     assert 'a<b> "#c" $x$ url(#d) #010001' in [one.text for one in root.iter()]
     assert "var(--ink)" in svg
     assert svg.count("#0100") == 1
-    assert not [one for one in root.iter() if one.tag.endswith("metadata")]
+    assert not [one for one in root.iter() if one.tag.endswith(("style", "metadata"))]
     ids = {one.get("id") for one in root.iter() if one.get("id")}
     references = re.findall(r'(?:href="|url\()#([\w-]+)', svg.replace("url(#d)", ""))
     assert references

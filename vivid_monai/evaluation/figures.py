@@ -73,6 +73,8 @@ def to_svg(figure: Figure, kind: str, name: str, title: str) -> Markup:
         figure.savefig(written, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(written.getvalue())
     for element in root.iter():
+        for style in element.findall("{*}style"):
+            element.remove(style)  # it would hold for the whole page; style.css has its one rule
         if element.tag.endswith("}g"):
             element.attrib.pop("id", None)  # not hashed, so that every figure has the same, and nothing refers to it
         for attribute, value in element.items():
