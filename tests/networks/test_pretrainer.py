@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.objectives import StateObjective
-from vivid_monai.networks.pretrainer import Pretrainer, TrainableWeights, parameter_groups
+from vivid_monai.networks.pretrainer import Pretrainer, parameter_groups
 from vivid_monai.networks.spd import SPD, Projector
 from vivid_monai.networks.teacher import StateClassifier
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
@@ -22,11 +22,11 @@ FIELDS = ("edema", "fracture")
 
 
 class FakeTeacher(Teacher):
-    """A linear "language model" over the mean embedding, frozen or not; one token per field."""
+    """A linear "language model" over the mean embedding; one token per field."""
 
-    def __init__(self, *, frozen: bool = True, width: int = 24) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__(FIELDS, width)
-        self.lm = nn.Sequential(nn.Dropout(0.5), nn.Linear(width, 6)).requires_grad_(not frozen)
+        self.lm = nn.Linear(width, 6)
         self.seen: Tensor | None = None
 
     def forward(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> TeacherOutput:
@@ -40,11 +40,11 @@ class FakeTeacher(Teacher):
         return (asked & (states >= 0)).sum(1)
 
 
-def build(*, frozen: bool = True, seed: int = 0, groups: int = 4, pass_patches: bool = False) -> Pretrainer:
+def build(*, seed: int = 0, groups: int = 4, pass_patches: bool = False) -> Pretrainer:
     torch.manual_seed(seed)
     vit = ViT(img_size=32, preset="micro")
     spd, projector = SPD(128, groups=groups), Projector(128, 24, dropout=0.0)
-    states = StateObjective(spd, projector, FakeTeacher(frozen=frozen), pass_patches=pass_patches)
+    states = StateObjective(spd, projector, FakeTeacher(), pass_patches=pass_patches)
     return Pretrainer(vit, {"states": states})
 
 
@@ -79,44 +79,16 @@ def test_the_teacher_reads_spd_first_and_then_all_tokens(pass_patches: bool) -> 
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize("frozen", [True, False])
-def test_the_gradient_reaches_everything_that_is_trained(frozen: bool, groups: int) -> None:
-    pretrainer = build(frozen=frozen, groups=groups).eval()
+def test_the_gradient_reaches_everything(groups: int) -> None:
+    pretrainer = build(groups=groups).eval()
     loss_of(pretrainer).backward()
-    without = {name for name, p in pretrainer.named_parameters() if p.grad is None or not p.grad.any()}
-    assert without == ({f"objectives.states.teacher.lm.1.{name}" for name in ("weight", "bias")} if frozen else set())
-
-
-def test_only_a_frozen_teacher_stays_in_evaluation_mode() -> None:
-    pretrainer = build()
-    for _ in range(2):
-        assert pretrainer.encoder.training
-        assert pretrainer.objectives["states"].projector[2].training
-        assert not any(part.training for part in pretrainer.objectives["states"].teacher.lm.modules())
-        pretrainer.eval().train()
-    trained = build(frozen=False).train()
-    assert trained.objectives["states"].teacher.lm[0].training
-    assert not any(module.training for module in trained.eval().modules())
-
-
-def test_the_checkpoint_holds_what_is_trained_and_restores_it() -> None:
-    frozen, trained = build(), build(frozen=False)
-    teacher = {f"objectives.states.teacher.lm.1.{name}" for name in ("weight", "bias")}
-    assert frozen.state_dict().keys() - TrainableWeights(frozen).state_dict().keys() == teacher
-    assert TrainableWeights(trained).state_dict().keys() == trained.state_dict().keys()
-    for source, is_frozen in ((frozen, True), (trained, False)):
-        other = build(frozen=is_frozen, seed=1)
-        kept = other.objectives["states"].teacher.lm[1].weight.clone()
-        weights = TrainableWeights(other)
-        weights.load_state_dict(TrainableWeights(source).state_dict())
-        assert all(torch.equal(a, source.state_dict()[n]) for n, a in weights.state_dict().items())
-        assert torch.equal(other.objectives["states"].teacher.lm[1].weight, kept) == is_frozen
+    assert all(p.grad is not None and p.grad.any() for p in pretrainer.parameters())
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_whole() -> None:
     pretrainer = build()
     before = {name: tensor.clone() for name, tensor in pretrainer.state_dict().items()}
-    state = {name: tensor + 1 for name, tensor in before.items() if ".teacher." not in name}
+    state = {name: tensor + 1 for name, tensor in before.items()}
     bad = [
         (
             {name: tensor for name, tensor in state.items() if name != "objectives.states.spd.queries"},
@@ -127,20 +99,18 @@ def test_a_checkpoint_that_does_not_fit_is_refused_whole() -> None:
             state | {"objectives.states.spd.queries": torch.zeros(2)},
             r"states\.spd\.queries has shape \(2,\), not \(4, 4, 2, 32\)",
         ),
-        (before, r"states\.teacher\.lm\.1\.weight is unknown"),
     ]
     for given, message in bad:
         with pytest.raises(VividError, match=message):
-            TrainableWeights(pretrainer).load_state_dict(given)
+            pretrainer.load_state_dict(given)
         assert all(torch.equal(tensor, before[name]) for name, tensor in pretrainer.state_dict().items())
 
 
 def test_a_checkpoint_of_version_0_1_is_loaded_whose_objective_was_the_pretrainer_itself() -> None:
-    trained, other = build(frozen=False), build(frozen=False, seed=1)
-    weights = TrainableWeights(trained).state_dict()
-    state = {name.removeprefix("objectives.states."): tensor for name, tensor in weights.items()}
-    assert {"spd.queries", "projector.0.weight", "teacher.lm.1.bias", "encoder.cls_token"} <= state.keys()
-    TrainableWeights(other).load_state_dict(state)
+    trained, other = build(), build(seed=1)
+    state = {name.removeprefix("objectives.states."): tensor for name, tensor in trained.state_dict().items()}
+    assert {"spd.queries", "projector.0.weight", "teacher.lm.bias", "encoder.cls_token"} <= state.keys()
+    other.load_state_dict(state)
     assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in other.state_dict().items())
 
 

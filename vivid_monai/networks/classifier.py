@@ -16,25 +16,19 @@ and has `embed_dim` (D), `grid` (tokens along each axis), `prefix` (tokens befor
 
 
 class Classifier(nn.Module):
-    """A backbone and a linear head.
+    """A backbone (`encoder`) and a linear `head` on its features, pooled by `pool`.
 
-    Attributes:
-        encoder: the backbone.
-        pool: "cls", "mean" or "cls+mean".
-        head: nn.Linear from the pooled features to the logits.
+    Args:
+        encoder: one of `BACKBONES`.
+        num_classes: number of logits.
+        pool: "cls" (the CLS token), "mean" (mean of the grid's tokens) or "cls+mean" (both, side by side); None is
+            "cls" where the backbone has a CLS token, else "mean".
+
+    Raises:
+        VividError: an argument is out of its range, or the backbone has no CLS token to pool by.
     """
 
     def __init__(self, encoder: Any, num_classes: int, *, pool: str | None = "cls") -> None:
-        """
-        Args:
-            encoder: one of `BACKBONES`.
-            num_classes: number of logits.
-            pool: "cls" (the CLS token), "mean" (mean of the grid's tokens) or "cls+mean" (both, side by side); None is
-                "cls" where the backbone has a CLS token, else "mean".
-
-        Raises:
-            VividError: an argument is out of its range, or the backbone has no CLS token to pool by.
-        """
         super().__init__()
         if num_classes < 1:
             raise VividError(f"num_classes={num_classes} must be positive")

@@ -164,14 +164,9 @@ class LanguageModel(nn.Module):
         cache: Any = DynamicCache()
         position_ids = (torch.arange(len(ids), device=self.device) if positions is None else positions)[None]
         seen = torch.ones_like(position_ids) if allowed is None else additive(allowed[None, None], self.dtype)
+        inputs: dict[str, Any] = {"attention_mask": seen, "position_ids": position_ids, "past_key_values": cache}
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            self.model.base_model(
-                inputs_embeds=self.embed([ids]),
-                attention_mask=seen,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-            )
+            self.model.base_model(inputs_embeds=self.embed([ids]), use_cache=True, **inputs)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def read(self, ids: Sequence[int]) -> Tensor:
@@ -208,28 +203,22 @@ class LanguageModel(nn.Module):
         def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][at], *args[1:])
 
-        extra: dict[str, Any] = {"use_cache": False}
+        inputs: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
         if past is not None:
             cache = DynamicCache()
             for layer, (keys, values) in enumerate(past):
                 batch = (len(inputs_embeds), -1, -1, -1)
                 cache.update(keys.expand(batch), values.expand(batch), layer)
-            extra = {"use_cache": True, "past_key_values": cache}
+            inputs |= {"use_cache": True, "past_key_values": cache}
         hook = head.register_forward_pre_hook(gather)
         if words is not None:
             rows = head.weight[words], None if head.bias is None else head.bias[words]
             head.__dict__["forward"] = lambda hidden: nn.functional.linear(hidden, *rows)
         try:
-            output = self.model(
-                inputs_embeds=inputs_embeds.to(self.dtype),
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                **extra,
-            )
+            return self.model(inputs_embeds=inputs_embeds.to(self.dtype), **inputs).logits.float()
         finally:
             hook.remove()
             head.__dict__.pop("forward", None)
-        return output.logits.float()
 
     def _verify(self) -> None:
         """Let three tokens show who sees whom: a token unseen has a gradient of exactly 0, in any dtype."""
@@ -285,11 +274,10 @@ def _quantization(name: str, bits: int, *, dtype: torch.dtype, device: str | tor
 def spread(lm: LanguageModel, device: torch.device) -> LanguageModel:
     """Spread an LM's decoder layers over all processes, in place, by FSDP2; what it computes stays the same.
 
-    Every process keeps its part of each layer on `device` and gathers a layer while it runs, forward and backward. The
-    embeddings, the final norm and the head stay whole on every process, as teachers read them directly. From then on
-    all processes must run the LM equally often (`vivid_monai.engines.setup.InStep`).
-
-    Layers move to `device` one by one, so the LM may be larger than the device while it is on the CPU.
+    Every process keeps its part of each layer on `device` and gathers a layer while it runs. The embeddings, the final
+    norm and the head stay whole on every process, as teachers read them directly. From then on all processes must run
+    the LM equally often (`vivid_monai.engines.setup.InStep`). Layers move to `device` one by one, so the LM may be
+    larger than the device while it is on the CPU.
 
     Raises:
         VividError: there is one process only, or the LM's class does not say what its layers are.

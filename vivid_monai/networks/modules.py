@@ -24,17 +24,13 @@ class SavedModule:
     """What a file of `save_module` holds.
 
     Attributes:
-        module: the module, on the CPU and in training mode as any new module.
-        kind: what it is: "vit", "resnet", "spd", "probe", …
-        config: the keyword arguments that built it.
+        module: on the CPU and in training mode, as any new module.
         preprocess: what an image must go through before an encoder, as `Preprocess.to_dict()`; None for other modules.
         fields: the findings it was trained on, in order, where that was stored.
         extra: anything else that was stored.
     """
 
     module: Any
-    kind: str
-    config: dict[str, Any]
     preprocess: dict[str, Any] | None
     fields: tuple[str, ...] | None
     extra: dict[str, Any]
@@ -55,7 +51,7 @@ def save_module(
     Args:
         module: its whole state dict is written.
         path: ends in `.safetensors`; its folder is made where missing.
-        kind: name under which `load_module` allows it.
+        kind: name under which `load_module` allows it: "vit", "resnet", "spd", "probe", …
         config: keyword arguments of its class; `module.config` where not given.
         preprocess, fields, extra: see `SavedModule`.
 
@@ -81,7 +77,9 @@ def save_module(
         part.write_bytes(save(tensors, metadata=metadata))
 
 
-def load_module(path: str | PathLike, allowed: Mapping[str, type], *, pretrained: bool = True) -> SavedModule:
+def load_module(
+    path: str | PathLike | CheckpointFile, allowed: Mapping[str, type], *, pretrained: bool = True
+) -> SavedModule:
     """Read a file of `save_module`, or one of this package's earlier files. No code in it is run.
 
     Args:
@@ -97,17 +95,10 @@ def load_module(path: str | PathLike, allowed: Mapping[str, type], *, pretrained
         VividError: no such file, broken, not written by this package, of a kind that is not allowed, or its tensors
             are not those of its configuration.
     """
-    file = read_checkpoint(path, tensors=pretrained)
+    file = path if isinstance(path, CheckpointFile) else read_checkpoint(path, tensors=pretrained)
     stored = stored_parts(file)
     if stored is None:
         raise VividError(f"{file.path}: was not written by save_module; give a file of this package")
-    return build(file, stored, allowed, pretrained=pretrained)
-
-
-def build(
-    file: CheckpointFile, stored: Mapping[str, Any], allowed: Mapping[str, type], *, pretrained: bool = True
-) -> SavedModule:
-    """The module of a file that has been read and of its `stored_parts`; see `load_module`."""
     kind, fields = stored["kind"], stored["fields"]
     if kind not in allowed:
         raise VividError(f"{file.path}: holds a module of kind {kind!r}, not {' or '.join(allowed)}")
@@ -123,8 +114,8 @@ def build(
         halves = (torch.float16, torch.bfloat16)
         own = {name: t.float() if t.dtype in halves else t.clone() for name, t in file.tensors.items()}
         module.load_state_dict(own, assign=True)
-    parts = {name: stored[name] for name in ("kind", "config", "preprocess", "extra")}
-    return SavedModule(module=module, fields=None if fields is None else tuple(fields), **parts)
+    fields = None if fields is None else tuple(fields)
+    return SavedModule(module=module, preprocess=stored["preprocess"], fields=fields, extra=stored["extra"])
 
 
 def fingerprint(module: nn.Module, said: Mapping[str, Any] | None = None) -> str:

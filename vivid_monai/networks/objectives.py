@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -22,7 +22,7 @@ Batch = Mapping[str, Any]
 
 
 class Objective(nn.Module, ABC):
-    """Named terms of the training loss, each a sum and a count.
+    """Named terms of the training loss, each a sum and a count. What it registers is exactly what it trains.
 
     The loss of a step is Σ weight · sum / count over the terms, where sum and count are those of the whole step: all
     its micro-batches and all processes. So a step has the same gradient however it is cut.
@@ -70,16 +70,12 @@ class Objective(nn.Module, ABC):
         """
         return {}
 
-    def frozen(self) -> set[str]:
-        """Names of parameters that are not trained and come from a file of their own: no checkpoint holds them."""
-        return set()
-
 
 class StateObjective(Objective):
     """A teacher is asked for the states of findings, given tokens read by SPD (VIVID-Med, arXiv:2603.09109).
 
     Terms: ``nll``, nats of the true states, per supervised token; ``penalty``, the overlap of SPD's attention maps,
-    per image. A frozen teacher stays in evaluation mode, and out of the checkpoint.
+    per image.
 
     Args:
         spd, projector, teacher: the parts, each as wide as its neighbour.
@@ -104,12 +100,9 @@ class StateObjective(Objective):
         min_absent: int = 10,
     ) -> None:
         super().__init__(spd.dim, {"nll": 1.0, "penalty": orthogonality})
-        for name, width, wanted in (
-            ("projector.dim", projector.dim, spd.dim),
-            ("projector.out_dim", projector.out_dim, teacher.embed_dim),
-        ):
-            if width != wanted:
-                raise VividError(f"{name}={width} must be {wanted}, the width of its neighbour")
+        for name, width in {"dim": spd.dim, "out_dim": teacher.embed_dim}.items():
+            if (own := getattr(projector, name)) != width:
+                raise VividError(f"projector.{name}={own} must be {width}, the width of its neighbour")
         self.spd, self.projector, self.teacher = spd, projector, teacher
         self.pass_patches, self._enough = pass_patches, (min_present, min_absent)
 
@@ -130,19 +123,6 @@ class StateObjective(Objective):
 
     def metrics(self, pick: Callable[[Any], Mapping[str, Any]]) -> dict[str, Metric]:
         return {"macro_auroc": StateMetrics(self.teacher.fields, *self._enough, pick=pick)}
-
-    def frozen(self) -> set[str]:
-        named = self.teacher.named_parameters(remove_duplicate=False)
-        return {f"teacher.{name}" for name, parameter in named if not parameter.requires_grad}
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of everything but the parts of the teacher that are frozen; these stay in evaluation mode."""
-        super().train(mode)
-        for module in self.teacher.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                module.eval()
-        return self
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile SPD and projector in place. Not the teacher: its sequences are of another length with every batch."""

@@ -1,7 +1,7 @@
 """A backbone with its objectives: one forward of training, and what an optimiser trains of it."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.networks.modules import misfits, some
 from vivid_monai.networks.objectives import Objective
 
+T = TypeVar("T")
 # Vectors that stand for something, not maps between spaces: tokens, positions, queries.
 UNDECAYED = ("cls_token", "position_embeddings", "queries", "query")
 
@@ -52,18 +53,18 @@ class Pretrainer(nn.Module):
         tokens = self.encoder(batch["image"])
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         everywhere = gather(tokens, batch) if self.whole_batch and world_size > 1 else (tokens, batch)
-        sums: dict[str, Tensor] = {}
-        for name, objective in self._named():
-            terms = objective(*(everywhere if objective.whole_batch else (tokens, batch)))
+
+        def sums(_: str, objective: Objective) -> dict[str, Tensor]:
+            if not objective.whole_batch:
+                return objective(tokens, batch)
             # What compares all images has the whole sum in every process.
-            share = world_size if objective.whole_batch else 1
-            sums |= {self._prefix[name] + term: value / share for term, value in terms.items()}
-        return sums
+            return {term: value / world_size for term, value in objective(*everywhere).items()}
+
+        return self._terms(sums)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Count of each term in this process's batch, without a forward."""
-        counted = ((name, objective.counts(batch)) for name, objective in self._named())
-        return {self._prefix[name] + term: count for name, counts in counted for term, count in counts.items()}
+        return self._terms(lambda _, objective: objective.counts(batch))
 
     def loss(self, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:
         """Σ weight · sum / count over the terms: scalar."""
@@ -72,60 +73,44 @@ class Pretrainer(nn.Module):
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each term."""
-        return {self._prefix[name] + term: w for name, obj in self._named() for term, w in obj.weights.items()}
+        return self._terms(lambda _, objective: objective.weights)
 
     @property
     def whole_batch(self) -> bool:
         """Whether a term compares the images of a step with each other, which micro-batches would not allow."""
-        return any(objective.whole_batch for _, objective in self._named())
+        return any(objective.whole_batch for objective in self.objectives.values())
 
     def predict(self, batch: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         """What each objective predicts for a batch, by the objective's name."""
-        tokens = self.encoder(batch["image"])
-        return {name: objective.predict(tokens, batch) for name, objective in self._named()}
+        tokens, named = self.encoder(batch["image"]), cast(Mapping[str, Objective], self.objectives)
+        return {name: objective.predict(tokens, batch) for name, objective in named.items()}
 
     def metrics(self) -> dict[str, Metric]:
         """Metrics of a validation by :class:`~vivid_monai.engines.step.ValidationStep`, the key metric first."""
-        return {
-            self._prefix[name] + metric: value
-            for name, objective in self._named()
-            for metric, value in objective.metrics(lambda output, name=name: output[name]).items()
-        }
+        return self._terms(lambda name, objective: objective.metrics(lambda output: output[name]))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the encoder and the objectives by `torch.compile`, in place: parameters keep their names."""
-        self.encoder.compile(*args, **kwargs)
-        for _, objective in self._named():
-            objective.compile(*args, **kwargs)
+        for part in (self.encoder, *self.objectives.values()):
+            part.compile(*args, **kwargs)
 
-    def _named(self) -> Any:
-        return self.objectives.items()
-
-
-class TrainableWeights:
-    """What training changes of a pretrainer, for a checkpoint: its state dict without what objectives hold frozen."""
-
-    def __init__(self, pretrainer: Pretrainer) -> None:
-        self._pretrainer = pretrainer
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The live tensors by name."""
-        named: Any = self._pretrainer.objectives.items()
-        frozen = {f"objectives.{name}.{key}" for name, objective in named for key in objective.frozen()}
-        return {name: tensor for name, tensor in self._pretrainer.state_dict().items() if name not in frozen}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state_dict` gave, all of it and nothing else.
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Load a state dict, all of it and nothing else.
 
         Raises:
             VividError: a tensor is missing, unknown or of another shape; nothing is loaded then.
         """
         # Until version 0.1 SPD, projector and teacher were parts of the pretrainer itself.
         early = ("spd.", "projector.", "teacher.")
-        state = {f"objectives.states.{n}" if n.startswith(early) else n: tensor for n, tensor in state.items()}
+        state = {f"objectives.states.{n}" if n.startswith(early) else n: tensor for n, tensor in state_dict.items()}
         if wrong := misfits(state, self.state_dict()):
             raise VividError(f"the checkpoint is of another pretrainer: {some(wrong, sep='; ')}")
-        self._pretrainer.load_state_dict(self._pretrainer.state_dict() | state)
+        return super().load_state_dict(state, *args, **kwargs)
+
+    def _terms(self, of: Callable[[str, Any], Mapping[str, T]]) -> dict[str, T]:
+        """What `of` says of the terms of each objective (its name and itself), by their names here."""
+        told = {name: of(name, objective) for name, objective in self.objectives.items()}
+        return {self._prefix[name] + term: value for name, terms in told.items() for term, value in terms.items()}
 
 
 def gather(tokens: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:

@@ -26,13 +26,18 @@ class ResNet(nn.Module):
     images beside it, so one image is a batch, micro-batches and processes give the gradients of the whole batch, and
     nothing has to be kept equal over processes.
 
-    Attributes:
-        embed_dim: width D of a token.
-        grid: cells of the last feature map along each axis, ⌈pixels / 32⌉.
-        prefix: tokens before those of the grid: none.
-        image_shape: (C, *spatial) of an image.
-        architecture: its name, such as "resnet18" or "resnet18-3d".
-        config: keyword arguments that build this network again; JSON-serialisable.
+    The grid has ⌈pixels / 32⌉ cells along each axis, and no token before it. Attributes: see
+    `vivid_monai.networks.classifier.BACKBONES`; `architecture` is such as "resnet18" or "resnet18-3d".
+
+    Args:
+        img_size: pixels or voxels of an image along each axis, or one number for all.
+        depth: 10, 18, 34 or 50 layers.
+        in_channels: channels of an image.
+        spatial_dims: 2 for images, 3 for volumes.
+        width: channels of the first stage, even; 64 in the paper.
+
+    Raises:
+        VividError: an argument is out of its range.
     """
 
     _shape: list[int]  # image_shape, in the form TorchScript compares
@@ -46,17 +51,6 @@ class ResNet(nn.Module):
         spatial_dims: int = 2,
         width: int = 64,
     ) -> None:
-        """
-        Args:
-            img_size: pixels or voxels of an image along each axis, or one number for all.
-            depth: 10, 18, 34 or 50 layers.
-            in_channels: channels of an image.
-            spatial_dims: 2 for images, 3 for volumes.
-            width: channels of the first stage, even; 64 in the paper.
-
-        Raises:
-            VividError: an argument is out of its range.
-        """
         super().__init__()
         size = [img_size] * spatial_dims if isinstance(img_size, int) else list(img_size)
         if depth not in LAYERS or spatial_dims not in (2, 3) or len(size) != spatial_dims:

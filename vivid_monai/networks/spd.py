@@ -51,24 +51,18 @@ class SPD(nn.Module):
     step, so that no token is projected to keys or values (a twentieth of the multiplications of ViT-B saved). Biases of
     keys and values would cancel in the softmax or merge with o.
 
-    The penalty is a returned value. Nothing of a forward stays on the module, so it compiles and runs under DDP.
+    Args:
+        dim: width D of the tokens and of the embeddings; a multiple of `heads`.
+        groups: G ≥ 1.
+        queries: M ≥ 1 per group.
+        heads: attention heads of a group.
+        dropout: probability in [0, 1) of dropping an attention weight while training, after the penalty is taken.
 
-    Attributes:
-        config: keyword arguments that build it again; JSON-serialisable.
+    Raises:
+        VividError: an argument is out of its range.
     """
 
     def __init__(self, dim: int, *, groups: int = 4, queries: int = 2, heads: int = 4, dropout: float = 0.0) -> None:
-        """
-        Args:
-            dim: width D of the tokens and of the embeddings; a multiple of `heads`.
-            groups: G ≥ 1.
-            queries: M ≥ 1 per group.
-            heads: attention heads of a group.
-            dropout: probability in [0, 1) of dropping an attention weight while training, after the penalty is taken.
-
-        Raises:
-            VividError: an argument is out of its range.
-        """
         super().__init__()
         if min(dim, groups, queries, heads) < 1 or dim % heads:
             raise VividError(
@@ -77,6 +71,7 @@ class SPD(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise VividError(f"dropout={dropout} must lie in [0, 1)")
+        # Keyword arguments that build it again, in JSON.
         self.config = {"dim": dim, "groups": groups, "queries": queries, "heads": heads, "dropout": dropout}
         self.dim = dim
         self.head_dim = dim // heads
@@ -108,21 +103,18 @@ class SPD(nn.Module):
 class Projector(nn.Sequential):
     """Linear → GELU → Dropout → Linear → LayerNorm, one for all embeddings (VIVID-Med, arXiv:2603.09109).
 
-    Maps (…, dim) to (…, out_dim).
+    Args:
+        dim: width of the ViT; maps (…, dim) to (…, out_dim).
+        out_dim: width the teacher takes (`teacher.embed_dim`).
+        dropout: probability in [0, 1) of dropping a hidden unit while training.
+        scale: root mean square of an embedding at the start, > 0: the last LayerNorm's first weight. A language model
+            has only met embeddings as large as its own tokens' (`teacher.embed_scale`).
+
+    Raises:
+        VividError: an argument is out of its range.
     """
 
     def __init__(self, dim: int, out_dim: int, *, dropout: float = 0.1, scale: float = 1.0) -> None:
-        """
-        Args:
-            dim: width of the ViT.
-            out_dim: width the teacher takes (`teacher.embed_dim`).
-            dropout: probability in [0, 1) of dropping a hidden unit while training.
-            scale: root mean square of an embedding at the start, > 0: the last LayerNorm's first weight. A language
-                model has only met embeddings as large as its own tokens' (`teacher.embed_scale`).
-
-        Raises:
-            VividError: an argument is out of its range.
-        """
         if min(dim, out_dim) < 1 or not 0 <= dropout < 1 or scale <= 0:
             raise VividError(
                 f"dim={dim}, out_dim={out_dim} and scale={scale} must be positive, dropout={dropout} in [0, 1)"

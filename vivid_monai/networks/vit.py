@@ -58,18 +58,17 @@ class ConvStem(nn.Sequential):
     batch norm; here it is group norm, the same for any batch, and no block of the transformer is taken away for it.
 
     Maps (B, C, *spatial) to (B, width, *grid).
+
+    Args:
+        in_channels: channels C of an image.
+        width: of a token; halved towards the first convolution, a multiple of 8 there.
+        patch_size: of each axis, powers of two.
+
+    Raises:
+        VividError: an argument is out of its range.
     """
 
     def __init__(self, in_channels: int, width: int, patch_size: Sequence[int]) -> None:
-        """
-        Args:
-            in_channels: channels C of an image.
-            width: of a token; halved towards the first convolution, a multiple of 8 there.
-            patch_size: of each axis, powers of two.
-
-        Raises:
-            VividError: an argument is out of its range.
-        """
         steps = max(patch_size).bit_length() - 1
         if steps < 1 or any(side.bit_count() != 1 for side in patch_size) or width % (8 << (steps - 1)):
             raise VividError(
@@ -89,14 +88,23 @@ class ConvStem(nn.Sequential):
 class ViT(nn.Module):
     """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) of images or volumes; returns normalised tokens.
 
-    Attributes:
-        embed_dim: width D of a token.
-        heads: attention heads of a block.
-        grid: number of patches along each axis, (rows, columns) or (depth, rows, columns).
-        prefix: tokens before those of the patches: 1, the CLS token.
-        image_shape: (C, *spatial) of an image.
-        architecture: its name, such as "vit-micro/16" or "vit-micro/16-3d".
-        config: keyword arguments that build this network again; JSON-serialisable.
+    The one token before those of the patches is CLS. Attributes: see `vivid_monai.networks.classifier.BACKBONES`, and
+    `heads` (attention heads of a block). `architecture` is such as "vit-micro/16" or "vit-micro/16-3d".
+
+    Args:
+        img_size: pixels or voxels of an image along each axis, or one number for all; multiples of `patch_size`.
+        patch_size: of a patch, along each axis or one number for all.
+        in_channels: channels of an image.
+        preset: "micro", "tiny", "small" or "base"; None where `width`, `depth` and `heads` are all given.
+        drop_path: probability in [0, 1) of dropping a residual branch of the last block, per image, while training;
+            it grows linearly from 0 at the first block (Huang et al. 2016, arXiv:1603.09382).
+        norm_eps: epsilon of every LayerNorm: 1e-6 in timm, 1e-12 by default in transformers.
+        spatial_dims: 2 for images, 3 for volumes.
+        width, depth, heads: instead of the preset's; the width a multiple of the heads.
+        stem: "patch" (one linear map of a patch) or "conv" (`ConvStem`).
+
+    Raises:
+        VividError: an argument is out of its range.
     """
 
     _shape: list[int]  # image_shape, in the form TorchScript compares
@@ -116,22 +124,6 @@ class ViT(nn.Module):
         heads: int | None = None,
         stem: str = "patch",
     ) -> None:
-        """
-        Args:
-            img_size: pixels or voxels of an image along each axis, or one number for all; multiples of `patch_size`.
-            patch_size: of a patch, along each axis or one number for all.
-            in_channels: channels of an image.
-            preset: "micro", "tiny", "small" or "base"; None where `width`, `depth` and `heads` are all given.
-            drop_path: probability in [0, 1) of dropping a residual branch of the last block, per image, while training;
-                it grows linearly from 0 at the first block (Huang et al. 2016, arXiv:1603.09382).
-            norm_eps: epsilon of every LayerNorm: 1e-6 in timm, 1e-12 by default in transformers.
-            spatial_dims: 2 for images, 3 for volumes.
-            width, depth, heads: instead of the preset's; the width a multiple of the heads.
-            stem: "patch" (one linear map of a patch) or "conv" (`ConvStem`).
-
-        Raises:
-            VividError: an argument is out of its range.
-        """
         super().__init__()
         if preset not in PRESETS and not (preset is None and width and depth and heads):
             raise VividError(

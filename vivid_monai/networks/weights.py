@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint, read_json
-from vivid_monai.networks.modules import build, misfits, some, stored_parts
+from vivid_monai.networks.modules import load_module, misfits, some, stored_parts
 from vivid_monai.networks.vit import ViT
 
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -99,12 +99,11 @@ def load_vit_weights(
             colour weights for a grey ViT without both statistics; `colour_stats` where nothing is folded.
     """
     file = read_checkpoint(path)
-    stored = stored_parts(file)
     called: dict[str, str] = {}  # ours → what the checkpoint calls it
-    if stored is None:
+    if stored_parts(file) is None:
         state, source, called = _foreign_state(vit, file)
     else:
-        its: ViT = build(file, stored, {"vit": ViT}).module
+        its: ViT = load_module(file, {"vit": ViT}).module
         keys = (its.config.keys() | vit.config.keys()) - {"img_size", "in_channels", "drop_path"}
         _refuse(file, {key: (its.config.get(key), vit.config.get(key)) for key in sorted(keys)})
         state, source = {name: tensor.float() for name, tensor in its.state_dict().items()}, its.grid

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
+from vivid_monai.networks.language import LanguageModel
 from vivid_monai.ums.states import NULL, STATES
 
 
@@ -33,8 +34,7 @@ class TeacherOutput:
 class Teacher(nn.Module, ABC):
     """The interface of all teachers.
 
-    A frozen LM is held so that `parameters()` and `state_dict()` do not contain it while `.to()` moves it: what a
-    teacher registers is exactly what it trains.
+    What a teacher registers is exactly what it trains.
 
     Args:
         fields: names of the fields, in label-space order.
@@ -76,7 +76,7 @@ class Teacher(nn.Module, ABC):
     def check_questions(self, states: Tensor, asked: Tensor) -> None:
         """Raise VividError on another shape or dtype, or, where `states` is on the CPU, a state out of range.
 
-        On a GPU that range is checked in `forward` alone, as reading it back waits for the GPU.
+        On a GPU the range is checked in `forward` alone: reading it back waits for the GPU.
         """
         shape = (len(states), len(self.fields)) if states.ndim else None
         for name, tensor, dtype in (("states", states, torch.int64), ("asked", asked, torch.bool)):
@@ -89,10 +89,7 @@ class Teacher(nn.Module, ABC):
             raise VividError(f"states must be within {NULL}…{len(STATES) - 1}; got {states.min()}…{states.max()}")
 
     def questions(self, embeddings: Tensor, states: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """States and asked on the CPU, checked as `forward` describes its arguments.
-
-        This is the one place of a forward that waits for the GPU.
-        """
+        """States and asked, checked, on the CPU: the one place of a forward that waits for the GPU."""
         self.check_questions(states, asked)
         shape = tuple(embeddings.shape)
         if len(shape) != 3 or not embeddings.is_floating_point() or shape[1] < 1 or shape[2] != self.embed_dim:
@@ -105,6 +102,19 @@ class Teacher(nn.Module, ABC):
         states, wanted = torch.stack([states, asked.to(states.dtype)]).cpu().unbind()
         self.check_questions(states, wanted.bool())
         return states, wanted.bool()
+
+
+class LMTeacher(Teacher):
+    """Asks a language model.
+
+    Args:
+        lm: the language model. A frozen one is in neither `parameters()` nor `state_dict()`, but `.to()` moves it.
+        fields: names of the fields, in label-space order.
+    """
+
+    def __init__(self, lm: LanguageModel, fields: Sequence[str]) -> None:
+        super().__init__(fields, lm.embed_dim, embed_scale=lm.embed_scale)
+        self.lm = lm
 
 
 def is_answered(states: Tensor, asked: Tensor) -> Tensor:

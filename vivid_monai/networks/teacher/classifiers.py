@@ -38,10 +38,6 @@ class StateClassifier(ClassifyingTeacher):
 
     Field f reads the mean of the embeddings z weighted by softmax_k(q_f · z_k / √embed_dim) and applies its own linear
     layer to 3 logits. All q_f start at 0, a plain mean.
-
-    Args:
-        fields: names of the fields, in label-space order.
-        embed_dim: width of the image embeddings.
     """
 
     def __init__(self, fields: Sequence[str], embed_dim: int) -> None:

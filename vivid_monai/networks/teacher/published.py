@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vivid_monai.networks.language import LanguageModel
-from vivid_monai.networks.teacher.base import Teacher, TeacherOutput, choose, nll_per_cell
+from vivid_monai.networks.teacher.base import LMTeacher, TeacherOutput, choose, nll_per_cell
 from vivid_monai.networks.teacher.slots import branch_logits, first_tokens
 from vivid_monai.networks.teacher.text import PROMPT, Piece, Token, published_pieces, read_answers, tokenize
 from vivid_monai.ums.states import STATES, decode
@@ -25,7 +25,7 @@ def text_pieces(findings: Mapping[str, str | None]) -> list[Piece]:
     return [_PROMPT, *published_pieces(findings)]
 
 
-class PublishedTeacher(Teacher):
+class PublishedTeacher(LMTeacher):
     """Asks a frozen LM to write the findings of the asked fields as JSON.
 
     The sequence is [BOS] image embeddings, `PROMPT`, JSON, EOS; the fields stand in label-space order. A field's tokens
@@ -36,15 +36,10 @@ class PublishedTeacher(Teacher):
     `log_probs` cannot come from this sequence, in which a field follows the true states of the fields before it. They
     are computed in eval mode only (in train mode: NaN), from one further sequence in which every asked field is the
     only one and starts right after the prompt, unseen by the others.
-
-    Args:
-        lm: the language model.
-        fields: names of the fields, in label-space order.
     """
 
     def __init__(self, lm: LanguageModel, fields: Sequence[str]) -> None:
-        super().__init__(fields, lm.embed_dim, embed_scale=lm.embed_scale)
-        self.lm = lm
+        super().__init__(lm, fields)
         self._eos, self._bos = lm.eos, lm.bos
         alone = [
             read_answers(lm.tokenizer, {state: text_pieces({field: state}) for state in STATES})

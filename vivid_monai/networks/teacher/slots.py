@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.language import KeysValues, LanguageModel, additive
-from vivid_monai.networks.teacher.base import Teacher, TeacherOutput, choose, is_answered, nll_per_cell
+from vivid_monai.networks.teacher.base import LMTeacher, TeacherOutput, choose, is_answered, nll_per_cell
 from vivid_monai.networks.teacher.text import Answers, read_answers, schema_text, slot_pieces
 from vivid_monai.ums.states import NULL, STATES
 
@@ -88,7 +88,7 @@ class SharedText:
         return computed
 
 
-class SlotTeacher(Teacher):
+class SlotTeacher(LMTeacher):
     """Asks a frozen LM for the state of each asked field, every field for itself.
 
     The sequence is [BOS] schema text, image embeddings, and for each asked field a branch `\\nEdema: present` that sees
@@ -96,17 +96,15 @@ class SlotTeacher(Teacher):
     F' = F.
 
     Args:
-        lm: the language model.
-        fields: names of the fields, in label-space order.
+        lm, fields: see `LMTeacher`.
         choose_from: "vocabulary": the loss is that of the LM, over every token of the state word; or "states": that of
             the choice among the states' first tokens, all others set aside, so that the LM's head has three rows.
     """
 
     def __init__(self, lm: LanguageModel, fields: Sequence[str], *, choose_from: str = "vocabulary") -> None:
-        super().__init__(fields, lm.embed_dim, embed_scale=lm.embed_scale)
+        super().__init__(lm, fields)
         if choose_from not in ("vocabulary", "states"):
             raise VividError(f"choose_from must be vocabulary or states, got {choose_from!r}")
-        self.lm = lm
         self.choose_from = choose_from
         self.answers = _read_slots(lm, self.fields)
         self._words, self._columns = None, first_tokens(self.answers)
@@ -167,23 +165,18 @@ def _targets(codes: Tensor) -> Tensor:
     return codes.masked_fill(codes == NULL, -100)
 
 
-class ShortSlotTeacher(Teacher):
+class ShortSlotTeacher(LMTeacher):
     """Asks a frozen LM for the state of each asked field, with one position for each.
 
-    The texts are those of `SlotTeacher` in another order. For each field the
-    LM reads [BOS] schema text, `\\nEdema`, image embeddings, `:`, and chooses among the first tokens of the states.
-    What precedes the image is the same for all images: its keys and values are computed once. An image costs its
-    embeddings, which see the schema alone and are shared by its fields, and one position for each field, which sees
-    the schema, its own name, the image and itself. F' = F.
-
-    Args:
-        lm: the language model.
-        fields: names of the fields, in label-space order.
+    The texts are those of `SlotTeacher` in another order. For each field the LM reads [BOS] schema text, `\\nEdema`,
+    image embeddings, `:`, and chooses among the first tokens of the states. What precedes the image is the same for all
+    images: its keys and values are computed once. An image costs its embeddings, which see the schema alone and are
+    shared by its fields, and one position for each field, which sees the schema, its own name, the image and itself.
+    F' = F.
     """
 
     def __init__(self, lm: LanguageModel, fields: Sequence[str]) -> None:
-        super().__init__(fields, lm.embed_dim, embed_scale=lm.embed_scale)
-        self.lm = lm
+        super().__init__(lm, fields)
         answers = _read_slots(lm, self.fields)
         schema = schema_ids(lm, self.fields)
         names = [answer.prefix[:-1] for answer in answers]

@@ -71,11 +71,7 @@ class Token(NamedTuple):
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece]) -> list[Token]:
-    """Tokenise the joined pieces, without special tokens.
-
-    Raises:
-        VividError: where the tokenizer gives no character offsets.
-    """
+    """Tokenise the joined pieces, without special tokens; VividError where the tokenizer gives no character offsets."""
     if not tokenizer.is_fast:
         raise VividError(
             f"tokenizer {tokenizer.name_or_path!r} gives no character offsets, which say what tokens carry loss; "
