@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.engines.test_run import make_trainer
 from tests.engines.test_step import gradients, make_batch, make_engine, make_joint, make_pretrainer
 from tests.processes import run_module
-from vivid_monai.engines.run import Interrupted, run
+from vivid_monai.engines.run import Interrupted, run, saves
 from vivid_monai.engines.step import PretrainStep
 
 LM = {"kind": "lm", "layout": "short_slots"}
@@ -65,7 +65,9 @@ def process(folder: Path) -> None:
     except Interrupted as error:
         stopped = str(error)
     dist.barrier()
-    torch.save({"stopped": stopped, "saves": [step for step, _ in checkpoint.saves()]}, folder / f"stopped-{rank}.pt")
+    torch.save(
+        {"stopped": stopped, "saves": [step for step, _ in saves(checkpoint.directory)]}, folder / f"stopped-{rank}.pt"
+    )
     dist.destroy_process_group()
 
 

@@ -12,7 +12,7 @@ from monai.engines import SupervisedTrainer
 from torch.utils.data import DataLoader
 
 from vivid_monai.data.loader import ResumableBatchSampler
-from vivid_monai.engines.run import Interrupted, RunCheckpoint, Settings, new_run_dir, run, start_run
+from vivid_monai.engines.run import Interrupted, RunCheckpoint, Settings, new_run_dir, run, saves, start_run
 from vivid_monai.errors import VividError
 
 
@@ -96,10 +96,10 @@ def test_keeps_only_the_newest_saves_also_after_resuming(tmp_path):
     trainer, _, checkpoint = make_trainer(tmp_path, stop_after=8)
     with pytest.raises(KeyboardInterrupt):
         run(trainer)
-    assert sorted(step for step, _ in checkpoint.saves()) == [5, 6]
+    assert sorted(step for step, _ in saves(checkpoint.directory)) == [5, 6]
     trainer, _, checkpoint = make_trainer(tmp_path, resume=True)
     run(trainer)
-    assert sorted(step for step, _ in checkpoint.saves()) == [12, 15]
+    assert sorted(step for step, _ in saves(checkpoint.directory)) == [12, 15]
 
 
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path):
@@ -111,7 +111,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path):
 
     with pytest.raises(Interrupted, match=r"after step 3.*--resume True"):
         run(trainer)
-    assert [step for step, _ in checkpoint.saves()] == [3]
+    assert [step for step, _ in saves(checkpoint.directory)] == [3]
 
 
 def test_asked_to_stop_in_the_last_step_of_an_epoch_it_finishes_the_epoch_first(tmp_path):
@@ -125,7 +125,7 @@ def test_asked_to_stop_in_the_last_step_of_an_epoch_it_finishes_the_epoch_first(
     trainer.add_event_handler(Events.ITERATION_STARTED(once=5), lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted, match="after step 5"):
         run(trainer)
-    assert [step for step, _ in checkpoint.saves()] == ended == [5]
+    assert [step for step, _ in saves(checkpoint.directory)] == ended == [5]
 
 
 def test_a_new_run_does_not_touch_the_folder_of_another(tmp_path):
@@ -162,7 +162,7 @@ def test_other_settings_are_named(tmp_path):
 def test_a_truncated_checkpoint_is_named(tmp_path):
     trainer, _, checkpoint = make_trainer(tmp_path)
     run(trainer)
-    _, newest = max(checkpoint.saves())
+    _, newest = max(saves(checkpoint.directory))
     newest.write_bytes(newest.read_bytes()[:100])
     with pytest.raises(VividError, match=newest.name):
         make_trainer(tmp_path, resume=True)

@@ -36,15 +36,13 @@ class Progress:
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.STARTED, self._open)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
-            engine.add_event_handler(Events.COMPLETED, self._close)
+            engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
             self._validator.add_event_handler(Events.COMPLETED, self._show, engine)
 
     def _open(self, engine: Engine) -> None:
-        steps = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
-        interval = 0.2 if sys.stderr.isatty() else 15.0  # a log file wants few lines
-        self._bar = tqdm(
-            total=steps, initial=engine.state.iteration, desc="pretraining", unit="step", mininterval=interval
-        )
+        state, interval = engine.state, 0.2 if sys.stderr.isatty() else 15.0  # a log file wants few lines
+        steps = (state.max_epochs or 0) * (state.epoch_length or 0)
+        self._bar = tqdm(total=steps, initial=state.iteration, desc="pretraining", unit="step", mininterval=interval)
 
     def _step(self, engine: Engine) -> None:
         shown = {name: f"{value:.3f}" for name, value in training_numbers(engine).items() if name != "grad_norm"}
@@ -55,9 +53,6 @@ class Progress:
         measured = {name: value for name, value in numbers(validator.state.metrics).items() if not PER_FIELD(name)}
         shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
         logger.info("step %d: validation %s", engine.state.iteration, shown)
-
-    def _close(self) -> None:
-        self._bar.close()
 
 
 PER_FIELD = re.compile(r"(^|/)(auroc|ap)/").search

@@ -125,11 +125,13 @@ class RunCheckpoint:
         self._previous: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
-        objects = {"trainer": engine, **self._save}
+        objects, found = {"trainer": engine, **self._save}, sorted(saves(self.directory))
         if self._resume:
-            self._load(objects)
+            if not found:
+                raise _nothing_to_resume(self.directory)
+            _load(found[-1][1], objects)
             self._sampler.start = engine.state.iteration
-        elif self.saves():
+        elif found:
             raise _used(self.directory.parent)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._saved = engine.state.iteration if self._resume else None
@@ -141,34 +143,13 @@ class RunCheckpoint:
             global_step_transform=lambda *_: engine.state.iteration,
         )
         # Ignite drops old saves by its own list, which starts empty: tell it of those that are already there.
-        self._checkpoint.load_state_dict({"_saved": [(step, path.name) for step, path in sorted(self.saves())]})
+        self._checkpoint.load_state_dict({"_saved": [(step, path.name) for step, path in found]})
         engine.add_event_handler(Events.STARTED, self._listen)
         engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self._random_state.restore())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end, due=True)
         engine.add_event_handler(Events.COMPLETED, self._forget)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
-
-    def saves(self) -> list[tuple[int, Path]]:
-        """(step, file) of the saves in the directory."""
-        return saves(self.directory)
-
-    def _load(self, objects: Mapping[str, Any]) -> None:
-        if not self.saves():
-            raise _nothing_to_resume(self.directory)
-        _, path = max(self.saves())
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise VividError(
-                f"{path} cannot be read as a checkpoint ({error}); delete it and resume again from the save before it"
-            ) from error
-        if set(state) != set(objects):
-            raise VividError(
-                f"{path} is no checkpoint of this kind of run: it holds {sorted(state)}, not {sorted(objects)}"
-            )
-        for name in sorted(objects, key=lambda name: name != "settings"):  # the plainest error first
-            objects[name].load_state_dict(state[name])
 
     def _end_step(self, engine: Engine) -> None:
         step = engine.state.iteration
@@ -204,6 +185,21 @@ class RunCheckpoint:
     def _raise(self, engine: Engine, error: Exception) -> None:
         self._forget()
         raise error
+
+
+def _load(path: Path, objects: Mapping[str, Any]) -> None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise VividError(
+            f"{path} cannot be read as a checkpoint ({error}); delete it and resume again from the save before it"
+        ) from error
+    if set(state) != set(objects):
+        raise VividError(
+            f"{path} is no checkpoint of this kind of run: it holds {sorted(state)}, not {sorted(objects)}"
+        )
+    for name in sorted(objects, key=lambda name: name != "settings"):  # the plainest error first
+        objects[name].load_state_dict(state[name])
 
 
 def run(trainer: Any) -> None:

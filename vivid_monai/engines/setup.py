@@ -19,17 +19,10 @@ from vivid_monai.logs import show_messages
 
 
 class InStep:
-    """The batches of a loader, and padding as long as another process still has batches.
+    """The batches of a loader, then its last one again with ``"padding": True`` while another process has batches.
 
     A sharded teacher is gathered from all processes whenever it runs, so all must run it equally often: a process that
     runs out of validation images would leave the others waiting for its part.
-
-    Args:
-        loader: of this process.
-
-    Yields:
-        The loader's batches, then its last one again with ``"padding": True`` up to the number of batches of the
-        process that has most.
 
     Raises:
         VividError: while iterating: this process has no batch at all, and so nothing to repeat.

@@ -78,17 +78,16 @@ class PrepareBatch:
 class PretrainStep:
     """One optimiser step of :class:`monai.engines.SupervisedTrainer` over one batch of its loader.
 
-    The batch of the loader is the batch of the optimiser; ``micro_batch_size`` cuts it where memory asks for it, into
-    equally many parts on every process, of sizes that differ by at most one. The network is a
-    :class:`~vivid_monai.networks.pretrainer.Pretrainer`, the loss function its ``loss``. The counts of its terms are
-    those of the whole step, taken before the first forward pass, so a step has the same gradient however it is cut
-    into micro-batches or spread over processes.
+    The network is a :class:`~vivid_monai.networks.pretrainer.Pretrainer`, the loss function its ``loss``. The counts of
+    its terms are those of the whole step, taken before the first forward pass, so a step has the same gradient however
+    it is cut into micro-batches or spread over processes.
 
     All numbers of a step are read from the device at once, after the backward pass and before the optimiser's step:
     this is the only time that the host waits for the device.
 
     Args:
-        micro_batch_size: most images of a forward pass; ``None`` takes the whole batch at once.
+        micro_batch_size: most images of a forward pass: the batch is cut into equally many parts on every process, of
+            sizes that differ by at most one; ``None`` takes it whole.
         clip_norm: gradients are scaled down to this global 2-norm; ``None`` leaves them alone.
 
     Returns (as ``engine.state.output``, a list of one dict, as MONAI's handlers expect): numbers ``loss``, each term
