@@ -170,19 +170,16 @@ def _draw(rng: np.random.Generator, visit: Visit) -> dict[str, Disease]:
     severities = 0.15 + 0.85 * rng.beta(1.6, 1.8, len(FIELDS))
     drawn = {}
     for i, name in enumerate(FIELDS):
-        sides, zone = _sides(rng, name), _zone(rng, name)
+        sides, place = _sides(rng, name), rng.random()
+        zone = ""
+        if name in _ZONE_ODDS:
+            zone = ZONES[int(np.searchsorted(np.cumsum(_ZONE_ODDS[name])[:2], place, side="right"))]
         if roll[i] < 1 / (1 + np.exp(-logit[name])):
             drawn[name] = Disease(severity=float(severities[i]), sides=sides, zone=zone)
     chosen = _devices(rng, visit, "Pneumothorax" in drawn)
     if "Support Devices" in drawn:
         drawn["Support Devices"] = replace(drawn["Support Devices"], devices=chosen)
     return drawn
-
-
-def _zone(rng: np.random.Generator, name: str) -> str:
-    roll = rng.random()
-    odds = np.cumsum(_ZONE_ODDS.get(name, ()))[:2]
-    return ZONES[int(np.searchsorted(odds, roll, side="right"))] if name in _ZONE_ODDS else ""
 
 
 def _devices(rng: np.random.Generator, visit: Visit, pneumothorax: bool) -> tuple[str, ...]:

@@ -28,9 +28,6 @@ from vivid_monai.phantom.patients import (
 from vivid_monai.phantom.scene import Pose, expose
 from vivid_monai.ums.record import Box, Finding, ImageInfo, Provenance, Record
 
-_HEADING = {"AP": "Portable frontal view.", "PA": "Frontal view."}
-_NOTHING = "No acute abnormality among the findings described."
-
 
 @lru_cache
 def sentences() -> dict[str, dict[str, list[str]]]:
@@ -63,8 +60,9 @@ def write_report(rng: np.random.Generator, frontal: str, states: States, drawn: 
         lines.append(sentence)
         if states[name] != "absent":
             impression.append(sentence)
-    head = _HEADING[frontal]
-    return f"FINDINGS: {' '.join([head, *lines])}\nIMPRESSION: {' '.join(impression) or _NOTHING}"
+    head = "Portable frontal view." if frontal == "AP" else "Frontal view."
+    told = " ".join(impression) or "No acute abnormality among the findings described."
+    return f"FINDINGS: {' '.join([head, *lines])}\nIMPRESSION: {told}"
 
 
 def _fill(sentence: str, ill: Disease | None) -> str:

@@ -55,8 +55,24 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "chexpert-14") -> 
         where = pa.Table.from_arrays(found.flatten(), found.type.names).to_pandas().set_index(rows.table.index)
         bad = where["file"].isna()
         rows.drop(bad, "bad-path", "not …/train|valid|test/patientN/studyN/file")
-        where = where[~bad].assign(folder=_folders(root, home, part, where["patient"][~bad]))
-        columns = _columns(rows, where, from_report=part == "train") | {"split": split_of[part]}
+        table, where = rows.table, where[~bad]
+        patient, study = where["patient"], where["patient"] + "/" + where["study"]
+        nothing = pd.Series(float("nan"), table.index)
+        columns = {
+            "id": where["part"] + "/" + study + "/" + where["file"].str.replace(r"\.[^.]*$", "", regex=True),
+            "image": _folders(root, home, part, patient) + "/" + study + "/" + where["file"],
+            "patient_id": patient.astype("category"),
+            "study_id": study,
+            "split": split_of[part],
+            "view": _views(table, where["file"]),
+            "sex": rows.read("Sex", _SEX, "category") if "Sex" in table else None,
+            "age": rows.read("Age", age_in_years, "float64") if "Age" in table else nothing,
+            "dataset": "chexpert",
+            "modality": "DX",
+            "anatomy": "chest",
+            "labeller": "CheXpert labeler" if part == "train" else "radiologists",
+            "source": "report" if part == "train" else "human",
+        }
         rows.finish(columns | rows.states(target.fields, taken, _STATES))
         parts.append(rows)
     return Source(
@@ -74,25 +90,6 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "chexpert-14") -> 
         val=0.0 if len(tables) == 3 else 0.02,
         test=0.0 if len(tables) > 1 else 0.1,
     )
-
-
-def _columns(rows: Rows, where: pd.DataFrame, *, from_report: bool) -> dict[str, object]:
-    """Columns of the manifest; ``where``: part, patient, study and file of the paths, and the patients' folders."""
-    table, study = rows.table, where["patient"] + "/" + where["study"]
-    return {
-        "id": where["part"] + "/" + study + "/" + where["file"].str.replace(r"\.[^.]*$", "", regex=True),
-        "image": where["folder"] + "/" + study + "/" + where["file"],
-        "patient_id": where["patient"].astype("category"),
-        "study_id": study,
-        "view": _views(table, where["file"]),
-        "sex": rows.read("Sex", _SEX, "category") if "Sex" in table else None,
-        "age": rows.read("Age", age_in_years, "float64") if "Age" in table else pd.Series(float("nan"), table.index),
-        "dataset": "chexpert",
-        "modality": "DX",
-        "anatomy": "chest",
-        "labeller": "CheXpert labeler" if from_report else "radiologists",
-        "source": "report" if from_report else "human",
-    }
 
 
 def _views(table: pd.DataFrame, file: pd.Series) -> pd.Series:

@@ -32,7 +32,6 @@ _OWN_WORDS: dict[str, dict[str, str | None]] = {
 }
 """Cell → word of a column without ``values``: the cells must be the words themselves."""
 _ROLES = ("image", "patient", "id", "study", "age", "slice", "report", "view", "sex", "split", "label_list")
-_DELIMITERS = {".tsv": "\t", ".tab": "\t"}
 
 
 class TableMapping(NamedTuple):
@@ -147,7 +146,14 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
     """
     path, root = Path(table), Path(image_root)
     plan = load_mapping(mapping)
-    rows = _read_parquet(path, plan) if path.suffix.lower() in (".parquet", ".pq") else _read_text(path, plan)
+    if path.suffix.lower() in (".parquet", ".pq"):
+        rows = _read_parquet(path, plan)
+    else:
+        suffix = next((s for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".zst")), "")
+        delimiter = plan.data.get("delimiter", "\t" if suffix.lower() in (".tsv", ".tab") else ",")
+        text = {"delimiter": delimiter, "encoding": plan.data.get("encoding", "utf-8")}
+        plan.check_columns(read_header(path, **text), path)
+        rows = read_csv(path, required=[], key=plan.columns["image"], multiline=True, **text)
     for role, reason in (("image", "no-image"), ("patient", "no-patient")):
         column = plan.columns[role]
         rows.drop(rows.table[column].str.strip() == "", reason, f"column {column!r} is blank")
@@ -162,14 +168,6 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
         label_policy=_policy(plan.data),
         contradictions="skip",
     )
-
-
-def _read_text(path: Path, plan: TableMapping) -> Rows:
-    suffix = next((s for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".zst")), "")
-    delimiter = plan.data.get("delimiter", _DELIMITERS.get(suffix.lower(), ","))
-    text = {"delimiter": delimiter, "encoding": plan.data.get("encoding", "utf-8")}
-    plan.check_columns(read_header(path, **text), path)
-    return read_csv(path, required=[], key=plan.columns["image"], multiline=True, **text)
 
 
 def _read_parquet(path: Path, plan: TableMapping) -> Rows:

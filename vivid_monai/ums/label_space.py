@@ -143,6 +143,11 @@ def parse_label_space(text: str, *, where: str = "label space") -> LabelSpace:
     def given(key: str) -> dict[str, Any]:
         return {entry["name"]: entry[key] for entry in entries if key in entry}
 
+    lookup: dict[str, str] = {}
+    for entry in entries:
+        for label in (entry["name"], entry.get("label", entry["name"]), *entry.get("aliases", ())):
+            if lookup.setdefault(normalise(label), entry["name"]) != entry["name"]:
+                raise VividError(f"{where}: {label!r} names both {lookup[normalise(label)]!r} and {entry['name']!r}")
     space = LabelSpace(
         name=data["name"],
         description=data["description"],
@@ -158,20 +163,11 @@ def parse_label_space(text: str, *, where: str = "label space") -> LabelSpace:
         none_label=data.get("none_label"),
         ratings={name: Rating(**rating) for name, rating in given("rating").items()},
         concepts=given("concept"),
-        lookup=_lookup(entries, where),
+        lookup=lookup,
     )
     for problem in _problems(space):
         raise VividError(f"{where}: {problem}")
     return space
-
-
-def _lookup(entries: list[dict[str, Any]], where: str) -> dict[str, str]:
-    lookup: dict[str, str] = {}
-    for entry in entries:
-        for label in (entry["name"], entry.get("label", entry["name"]), *entry.get("aliases", ())):
-            if lookup.setdefault(normalise(label), entry["name"]) != entry["name"]:
-                raise VividError(f"{where}: {label!r} names both {lookup[normalise(label)]!r} and {entry['name']!r}")
-    return lookup
 
 
 def _problems(space: LabelSpace) -> Iterator[str]:
