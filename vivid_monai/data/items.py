@@ -91,7 +91,8 @@ class Items(Sequence[dict[str, Any]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        table = self._table if self._file is None else self._file.open()
-        if table is None:
-            raise VividError(f"{self._file.path}: has changed or gone since it was opened; load the manifest again")
-        self._hold(table)
+        if self._file is not None:
+            if (table := self._file.open()) is None:
+                raise VividError(f"{self._file.path}: has changed or gone since it was opened; load the manifest again")
+            self._table = table
+        self._hold(self._table)
