@@ -52,11 +52,7 @@ class Examples:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
-        """Read a file of :meth:`save`; nothing in it is unpickled.
-
-        Raises:
-            VividError: no such file, or not such arrays.
-        """
+        """Read a file of :meth:`save`, unpickling nothing. Raises VividError where it cannot be read or is none."""
         try:
             with np.load(Path(path), allow_pickle=False) as file:
                 images, ids, maps = file["images"], file["ids"], file.get("maps")

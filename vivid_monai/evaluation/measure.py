@@ -79,7 +79,13 @@ def measure(
     """
     names, states = list(fields), test.states
     n_present, n_absent = counts(states)
-    excluded = _excluded(names, n_present, n_absent, min_present, min_absent, scored)
+    least = {"present": (n_present, max(min_present, 1)), "absent": (n_absent, max(min_absent, 1))}
+    excluded = {}
+    for f, field in enumerate(names):
+        why = [f"no head for {name}: one state only in training" for name, s in scored.items() if f in s.untrained]
+        why += [f"{n[f]} {state} of at least {needed}" for state, (n, needed) in least.items() if n[f] < needed]
+        if why:
+            excluded[field] = "; ".join(why)
     if len(excluded) == len(names):
         first = next(iter(excluded.items()))
         raise VividError(
@@ -101,6 +107,7 @@ def measure(
     of_classes = CLASS_METRICS if exclusive else ()
     resampled: dict[str, Runs] = {}
     rows: list[Row] = []
+    confusion = {}
     for name, one in scored.items():
         thresholds = [best_f1_thresholds(run, validation_states) for run in one.validation]
         resampled[name] = runs = resample(one.test, states, patients, METRICS + of_classes, thresholds)
@@ -116,12 +123,11 @@ def measure(
             for f, field in enumerate(names)
             for s, at in zip(seeds, thresholds, strict=True)
         ]
-    numbers = {
-        "n_present": n_present,
-        "n_absent": n_absent,
-        "n_uncertain": (states == UNCERTAIN).sum(0),
-        "n_unanswerable": (states == NULL).sum(0),
-    }
+        if exclusive:
+            truth, labels = states.argmax(1), range(len(names))
+            of_seeds = [confusion_matrix(truth, run.argmax(1), labels=labels) for run in one.test]
+            confusion[name] = np.mean(of_seeds, axis=0).tolist()
+    codes = {"n_present": PRESENT, "n_absent": ABSENT, "n_uncertain": UNCERTAIN, "n_unanswerable": NULL}
     results = Results(
         task=task,
         kind="classes" if exclusive else "findings",
@@ -130,7 +136,7 @@ def measure(
         test={
             "n_images": len(states),
             "n_patients": patients.n,
-            **{key: dict(zip(names, values.tolist(), strict=True)) for key, values in numbers.items()},
+            **{key: dict(zip(names, (states == c).sum(0).tolist(), strict=True)) for key, c in codes.items()},
             "images_sha256": images_digest(test.ids),
         },
         macro_fields=[names[column] for column in kept],
@@ -140,7 +146,7 @@ def measure(
             for name, one in scored.items()
         },
         rows=rows + difference_rows(resampled, kept, len(states)),
-        confusion={name: _confusion(one.test, states) for name, one in scored.items()} if exclusive else {},
+        confusion=confusion,
         warnings=[],
         skipped=list(skipped),
         intervals={
@@ -159,11 +165,7 @@ def measure(
 
 
 def resample(
-    scores: NDArray,
-    states: NDArray,
-    patients: Patients,
-    metrics: Sequence[str],
-    thresholds: Sequence[NDArray] = (),
+    scores: NDArray, states: NDArray, patients: Patients, metrics: Sequence[str], thresholds: Sequence[NDArray] = ()
 ) -> Runs:
     """Metrics of probabilities (S, N, F) on every resample of the patients, by seed.
 
@@ -216,25 +218,6 @@ def difference_rows(resampled: Mapping[str, Runs], kept: Sequence[int], n: int) 
             value, low, high = _estimate(a - b, bounded=False)
             rows.append(Row(metric, field, first, None, value, low, high, n, other))
     return rows
-
-
-def _confusion(scores: NDArray, states: NDArray) -> list[list[float]]:
-    truth, labels = states.argmax(1), range(states.shape[1])
-    return np.mean([confusion_matrix(truth, test.argmax(1), labels=labels) for test in scores], axis=0).tolist()
-
-
-def _excluded(
-    names: list[str], n_present: NDArray, n_absent: NDArray, min_present: int, min_absent: int, scored: Mapping
-) -> dict[str, str]:
-    excluded = {}
-    for column, name in enumerate(names):
-        why = [f"no head for {who}: one state only in training" for who, s in scored.items() if column in s.untrained]
-        for state, n, least in (("present", n_present, min_present), ("absent", n_absent, min_absent)):
-            if n[column] < max(least, 1):
-                why.append(f"{n[column]} {state} of at least {max(least, 1)}")
-        if why:
-            excluded[name] = "; ".join(why)
-    return excluded
 
 
 def _check(what: str, runs: NDArray, states: NDArray, n_seeds: int) -> None:

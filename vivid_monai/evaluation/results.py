@@ -125,11 +125,7 @@ class Results:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
-        """Read a file of :meth:`save`, or of version 1.
-
-        Raises:
-            VividError: it cannot be read, is not of this format and version, or lacks a part.
-        """
+        """Read a file of :meth:`save`, or of version 1. Raises VividError where it cannot be read or is none."""
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -276,7 +272,7 @@ def write_predictions(
     path: str | PathLike[str],
     test: Features,
     fields: Sequence[str],
-    scores: Mapping[str, np.ndarray],
+    scores: Mapping[str, NDArray],
     *,
     seeds: Sequence[int],
 ) -> None:
@@ -303,11 +299,7 @@ def write_predictions(
 
 
 def read_predictions(path: str | PathLike[str]) -> Predictions:
-    """Read a table of :func:`write_predictions`.
-
-    Raises:
-        VividError: no such file, or not such a table.
-    """
+    """Read a table of :func:`write_predictions`. Raises VividError where it cannot be read or is none."""
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file)
