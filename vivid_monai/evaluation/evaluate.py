@@ -50,8 +50,7 @@ def evaluate(
     min_absent: int = 10,
     n_resamples: int = 1000,
 ) -> Evaluated:
-    """Fit a probe per encoder and seed on the training images of a task, chosen on the validation images, and measure
-    them on the test images.
+    """Fit a probe per encoder and seed on training images, choose on validation images, measure on test images.
 
     Args:
         encoders: name → one encoder, which is probed with every seed, or one encoder per seed (as many pretraining

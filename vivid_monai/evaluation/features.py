@@ -17,7 +17,6 @@ from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
 from vivid_monai.storage.arrays import RECORD, ArrayCache, Chunk, Rows, fingerprint, open_rows
 from vivid_monai.storage.files import versions
-from vivid_monai.storage.skipped import Skipped
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +32,12 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a data set with what belongs to them, row by row.
+    """Features of images, row by row.
 
     Attributes:
         x: float32 (N, D); mapped into memory where it comes from a cache.
         states: int64 (N, F), codes of :mod:`vivid_monai.ums.states`.
-        patients: str (N,).
-        ids: str (N,).
+        patients, ids: str (N,).
         skipped: images that could not be read, ``(path, reason)``; they have no row.
         encoder: fingerprint of the encoder; "" where it is not known.
     """
@@ -64,8 +62,8 @@ class FeatureStore:
         batch_size: images to a forward pass.
         num_workers: processes that read images.
         device: where the encoder runs.
-        keep_images: keep decoded images for the next encoder with the same preprocessing, as the `cache` of
-            :class:`~vivid_monai.data.dataset.ImageDataset`: in memory or in a folder.
+        keep_images: keep decoded images for the next encoder with the same preprocessing: the `cache` of
+            :class:`~vivid_monai.data.dataset.ImageDataset`.
         exact: False also takes features that another batch size, kind of device or version computed, which differ in
             their last digits: those of a training run, wherever it ran.
     """
@@ -97,10 +95,8 @@ class FeatureStore:
     ) -> Features:
         """Features of every readable image of a split, in the manifest's order, with the states of ``fields``.
 
-        What could not be read is reported on stderr and listed in ``skipped``, on a hit too.
-
-        Args:
-            keep: False: neither look into the cache nor store.
+        What could not be read is logged and listed in ``skipped``, on a hit too. ``keep=False``: neither look into the
+        cache nor store.
 
         Raises:
             VividError: an empty split, an unknown field, no readable image, an encoder that gives something else than
@@ -108,68 +104,75 @@ class FeatureStore:
         """
         part = manifest.select(split)
         items, n, title = part.items(fields), len(part), title or split
-        same: dict[str, Any] = {"encoder": encoder.fingerprint(), "preprocess": encoder.preprocess.to_dict()}
-        computed = 0
+        own = encoder.fingerprint()
 
         def key() -> dict[str, Any]:
-            how = {"batch_size": self.batch_size, "device": self.device.type, "versions": versions(PACKAGES)}
-            files = ((str(row["image"]), row.get("slice")) for row in items)
-            return {**same, "files": fingerprint(files, n), **how}
+            return {
+                "encoder": own,
+                "preprocess": encoder.preprocess.to_dict(),
+                "files": fingerprint(((str(row["image"]), row.get("slice")) for row in items), n),
+                "batch_size": self.batch_size,
+                "device": self.device.type,
+                "versions": versions(PACKAGES),
+            }
+
+        started, computed = time.perf_counter(), 0
 
         def fill(first: int) -> Iterator[Chunk]:
             nonlocal computed
             computed = n - first
-            options: dict[str, Any] = {"cache": self.keep_images, "num_workers": self.num_workers}
-            dataset = ImageDataset(items, encoder.preprocess, **(options if self.keep_images else {}))
-            if self.keep_images:
-                self._datasets.append(dataset)
-            return _extract(encoder, dataset, first, self.batch_size, self.num_workers, self.device)
+            return self._extract(encoder, items, first)
 
-        started = time.perf_counter()
         root = self.root if keep else None
         rows = None if self.exact or root is None else _close_enough(root, key())
         if rows is None:
             # A record after every batch: a batch may take as long as the rest of the work of a killed process.
             cache = ArrayCache(root, option="--cache_dir", checksum=True, seconds=0)
             rows = cache.get(key, fill, n, shape=(encoder.dim,), title=title)
-        _report(title, rows, computed, time.perf_counter() - started)
+        if rows.folder is not None:
+            size = sum(file.stat().st_size for file in rows.folder.iterdir()) / 1e6
+            how = f"{computed} images in {time.perf_counter() - started:.1f} s, now" if computed else "found"
+            readable = n - len(rows.unreadable)
+            logger.info(f"{title}: {readable} x {encoder.dim} features, {how} in {rows.folder} ({size:.1f} MB)")
         missing = sorted(rows.unreadable)
         skipped = tuple((rows.unreadable[index].path, rows.unreadable[index].reason) for index in missing)
+        if skipped:
+            first = ": ".join(skipped[0])
+            logger.info(f"{title}: {len(skipped)} images cannot be read and are left out, for example {first}")
         kept = np.delete(np.arange(n), missing)
         x = rows.array[kept] if missing else rows.array
         ids = np.array(part.table["id"].to_pylist())[kept]
         states = part.states(fields).astype(np.int64)[kept]
-        return Features(x, states, part.patients()[kept], ids, skipped, same["encoder"])
+        return Features(x, states, part.patients()[kept], ids, skipped, own)
 
-
-def _extract(
-    encoder: "Encoder", dataset: ImageDataset, first: int, batch_size: int, num_workers: int, device: torch.device
-) -> Iterator[Chunk]:
-    """Features of the images from ``first`` on, a multiple of the batch size, batch by batch in evaluation mode."""
-    position = {row["id"]: index for index, row in enumerate(dataset.data)}
-    rest: Any = dataset[first:] if first else dataset
-    training = encoder.training
-    encoder.to(device).eval()
-    try:
-        for batch in ordered_loader(rest, batch_size, num_workers=num_workers):
-            with torch.no_grad():
-                x = encoder(batch["image"].to(device, non_blocking=True)).float().cpu().numpy()
-            ids = batch["id"]
-            if x.shape != (len(ids), encoder.dim):
-                raise VividError(f"the encoder gave {x.shape} for {len(ids)} images; it promised {encoder.dim} each")
-            if not (finite := np.isfinite(x).all(1)).all():
-                bad = ids[int(np.argmin(finite))]
-                raise VividError(f"the encoder's features of image {bad} are not finite; its weights are broken")
-            # The loader reports a batch without any image together with its neighbour, so done is what it reported.
-            done = first + len(ids) + len(batch["skipped"])
-            places = [position[key] for key in ids]
-            missing = sorted({*range(first, done)} - {*places})
-            rows = np.zeros((done - first, encoder.dim), np.float32)
-            rows[np.array(places) - first] = x
-            yield rows, dict(zip(missing, batch["skipped"], strict=True))
-            first = done
-    finally:
-        encoder.train(training)
+    def _extract(self, encoder: "Encoder", items: Sequence[dict[str, Any]], first: int) -> Iterator[Chunk]:
+        """Features of the images from ``first`` on, a multiple of the batch size, batch by batch in evaluation mode."""
+        dataset = ImageDataset(items, encoder.preprocess, cache=self.keep_images, num_workers=self.num_workers)
+        if self.keep_images:
+            self._datasets.append(dataset)
+        position = {row["id"]: index for index, row in enumerate(items)}
+        rest: Any = dataset[first:] if first else dataset
+        training = encoder.training
+        encoder.to(self.device).eval()
+        try:
+            for batch in ordered_loader(rest, self.batch_size, num_workers=self.num_workers):
+                with torch.no_grad():
+                    x = encoder(batch["image"].to(self.device, non_blocking=True)).float().cpu().numpy()
+                ids, lost, n = batch["id"], batch["skipped"], len(batch["id"])
+                if x.shape != (n, encoder.dim):
+                    raise VividError(f"the encoder gave {x.shape} for {n} images; it promised {encoder.dim} each")
+                if not (finite := np.isfinite(x).all(1)).all():
+                    bad = ids[int(np.argmin(finite))]
+                    raise VividError(f"the encoder's features of image {bad} are not finite; its weights are broken")
+                # The loader reports a batch without any image together with its neighbour.
+                places = np.array([position[key] for key in ids]) - first
+                rows = np.zeros((n + len(lost), encoder.dim), np.float32)
+                rows[places] = x
+                missing = (np.delete(np.arange(len(rows)), places) + first).tolist()
+                yield rows, dict(zip(missing, lost, strict=True))
+                first += len(rows)
+        finally:
+            encoder.train(training)
 
 
 def _close_enough(root: Path, wanted: dict[str, Any]) -> Rows | None:
@@ -182,15 +185,3 @@ def _close_enough(root: Path, wanted: dict[str, Any]) -> Rows | None:
         except (OSError, ValueError, KeyError, TypeError, VividError):
             continue  # damaged: computed again
     return None
-
-
-def _report(title: str, rows: Rows, computed: int, seconds: float) -> None:
-    if rows.folder is not None:
-        size = sum(file.stat().st_size for file in rows.folder.iterdir()) / 1e6
-        how = f"{computed} images in {seconds:.1f} s, now" if computed else "found"
-        n = len(rows.array) - len(rows.unreadable)
-        logger.info(f"{title}: {n} x {rows.array.shape[1]} features, {how} in {rows.folder} ({size:.1f} MB)")
-    if rows.unreadable:
-        one: Skipped = rows.unreadable[min(rows.unreadable)]
-        n = len(rows.unreadable)
-        logger.info(f"{title}: {n} images cannot be read and are left out, for example {one.path}: {one.reason}")

@@ -51,13 +51,7 @@ def shared_fields(source: LabelSpace, target: LabelSpace) -> set[str]:
 
 
 def check_leakage(train: Features, validation: Features, test: Features) -> None:
-    """Refuse features whose training, validation and test sides share a patient or an image.
-
-    Images are compared by id; the same picture under another id and another patient is not found here.
-
-    Raises:
-        VividError: naming up to three patients or images that are on two sides.
-    """
+    """Raise a VividError where training, validation and test features share a patient or (by its id) an image."""
     sides = {"training": train, "validation": validation, "test": test}
     for (first, a), (second, b) in combinations(sides.items(), 2):
         for what, name in (("image", "ids"), ("patient", "patients")):
@@ -143,12 +137,9 @@ class Task:
     def parts(
         self, encoder: Encoder, store: FeatureStore, *, title: str = "", keep: bool = True
     ) -> tuple[Features, Features, Features]:
-        """Features of the training, validation and test images, with the states of the task's fields.
+        """Training, validation and test features with the states of the task's fields, none of them on two sides.
 
-        ``keep``: as of :meth:`FeatureStore.features`.
-
-        Raises:
-            VividError: as the store; a patient or an image on two sides.
+        ``title`` and ``keep`` are those of :meth:`FeatureStore.features`.
         """
         seen, parts = self.view(encoder), []
         for manifest, split in ((self.learned_on, "train"), (self.learned_on, "val"), (self.manifest, "test")):

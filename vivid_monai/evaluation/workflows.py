@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
-import torch.distributed as dist
 from monai.bundle import ConfigWorkflow
 
 from vivid_monai.data.manifest import Manifest
@@ -107,11 +107,7 @@ def run_evaluation(
 
 
 def named(encoder: Specs) -> dict[str, list[str]]:
-    """Specs by name: ``"x.safetensors"`` → ``{"encoder": ["x.safetensors"]}``.
-
-    Raises:
-        VividError: nothing to evaluate, or a name that predictions.csv could not hold.
-    """
+    """Specs by name: ``"x.safetensors"`` → ``{"encoder": ["x.safetensors"]}``."""
     by_name = encoder if isinstance(encoder, Mapping) else {"encoder": encoder}
     specs = {name: [one] if isinstance(one, str) else list(one) for name, one in by_name.items()}
     if not specs or not all(one and all(one) for one in specs.values()):
@@ -138,15 +134,9 @@ def _spd_of(encoder: Encoder, path: Path) -> SPD | None:
 
 
 def keep_initial(encoder: torch.nn.Module, preprocess: Preprocess, output_dir: str | Path) -> None:
-    """Before training: write the resolved config and the encoder's first weights, unless a resumed run has them.
-
-    Args:
-        encoder: the backbone to be pretrained.
-        preprocess: belongs to the weights.
-        output_dir: the run's folder.
-    """
+    """Before training: write the resolved config and the encoder's first weights, unless a resumed run has them."""
     path = Path(output_dir) / INITIAL
-    if _is_main() and not path.exists():
+    if idist.get_rank() == 0 and not path.exists():
         save_module(encoder, path, kind=_kind(encoder), preprocess=preprocess.to_dict())
         _write_config(path.with_name("config.json"))
 
@@ -165,29 +155,25 @@ def finish_training(
 ) -> Results | None:
     """After training: fit and test a linear head on the frozen encoder, before and after pretraining; write and print.
 
-    On the main process only. The features of the pretrained encoder stay in the store.
+    On the main process only.
 
     Args:
         network: classifier whose encoder is pretrained; gets the fitted head.
-        spd: the query groups that its tokens were read through; kept for the attention maps of the page. None:
-            it was trained without them.
-        task: images and fields. The head learns on train, its regularisation is chosen on val, numbers come from test.
-        preprocess: belongs to the weights.
+        spd: the query groups that its tokens were read through; None: it was trained without them.
+        task, store, n_examples: as of :func:`run_evaluation`; the features of the pretrained encoder stay in the store.
         output_dir: the run's folder, as :func:`keep_initial` began it.
         model_dir: where what ships goes as well: ``model.pt`` of the bundle and the encoder.
-        store: where features come from.
-        n_examples: test images that the page shows with attention maps.
         options: min_present, min_absent, n_resamples of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
     """
-    if not _is_main():
+    if idist.get_rank() != 0:
         return None
     folder, models = Path(output_dir), Path(model_dir)
     initial = load_module(folder / INITIAL, BACKBONES).module
-    both = {"pretrained": (network.encoder, PRETRAINED), "untrained": (initial, INITIAL)}
-    encoders = {
-        name: [VividEncoder(backbone, preprocess, pool=network.pool, source=str(folder / file))]
-        for name, (backbone, file) in both.items()
-    }
+    shown, untrained = (
+        VividEncoder(backbone, preprocess, pool=network.pool, source=str(folder / file))
+        for backbone, file in ((network.encoder, PRETRAINED), (initial, INITIAL))
+    )
+    encoders = {"pretrained": [shown], "untrained": [untrained]}
     evaluated = evaluate(encoders, task, store, keep=["pretrained"], **options)
     head = evaluated.probes["pretrained"][0]
     assert isinstance(head, LinearProbe)
@@ -198,7 +184,6 @@ def finish_training(
     # Two runs that end together write one after the other: what lies in models/ is of one of them.
     with made_by_one(models, f"{models}: another run is writing its models; waiting", option="--bundle_root"):
         _ship(network, spd, models, preprocess, task.fields)
-    shown = encoders["pretrained"][0]
     results = write_evaluation(evaluated, task, folder, shown=shown, spd=spd and spd.cpu(), n_examples=n_examples)
     _print_output(results, folder, FILES | {name: w.format(models=models) for name, w in TRAINING_FILES.items()})
     return results
@@ -222,36 +207,17 @@ def _kind(backbone: torch.nn.Module) -> str:
     raise VividError(f"a {type(backbone).__name__} cannot be saved as an encoder; use one of {', '.join(BACKBONES)}")
 
 
-def _is_main() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def write_evaluation(
-    evaluated: Evaluated,
-    task: Task,
-    folder: Path,
-    *,
-    shown: Encoder,
-    spd: SPD | None = None,
-    n_examples: int = 6,
+    evaluated: Evaluated, task: Task, folder: Path, *, shown: Encoder, spd: SPD | None = None, n_examples: int = 6
 ) -> Results:
-    """Write everything about a result: numbers, predictions, probes, examples and the page that shows them.
+    """Write numbers, predictions, probes, examples and the page that shows them; return the results as stored.
 
     Args:
-        evaluated: results of the task, and their scores.
-        folder: where it goes.
         shown: the encoder whose example images the page shows, where it is one of ours.
         spd: the query groups that it was pretrained through, for their attention maps.
         n_examples: how many test images the page shows.
-
-    Returns:
-        The results with their provenance, as they are stored.
-
-    Raises:
-        VividError: a file cannot be written; as the examples and the page.
     """
-    run = {**provenance(), "seconds": evaluated.seconds, "data": _data(task)}
-    results = replace(evaluated.results, run=run)
+    results = replace(evaluated.results, run={**provenance(), "seconds": evaluated.seconds, "data": _data(task)})
     results.save(folder / "results.json")
     of_test = {name: one.test for name, one in evaluated.scored.items()}
     write_predictions(folder / "predictions.csv", evaluated.test, results.fields, of_test, seeds=results.seeds)

@@ -128,7 +128,7 @@ def test_weights_that_timm_would_not_check_are_refused(vit: tuple[Any, Path]) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mean": None}, "does not say mean"),
+        ({"mean": None}, "has no config.json that says mean in"),
         ({"crop_mode": "border"}, "crop_mode = 'border' cannot be expressed"),
         ({"interpolation": "lanczos"}, "interpolation = 'lanczos' cannot be expressed"),
     ],
@@ -150,7 +150,7 @@ def test_images_that_are_not_square_are_refused(tmp_path: Path) -> None:
 def test_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(VividError, match=r"timm:no_such_model: cannot be loaded: Unknown model"):
         load_encoder("timm:no_such_model")
-    with pytest.raises(VividError, match=r"has no config\.json that can be read"):
+    with pytest.raises(VividError, match=r"has no config\.json that says input_size, mean"):
         load_encoder(f"timm:{tmp_path}")
 
 

@@ -29,6 +29,10 @@ class Encoder(nn.Module):
         prefix: tokens before those of the grid.
         dim: width D of the features.
         source: where the weights came from, as the user said it.
+        settings: what the tensors do not show of the network (heads, epsilons, activations), as JSON.
+
+    Raises:
+        VividError: the network cannot be run on an image of the preprocessing's size.
     """
 
     kind: str
@@ -47,13 +51,6 @@ class Encoder(nn.Module):
         architecture: str = "",
         prefix: int = 0,
     ) -> None:
-        """
-        Args:
-            settings: what the tensors do not show of the network (heads, epsilons, activations), as JSON.
-
-        Raises:
-            VividError: the network cannot be run on an image of the preprocessing's size.
-        """
         super().__init__()
         self.network = network.requires_grad_(False)
         self.preprocess, self.pool, self.source, self.prefix = preprocess, pool, source, prefix
@@ -90,18 +87,9 @@ class Encoder(nn.Module):
         }
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the features: kind, settings, pooling, preprocessing, every tensor.
-
-        Where the weights came from is no part of it: the same network from another folder has the same fingerprint.
-        """
-        said = {
-            "kind": self.kind,
-            "architecture": self.architecture,
-            "settings": self.settings,
-            "pool": self.pool,
-            "preprocess": self.preprocess.to_dict(),
-        }
-        return fingerprint(self, said)
+        """SHA-256 of all that decides the features: kind, settings, pooling, preprocessing, every tensor; no source."""
+        said = {name: getattr(self, name) for name in ("kind", "architecture", "settings", "pool")}
+        return fingerprint(self, {**said, "preprocess": self.preprocess.to_dict()})
 
     def _measure(self) -> int:
         shape = self.preprocess.shape
@@ -124,11 +112,7 @@ def structure(network: nn.Module) -> dict[str, Any]:
 
 
 def library(name: str, package: str) -> ModuleType:
-    """An optional library.
-
-    Raises:
-        VividError: it is not installed, or cannot be imported.
-    """
+    """An optional library; a VividError where it is not installed, or cannot be imported."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -140,11 +124,7 @@ def library(name: str, package: str) -> ModuleType:
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Give a network its tensors, as float32.
-
-    Raises:
-        VividError: one is missing, left over or of another shape; the message begins with ``where``.
-    """
+    """Give a network its tensors, as float32; a VividError where one is missing, left over or of another shape."""
     try:
         network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except RuntimeError as error:
@@ -155,16 +135,9 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], where: str)
 def square_preprocess(
     where: str, size: int | Sequence[int], resize: tuple[str, str, Mapping[str, str]], interpolation: str, **rest: Any
 ) -> Preprocess:
-    """A library's preprocessing as ours.
+    """A library's preprocessing as ours; a VividError that names the key where :class:`Preprocess` cannot express it.
 
-    Args:
-        where: what an error names.
-        size: of the network's input.
-        resize: the library's key for it, what it says, and our word for each thing it may say.
-        interpolation, rest: of :class:`Preprocess`.
-
-    Raises:
-        VividError: something that :class:`Preprocess` cannot express.
+    ``resize``: the library's key for it, what it says, and our word for each thing it may say.
     """
     height, width = (size, size) if isinstance(size, int) else size
     resize_key, said, ours = resize

@@ -1,6 +1,5 @@
 """timm's models as encoders: by name, from the hub, or from a folder of ``timm.models.save_for_hf``."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from vivid_monai.errors import VividError, first_line
 from vivid_monai.evaluation.encoders.base import Encoder, library, square_preprocess, structure
+from vivid_monai.networks.checkpoint import read_json
 from vivid_monai.networks.pooling import choose_pool
 
 NEEDED = ("input_size", "mean", "std", "interpolation", "crop_pct")
@@ -32,8 +32,11 @@ def load_timm(name: str, *, pool: str | None = None) -> TimmEncoder:
             preprocessing is not complete or cannot be expressed.
     """
     timm, source, folder = library("timm", "timm"), f"timm:{name}", Path(name).expanduser()
-    if folder.exists():
-        _check_folder(folder)
+    if folder.exists():  # timm fills gaps in the preprocessing with ImageNet's; a folder has to say it
+        config = read_json(folder, "config.json")
+        said = config.get("pretrained_cfg", config)
+        if missing := [key for key in NEEDED if said.get(key) is None]:
+            raise VividError(f"{source}: has no config.json that says {', '.join(missing)} in pretrained_cfg")
     try:
         # With the classifier, which is loaded strictly; asked for no classes, timm would let anything be missing.
         model = timm.create_model(f"local-dir:{folder}" if folder.exists() else name, pretrained=True)
@@ -72,15 +75,3 @@ def timm_pool(model: Any, asked: str | None) -> str:
     """The pooling of a timm network for the one asked for."""
     cls = getattr(model, "cls_token", None) is not None
     return choose_pool(asked, cls=cls, patches=hasattr(model, "num_prefix_tokens"))
-
-
-def _check_folder(folder: Path) -> None:
-    """timm fills gaps in the preprocessing with ImageNet's; a folder has to say it."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        said = config.get("pretrained_cfg", config)
-        missing = [key for key in NEEDED if said.get(key) is None]
-    except (OSError, ValueError, AttributeError) as error:
-        raise VividError(f"timm:{folder}: has no config.json that can be read: {first_line(error)}") from error
-    if missing:
-        raise VividError(f"timm:{folder}: config.json does not say {', '.join(missing)} in pretrained_cfg")

@@ -24,18 +24,10 @@ from vivid_monai.networks.pooling import choose_pool
 # Model types whose last hidden state is tokens, and how many stand before the patches': 0, or CLS and whatever follows
 # it. Register tokens (config.num_register_tokens) come on top.
 PREFIX = {
-    "beit": 1,
-    "clip_vision_model": 1,
-    "data2vec-vision": 1,
+    **dict.fromkeys(("ijepa", "siglip_vision_model"), 0),
+    **dict.fromkeys(("beit", "clip_vision_model", "data2vec-vision", "vit", "vit_mae", "vit_msn"), 1),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers", "dinov3_vit"), 1),
     "deit": 2,
-    "dinov2": 1,
-    "dinov2_with_registers": 1,
-    "dinov3_vit": 1,
-    "ijepa": 0,
-    "siglip_vision_model": 0,
-    "vit": 1,
-    "vit_mae": 1,
-    "vit_msn": 1,
 }
 # What a checkpoint may hold beside the encoder: heads, decoders and the text towers of pairs.
 BESIDE = {

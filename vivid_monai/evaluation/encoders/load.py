@@ -19,17 +19,7 @@ from vivid_monai.networks.pooling import choose_pool
 
 
 class VividEncoder(Encoder):
-    """A backbone of this package with pooled tokens as features.
-
-    Args:
-        backbone: one of :data:`~vivid_monai.networks.classifier.BACKBONES`; it is frozen and set to evaluation mode.
-        preprocess: what its images go through.
-        pool: "cls", "mean" or "cls+mean".
-        source: what results call it by.
-
-    Raises:
-        VividError: a pooling that it lacks, or a preprocessing that makes other images than the network was built for.
-    """
+    """One of :data:`~vivid_monai.networks.classifier.BACKBONES` with pooled tokens as features."""
 
     kind = "vivid"
 

@@ -46,11 +46,7 @@ def is_answered(states: np.ndarray) -> np.ndarray:
 
 
 def columns_taught(states: np.ndarray, *, exclusive: bool) -> np.ndarray:
-    """Which columns the training rows teach, bool (F,): fields with both states, or classes with an image.
-
-    Raises:
-        VividError: no field, or no two classes.
-    """
+    """Which columns the training rows teach, bool (F,): fields with both states, or classes with an image."""
     taught = (states == PRESENT).any(0) if exclusive else np.minimum(*counts(states)) > 0
     if exclusive and taught.sum() < 2:
         raise VividError("no probe can be fitted: all training images are of one class")

@@ -112,15 +112,7 @@ def _draw_patients(train: Features, fraction: float, seed: int) -> Features:
 
 
 def save_probe(probe: LinearProbe, path: str | PathLike, *, fields: Sequence[str]) -> None:
-    """Write a linear or published probe with :func:`~vivid_monai.networks.modules.save_module`.
-
-    Args:
-        probe: fitted on features that say which encoder they are of.
-        fields: names of its columns.
-
-    Raises:
-        VividError: an unknown encoder, not a name for each column, a file that cannot be written.
-    """
+    """Write a linear or published probe, fitted on features of a known encoder, with the names of its columns."""
     columns, dim = probe.weight.shape
     if len(set(fields)) != columns or len(fields) != columns or not probe.encoder:
         raise VividError(f"{path}: a probe of {columns} columns needs a name for each and its encoder's fingerprint")
@@ -136,16 +128,10 @@ EXTRA = ("encoder", "exclusive", "untrained", "description")
 
 
 def load_probe(path: str | PathLike, *, encoder: str) -> tuple[LinearProbe, tuple[str, ...]]:
-    """Read a file of :func:`save_probe`.
-
-    Args:
-        encoder: fingerprint of the encoder whose features the probe is going to take.
-
-    Returns:
-        The probe and the names of its columns.
+    """The probe and the names of its columns from a file of :func:`save_probe`.
 
     Raises:
-        VividError: no such file, not a probe, broken, or fitted on the features of another encoder.
+        VividError: no such file, not a probe, broken, or its fingerprint of the encoder is not ``encoder``.
     """
     saved = load_module(path, {"probe": nn.Linear})
     extra, fields = saved.extra, saved.fields or ()

@@ -1,6 +1,6 @@
 """Linear probes: logistic regression with a validated L2 penalty, and the published protocol by AdamW."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_softmax, softmax
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.utils.data import BatchSampler, RandomSampler
 from tqdm import tqdm
 
 from vivid_monai.errors import VividError
@@ -32,12 +33,9 @@ Loss = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Axes:
-    """Standardisation of features and the turn onto their principal axes, from the training rows.
+    """Standardisation of features, (D,) each, and the rotation (D, R) onto their R principal axes with any variance.
 
-    Attributes:
-        shift, scale: (D,) mean and deviation; the scale of a constant feature is infinite, which takes it out.
-        rotation: (D, R) the axes, as columns; axes without any variance are left out.
-        variance: (R,) along each axis.
+    The scale of a constant feature is infinite, which takes it out.
     """
 
     shift: np.ndarray
@@ -270,11 +268,14 @@ def fit_published(
     )
     optimiser = torch.optim.AdamW([weight, bias], lr=lr, weight_decay=weight_decay)
     answered = is_answered(train.states) & taught
-    batches = _batches(np.flatnonzero(answered.any(1)), batch_size, generator)
+    shown = np.flatnonzero(answered.any(1))
+    # Each image once before any comes again; a batch may reach into the next round.
+    order = RandomSampler(shown, num_samples=steps * batch_size, generator=generator)
+    batches = BatchSampler(order, batch_size, drop_last=False)
     scores: dict[int, float] = {}
     best = (-1.0, weight.detach().numpy(), bias.detach().numpy())
-    for step in tqdm(range(1, steps + 1), "published protocol", unit="step", delay=2, leave=False):
-        rows = next(batches)
+    for step, batch in enumerate(tqdm(batches, "published protocol", unit="step", delay=2, leave=False), 1):
+        rows = np.sort(shown[batch])
         logits = torch.from_numpy(train.x[rows]) @ weight.T + bias
         target = torch.from_numpy((train.states[rows] == PRESENT).astype(np.float32))
         if exclusive:
@@ -298,16 +299,6 @@ def fit_published(
         "warnings": [],
     }  # fmt: skip
     return _probe(w, b, train, taught, exclusive, description)
-
-
-def _batches(rows: np.ndarray, size: int, generator: torch.Generator) -> Iterator[np.ndarray]:
-    """Endless batches; each image once before any comes again, a batch may reach into the next round."""
-    queue = np.empty(0, np.int64)
-    while True:
-        while len(queue) < size:
-            queue = np.concatenate([queue, rows[torch.randperm(len(rows), generator=generator).numpy()]])
-        yield np.sort(queue[:size])
-        queue = queue[size:]
 
 
 def _score(part: Features, weight: np.ndarray, bias: np.ndarray, taught: np.ndarray, exclusive: bool) -> float:
