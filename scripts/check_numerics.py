@@ -29,6 +29,7 @@ def main() -> int:
         chosen = {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn, "OMP_NUM_THREADS": str(threads)}
         started = time.perf_counter()
         command = [sys.executable, "-m", "pytest", "-q", "-m", "numeric", "-p", "no:cacheprovider"]
+        command += ["-n", "2"] if threads == 1 else ["-p", "no:xdist"]  # workers of xdist have one thread each
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, **chosen}, capture_output=True, text=True)
         failed += done.returncode != 0
         said = done.stdout if done.returncode else done.stdout.strip().splitlines()[-1]

@@ -16,3 +16,9 @@ def float32(*, depth: int, scale: float = 1.0) -> float:
         scale: largest absolute value of the output.
     """
     return float(8 * np.finfo(np.float32).eps * depth * scale)
+
+
+def close(*, depth: int, scale: float = 1.0) -> dict[str, float]:
+    """The same for ``torch.testing.assert_close``: ``scale`` is of the values on the way, whose results may be small or
+    sums; a large result may differ in proportion."""
+    return {"rtol": float32(depth=depth), "atol": float32(depth=depth, scale=scale)}

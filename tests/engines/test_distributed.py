@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.engines.test_run import make_trainer
 from tests.engines.test_step import gradients, make_batch, make_engine, make_joint, make_pretrainer
 from tests.processes import run_module
+from tests.tolerance import close, float32
 from vivid_monai.engines.run import Interrupted, run, saves
 from vivid_monai.engines.step import PretrainStep
 
@@ -86,8 +87,8 @@ def test_two_gloo_processes_equal_one(two: Path, way: str) -> None:
     [expected] = PretrainStep(clip_norm=None)(make_engine(network), make_batch())
     for rank in range(2):
         got = torch.load(two / f"{way}-{rank}.pt", weights_only=True)
-        torch.testing.assert_close(got["gradients"], gradients(network), atol=1e-5, rtol=1e-4)
-        assert got["output"] == pytest.approx(expected, abs=1e-5, rel=1e-5)
+        torch.testing.assert_close(got["gradients"], gradients(network), **close(depth=16, scale=7))
+        assert got["output"] == pytest.approx(expected, abs=float32(depth=8), rel=float32(depth=8))
         if way == "sharded":
             lm = network.objectives["states"].teacher.lm.model
             whole, layers = (sum(p.numel() for p in part.parameters()) for part in (lm, lm.model.layers))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.tolerance import close, float32
 from vivid_monai.errors import VividError
 from vivid_monai.networks.spd import SPD, orthogonality_penalty
 
@@ -64,7 +65,7 @@ def test_penalty_is_0_for_disjoint_maps_and_1_for_equal_ones() -> None:
     half = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
     signed = half * torch.tensor([1.0, -1.0, 1.0])[None, :, None]
     penalties = [orthogonality_penalty(maps).item() for maps in (disjoint, equal, half, signed)]
-    assert penalties == pytest.approx([0, 1, 1 / 3, 1 / 3], abs=1e-6)
+    assert penalties == pytest.approx([0, 1, 1 / 3, 1 / 3], abs=float32(depth=1))
 
 
 def test_one_group_has_no_penalty(tokens: torch.Tensor) -> None:
@@ -114,7 +115,7 @@ def test_the_penalty_keeps_its_precision_in_bfloat16() -> None:
     assert outputs[1].embeddings.dtype == torch.bfloat16
     for output in outputs:
         assert output.penalty.dtype == output.attention.dtype == torch.float32
-        torch.testing.assert_close(output.penalty.double(), penalty_reference(output.attention), atol=1e-6, rtol=0)
+        torch.testing.assert_close(output.penalty.double(), penalty_reference(output.attention), **close(depth=1))
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
+from tests.tolerance import close
 from vivid_monai.errors import VividError
 from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.vit import ViT
@@ -78,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_equals_reference(vit: ViT, model: ViTModel) -> None:
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(vit(image), model(image).last_hidden_state, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vit(image), model(image).last_hidden_state, **close(depth=6, scale=4))
 
 
 def test_a_saved_transformers_model_computes_the_same(folder: Path) -> None:
@@ -116,7 +117,7 @@ def test_other_image_sizes_get_interpolated_positions(tmp_path: Path, size: int,
     image = torch.randn(1, 3, other, other)
     with torch.no_grad():
         expected = model(image, interpolate_pos_encoding=True).last_hidden_state
-        torch.testing.assert_close(vit(image), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vit(image), expected, **close(depth=6, scale=4))
 
 
 def test_a_rectangular_checkpoint_says_so_in_its_config(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_rectangular_checkpoint_says_so_in_its_config(tmp_path: Path) -> None:
     vit = load_vit_weights(micro(img_size=(16, 64)), tmp_path)
     image = torch.randn(1, 3, 16, 64)
     with torch.no_grad():
-        torch.testing.assert_close(vit(image), model(image).last_hidden_state, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vit(image), model(image).last_hidden_state, **close(depth=6, scale=4))
 
 
 def test_colour_weights_are_folded_exactly_into_a_grey_vit(folder: Path, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_colour_weights_are_folded_exactly_into_a_grey_vit(folder: Path, tmp_pat
     for vit in vits:
         with torch.no_grad():
             found = vit((image - GREY[0][0]) / GREY[1][0])
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, expected, **close(depth=6, scale=4))
 
 
 def edit(state: dict[str, torch.Tensor], kind: str) -> None:
@@ -270,7 +271,7 @@ def test_a_plane_in_three_axes_stays_so() -> None:
 
     resized = resize_position_embeddings(volume(4, 6, 5).reshape(1, -1, 3), source=(4, 6, 5), target=(8, 12, 10))
     inside = (slice(1, -1),) * 3
-    torch.testing.assert_close(resized.reshape(8, 12, 10, 3)[inside], volume(8, 12, 10)[inside], atol=1e-6, rtol=0)
+    torch.testing.assert_close(resized.reshape(8, 12, 10, 3)[inside], volume(8, 12, 10)[inside], **close(depth=1))
     with pytest.raises(VividError, match="number of axes"):
         resize_position_embeddings(torch.zeros(1, 8, 3), source=(2, 2, 2), target=(4, 4))
 

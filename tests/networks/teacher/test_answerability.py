@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from tests.tolerance import close
 from vivid_monai.networks.teacher import PublishedTeacher, SlotTeacher, StateClassifier
 from vivid_monai.ums.states import NULL
 
 pytestmark = pytest.mark.numeric
+CLOSE = close(depth=2, scale=10)
 
 FIELDS = ("Edema", "Pleural Effusion", "Support Devices")
 LM_TEACHERS = {"published": PublishedTeacher, "slots": SlotTeacher}
@@ -84,7 +86,7 @@ def test_log_probs_know_no_true_state(teacher, embeddings):
     assert not unknown.requires_grad
     torch.testing.assert_close(unknown.exp().sum(-1), torch.ones(3, 3))
     for states in (STATES, STATES.flip(0), STATES.flip(1), torch.full((3, 3), 2)):
-        torch.testing.assert_close(teacher(embeddings, states, asked).log_probs, unknown, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(teacher(embeddings, states, asked).log_probs, unknown, **CLOSE)
 
 
 def test_log_probs_do_not_depend_on_what_else_is_asked(teacher, embeddings):
@@ -92,7 +94,7 @@ def test_log_probs_do_not_depend_on_what_else_is_asked(teacher, embeddings):
     for field in range(3):
         asked = torch.zeros(3, 3, dtype=torch.bool).index_fill(1, torch.tensor([field]), True)
         alone = teacher(embeddings, STATES, asked).log_probs
-        torch.testing.assert_close(alone[:, field], everything[:, field], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(alone[:, field], everything[:, field], **CLOSE)
         assert alone.isnan().any(-1).equal(~asked)
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.tolerance import close
 from vivid_monai.errors import VividError
 from vivid_monai.networks.teacher import PublishedTeacher
 from vivid_monai.networks.teacher.text import PROMPT, published_pieces
@@ -8,6 +9,7 @@ from vivid_monai.ums.states import STATES as WORDS
 from vivid_monai.ums.states import decode
 
 pytestmark = pytest.mark.numeric
+CLOSE = close(depth=2, scale=10)
 
 FIELDS = ("Edema", "Pleural Effusion", "Support Devices")
 STATES = torch.tensor([[1, 2, 0], [0, 0, 1], [2, 1, 2]])
@@ -36,9 +38,9 @@ def test_all_answerable_equals_the_loss_of_transformers(lm, embeddings, rows):
         mask[number, : images + len(text)] = 1
     inputs = torch.cat([embeddings[rows], lm.embed(ids)[:, images:]], 1)
     expected = lm.model(inputs_embeds=inputs, attention_mask=mask, labels=labels).loss
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, expected, **CLOSE)
     grads = [torch.autograd.grad(value, embeddings)[0] for value in (loss, expected)]
-    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*grads, **CLOSE)
     assert grads[0][rows].abs().amax() > 1e-4
 
 
@@ -57,14 +59,14 @@ def test_log_probs_are_those_of_each_field_asked_alone(lm, embeddings):
     log_probs = PublishedTeacher(lm, FIELDS).eval()(embeddings, STATES, ASKED).log_probs
     for row, field in ASKED.nonzero().tolist():
         expected = asked_alone(lm, embeddings[row], FIELDS[field])
-        torch.testing.assert_close(log_probs[row, field], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(log_probs[row, field], expected, **CLOSE)
 
 
 def test_one_field_is_a_teacher_too(make_lm, embeddings):
     teacher = PublishedTeacher(make_lm(), FIELDS[:1]).eval()
     alone = teacher(embeddings, STATES[:, :1], ASKED[:, :1]).log_probs
     among = PublishedTeacher(make_lm(), FIELDS).eval()(embeddings, STATES, ASKED).log_probs[:, :1]
-    torch.testing.assert_close(alone, among, rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(alone, among, **CLOSE, equal_nan=True)
 
 
 def test_log_probs_cost_nothing_in_training(make_lm, embeddings):
@@ -108,9 +110,9 @@ def test_a_model_with_bos_reads_it_before_the_image(bos_lm, embeddings, token_nl
     output = PublishedTeacher(bos_lm, FIELDS).eval()(embeddings, STATES, ASKED)
     ids = [*bos_lm.tokenizer(PROMPT + target(0), add_special_tokens=False).input_ids, bos_lm.tokenizer.eos_token_id]
     nll = token_nll(bos_lm, embeddings[0], ids, bos)[-int(output.count[0].sum()) :]
-    torch.testing.assert_close(output.nll[0].sum(), nll.sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.nll[0].sum(), nll.sum(), **CLOSE)
     expected = asked_alone(bos_lm, embeddings[0], FIELDS[1], bos)
-    torch.testing.assert_close(output.log_probs[0, 1], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.log_probs[0, 1], expected, **CLOSE)
 
 
 def test_a_tokenizer_without_eos_is_refused(request, build_lm):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.tolerance import close
 from vivid_monai.errors import VividError
 from vivid_monai.networks.teacher import ShortSlotTeacher, SlotTeacher
 from vivid_monai.networks.teacher.text import read_answers, schema_text, slot_pieces
@@ -8,6 +9,7 @@ from vivid_monai.ums.states import NULL
 from vivid_monai.ums.states import STATES as WORDS
 
 pytestmark = pytest.mark.numeric
+CLOSE = close(depth=2, scale=10)
 
 FIELDS = ("Edema", "Pleural Effusion", "Support Devices")
 STATES = torch.tensor([[1, 2, 0], [0, NULL, 1], [2, 2, 2]])
@@ -51,8 +53,8 @@ def test_it_equals_every_question_read_for_itself(lm, embeddings):
     wanted = torch.autograd.grad(expected.sum(), embeddings)[0]
     for _ in range(2):  # the second time from the cache
         output = teacher(embeddings, STATES, ASKED)
-        torch.testing.assert_close(output.nll, expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(gradient(output, embeddings), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output.nll, expected, **CLOSE)
+        torch.testing.assert_close(gradient(output, embeddings), wanted, **CLOSE)
     assert wanted.abs().amax() > 1e-4
     assert output.count.equal((ASKED & (STATES != NULL)).long())
     assert output.count.sum(1).equal(teacher.count(STATES, ASKED))
@@ -79,15 +81,15 @@ def test_a_field_is_what_it_is_when_asked_alone(lm, embeddings):
         only = torch.zeros_like(ASKED)
         only[:, field] = ASKED[:, field]
         alone = teacher(embeddings, STATES, only)
-        torch.testing.assert_close(alone.nll[:, field], together.nll[:, field], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(alone.nll[:, field], together.nll[:, field], **CLOSE)
 
 
 def test_permuting_the_fields_permutes_the_losses(lm, embeddings):
     expected = ShortSlotTeacher(lm, FIELDS)(embeddings, STATES, ASKED)
     order = [2, 0, 1]
     permuted = ShortSlotTeacher(lm, [FIELDS[at] for at in order])(embeddings, STATES[:, order], ASKED[:, order])
-    torch.testing.assert_close(permuted.nll, expected.nll[:, order], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(permuted.log_probs, expected.log_probs[:, order], rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(permuted.nll, expected.nll[:, order], **CLOSE)
+    torch.testing.assert_close(permuted.log_probs, expected.log_probs[:, order], **CLOSE, equal_nan=True)
 
 
 def test_nothing_asked_costs_nothing(lm, embeddings):

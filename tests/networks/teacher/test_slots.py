@@ -3,6 +3,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from tests.tolerance import close
 from vivid_monai.errors import VividError
 from vivid_monai.networks.teacher import SlotTeacher, slots
 from vivid_monai.networks.teacher.slots import branch_logits
@@ -10,6 +11,7 @@ from vivid_monai.networks.teacher.text import schema_text
 from vivid_monai.ums.states import NULL
 
 pytestmark = pytest.mark.numeric
+CLOSE = close(depth=2, scale=10)
 
 FIELDS = ("Edema", "Pleural Effusion", "Support Devices")
 STATES = torch.tensor([[1, 2, 0], [0, NULL, 1], [2, 2, 2]])
@@ -37,10 +39,10 @@ def test_the_cached_schema_changes_nothing(lm, embeddings):
     expected = plain(embeddings, STATES, ASKED)
     for _ in range(2):  # the second time from the cache
         output = cached(embeddings, STATES, ASKED)
-        torch.testing.assert_close(output.nll, expected.nll, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(output.log_probs, expected.log_probs, rtol=1e-5, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(output.nll, expected.nll, **CLOSE)
+        torch.testing.assert_close(output.log_probs, expected.log_probs, **CLOSE, equal_nan=True)
         grads = gradient(output, embeddings), gradient(expected, embeddings)
-        torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(*grads, **CLOSE)
         assert grads[0].abs().amax() > 1e-4
 
 
@@ -85,9 +87,9 @@ def test_permuting_the_fields_permutes_the_losses(lm, embeddings):
     order = [2, 0, 1]
     permuted = SlotTeacher(lm, [FIELDS[index] for index in order])
     output = permuted(embeddings, STATES[:, order], ASKED[:, order])
-    torch.testing.assert_close(output.nll, expected.nll[:, order], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(output.log_probs, expected.log_probs[:, order], rtol=1e-5, atol=1e-5, equal_nan=True)
-    torch.testing.assert_close(gradient(output, embeddings), gradient(expected, embeddings), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.nll, expected.nll[:, order], **CLOSE)
+    torch.testing.assert_close(output.log_probs, expected.log_probs[:, order], **CLOSE, equal_nan=True)
+    torch.testing.assert_close(gradient(output, embeddings), gradient(expected, embeddings), **CLOSE)
 
 
 def test_a_field_is_what_it_is_when_asked_alone(lm, embeddings):
@@ -96,8 +98,8 @@ def test_a_field_is_what_it_is_when_asked_alone(lm, embeddings):
     for row, field in ASKED.nonzero().tolist():
         only = torch.zeros(1, 3, dtype=torch.bool).index_fill(1, torch.tensor([field]), True)
         alone = teacher(embeddings[[row]], STATES[[row]], only)
-        torch.testing.assert_close(alone.nll[0, field], together.nll[row, field], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(alone.log_probs[0, field], together.log_probs[row, field], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(alone.nll[0, field], together.nll[row, field], **CLOSE)
+        torch.testing.assert_close(alone.log_probs[0, field], together.log_probs[row, field], **CLOSE)
 
 
 def test_a_model_with_bos_reads_it_before_the_schema(bos_lm, embeddings, token_nll):
@@ -106,7 +108,7 @@ def test_a_model_with_bos_reads_it_before_the_schema(bos_lm, embeddings, token_n
     )
     nll = token_nll(bos_lm, embeddings[0], slot, [bos_lm.tokenizer.bos_token_id, *schema])[-1]
     output = SlotTeacher(bos_lm, FIELDS)(embeddings, STATES, ASKED)
-    torch.testing.assert_close(output.nll[0, 0], nll, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.nll[0, 0], nll, **CLOSE)
 
 
 def test_loss_is_on_every_token_of_the_state_word(make_lm, embeddings):
@@ -142,10 +144,10 @@ def test_states_that_cannot_be_told_apart_are_refused(build_lm, merging_tokenize
 def test_choosing_from_the_states_is_the_vocabularys_choice_with_all_other_words_set_aside(lm, embeddings):
     every, few = SlotTeacher(lm, FIELDS).eval(), SlotTeacher(lm, FIELDS, choose_from="states").eval()
     output, expected = few(embeddings, STATES, ASKED), every(embeddings, STATES, ASKED).log_probs
-    torch.testing.assert_close(output.log_probs, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(output.log_probs, expected, **CLOSE, equal_nan=True)
     answered = ASKED & (STATES != NULL)
     chosen = -expected.gather(2, STATES.clamp(min=0)[..., None])[..., 0]
-    torch.testing.assert_close(output.nll, chosen.masked_fill(~answered, 0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.nll, chosen.masked_fill(~answered, 0), **CLOSE)
     assert output.count.equal(answered.long())
     assert few.count(STATES, ASKED).equal(answered.sum(1))
     assert gradient(output, embeddings).abs().amax() > 1e-4

@@ -4,12 +4,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from tests.tolerance import close
 from vivid_monai.networks.language import LanguageModel
 from vivid_monai.networks.teacher import PublishedTeacher, SlotTeacher
 from vivid_monai.networks.teacher.text import PROMPT, schema_text
 from vivid_monai.ums.states import NULL, encode
 
 pytestmark = pytest.mark.numeric
+CLOSE = close(depth=2, scale=10)
 
 FIELDS = ("Edema", "Lung Lesion", "Pneumothorax", "Fracture")
 # Per image: tokens of the text as Qwen2's BPE cuts them, led by the field whose loss they carry: E, L, P, F; S for the
@@ -78,7 +80,7 @@ def test_published_with_the_bpe_of_qwen2(qwen, embeddings, token_nll, rows):
         for column in range(len(FIELDS) + 1):
             own = [at for at, value in enumerate(columns) if value == column]
             assert output.count[number, column] == len(own)
-            torch.testing.assert_close(output.nll[number, column], nll[own].sum(), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(output.nll[number, column], nll[own].sum(), **CLOSE)
     assert teacher.count(states, asked).tolist() == output.count.sum(1).tolist()
 
 
@@ -108,7 +110,7 @@ def test_slots_with_the_bpe_of_qwen2(qwen, embeddings, token_nll, rows):
             assert [qwen.tokenizer.decode([i]) for i in ids] == [*silent, *scored]
             nll = token_nll(qwen, embeddings[row], ids, schema)
             assert output.count[number, column] == len(scored)
-            torch.testing.assert_close(output.nll[number, column], nll[-len(scored) :].sum(), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(output.nll[number, column], nll[-len(scored) :].sum(), **CLOSE)
     assert teacher.count(states, asked).tolist() == output.count.sum(1).tolist()
 
 
@@ -135,7 +137,7 @@ def test_published_with_any_bpe(name, request, build_lm, embeddings, token_nll):
         for at, columns in enumerate(touched):
             if -1 not in columns and answerable:
                 expected[:, min(columns)] += torch.stack([nll[at], torch.tensor(1.0)])
-        torch.testing.assert_close(output.nll[row], expected[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(output.nll[row], expected[0], **CLOSE)
         assert output.count[row].tolist() == expected[1].tolist()
 
 
@@ -144,7 +146,7 @@ def test_a_row_of_a_batch_is_what_it_is_alone(lm, layout, embeddings):
     states, asked = batch([0, 1, 2])
     alone = [layout(lm, FIELDS)(embeddings[row : row + 1], *batch([row])) for row in range(3)]
     together = layout(lm, FIELDS)(embeddings, states, asked)
-    torch.testing.assert_close(together.nll, torch.cat([out.nll for out in alone]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together.nll, torch.cat([out.nll for out in alone]), **CLOSE)
     assert together.count.equal(torch.cat([out.count for out in alone]))
 
 
