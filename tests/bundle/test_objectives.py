@@ -57,9 +57,10 @@ def test_plain_bce_trains_through_the_same_config(tmp_path, phantoms):
 @pytest.mark.parametrize("backbone", ["resnet", "vit"])
 def test_volumes_train_through_the_same_config(tmp_path, backbone):
     manifest = volumes(tmp_path / "data")
-    small = {"backbone": backbone, "image_size": [32, 32, 32], "spacing": [2.5, 2.5, 2.5], "min_positives": 1}
+    side = {"resnet": 16, "vit": 32}[backbone]
+    small = {"backbone": backbone, "image_size": [side] * 3, "spacing": [80 / side] * 3, "min_positives": 1}
     steps = {"epoch_length": 30 if backbone == "vit" else 12, "warmup_steps": 2, "batch_size": 6, "rotate": 5.0}
-    steps |= {"learning_rate": 1e-3, "projector_learning_rate": 3e-3, "pool": "mean"}
+    steps |= {"learning_rate": 1e-3, "projector_learning_rate": 3e-3, "pool": "mean", "save_every": 100}
     rows = train("data/volumes.json", tmp_path, manifest=str(manifest), **small, **steps)
     losses = [float(row["train/bce"]) for row in rows]
     assert losses[-1] < losses[0]
@@ -67,4 +68,5 @@ def test_volumes_train_through_the_same_config(tmp_path, backbone):
     saved = load_module(tmp_path / "run" / "pretrained_vit.safetensors", BACKBONES)
     assert type(saved.module) is BACKBONES[backbone]
     assert saved.preprocess["kind"] == "volume"
-    assert saved.module(torch.zeros(1, 1, 32, 32, 32)).shape[1:] == {"resnet": (1, 512), "vit": (9, 128)}[backbone]
+    tokens = saved.module(torch.zeros(1, 1, side, side, side))
+    assert tokens.shape[1:] == {"resnet": (1, 512), "vit": (9, 128)}[backbone]
