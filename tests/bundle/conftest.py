@@ -20,6 +20,7 @@ SMALL = {
     "min_present": 1,
     "min_absent": 1,
     "n_examples": 2,
+    "evaluation#n_resamples": 50,
 }
 
 
@@ -46,7 +47,7 @@ def phantoms(tmp_path_factory) -> Path:
 def bundle(tmp_path, phantoms):
     """Function that runs the bundle in an empty folder and returns the finished process.
 
-    It is a fork of a process with the imports done, or with `launcher` the very command of a user: () is Python alone.
+    It is a fork of a process with the imports done, or with `launcher` the very command of a user.
     """
 
     def run(

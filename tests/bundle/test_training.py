@@ -27,7 +27,7 @@ def last_words(done: subprocess.CompletedProcess) -> str:
 
 
 def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp_path, phantoms):
-    done = bundle(launcher=())
+    done = bundle()
     assert done.returncode == 0, last_words(done)
     run = tmp_path / "run"
     saved = load_module(run / "pretrained_vit.safetensors", BACKBONES)
@@ -107,7 +107,7 @@ def test_killed_and_resumed_equals_uninterrupted(bundle, tmp_path, phantoms):
 
 def test_two_processes_train_and_close_once(bundle, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
-    done = bundle("teacher/none.json", "multi_gpu_train.json", launcher=launcher)
+    done = bundle("teacher/none.json", "multi_gpu_train.json", launcher=launcher, max_epochs=1, warmup_steps=1)
     assert done.returncode == 0, last_words(done)
     assert done.stdout.count("test AUROC") == 1
     assert (tmp_path / "run" / "pretrained_vit.safetensors").exists()

@@ -16,8 +16,6 @@ from vivid_monai.deploy.onnx import OnnxClassifier
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
 
-pytestmark = pytest.mark.numeric
-
 GIVEN = {"preprocess": PREPROCESS, "fields": FIELDS}
 
 
@@ -27,6 +25,7 @@ def exported_before(onnx_file, monkeypatch):
     monkeypatch.setattr(module, "_onnx_model", lambda network: onnx.load(onnx_file))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("options", [{"pool": "mean"}, {"pool": "cls+mean", "in_channels": 3, "norm_eps": 1e-2}])
 def test_equals_pytorch_for_any_batch(options, tmp_path):
     ours = make_classifier(**options)
@@ -136,6 +135,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
         export_onnx(make_classifier(), tmp_path / "file" / "c.onnx", **GIVEN)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("pool", ["cls", "mean", "cls+mean"])
 def test_equals_pytorch_for_any_batch_and_keeps_what_belongs_to_it(pool, tmp_path):
     ours = make_classifier(pool=pool, drop_path=0.5).train()

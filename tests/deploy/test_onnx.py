@@ -11,8 +11,6 @@ from tests.deploy.small import make_classifier, make_images
 from vivid_monai.deploy.onnx import OnnxClassifier
 from vivid_monai.errors import VividError
 
-pytestmark = pytest.mark.numeric
-
 
 def broken(path, kind: str) -> bytes | None:
     content = path.read_bytes()
@@ -84,6 +82,7 @@ def test_images_that_do_not_fit_are_refused(onnx_file):
     np.testing.assert_array_equal(classifier(images.numpy())[0], classifier(images)[0])
 
 
+@pytest.mark.numeric
 def test_answers_without_torch_and_monai(onnx_file):
     code = (
         "import sys, numpy\n"

@@ -32,8 +32,6 @@ from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.images.augment import Augment, RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
 
-pytestmark = pytest.mark.numeric
-
 TOLERANCE = 1e-4
 N = 4
 
@@ -118,6 +116,7 @@ def tensors(preprocess: Preprocess, images: list[Path]) -> Tensor:
     return torch.stack([torch.as_tensor(transform({"image": path})["image"]) for path in images])
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("way", [by_training, by_torchscript, by_onnx_runtime, by_transformers])
 @torch.inference_mode()
 def test_libraries_answer_as_evaluation(way, finished, bundle, images, expected, tmp_path):

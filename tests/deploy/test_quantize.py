@@ -16,8 +16,6 @@ from vivid_monai.deploy.onnx import INPUT, OnnxClassifier
 from vivid_monai.deploy.quantize import input_moments, quantize_onnx, round_weight
 from vivid_monai.errors import VividError
 
-pytestmark = pytest.mark.numeric
-
 TRAINING = make_images(40, seed=2)
 
 
@@ -57,6 +55,7 @@ def test_answers_are_nearly_the_same(small_file, onnx_file):
     assert [one.name for one in small_file.parent.iterdir()] == ["c.onnx"]
 
 
+@pytest.mark.numeric
 def test_an_answer_does_not_hang_on_the_batch(small_file):
     small, images = OnnxClassifier(small_file), make_images(8)
     images[4] *= 20  # with a range taken from the batch, all others would be coarse
@@ -96,6 +95,7 @@ def test_the_first_token_loses_nothing_but_what_its_weights_lose(after_gelu):
     assert (error[:, 1:] > 1e-3).all()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("after_gelu", [False, True])
 def test_other_runtimes_answer_the_same(after_gelu):
     """ONNX Runtime makes one operator of several and looks at not all that they say."""
@@ -194,6 +194,7 @@ def test_interrupted_it_leaves_nothing(onnx_file, tmp_path, monkeypatch):
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
 
 
+@pytest.mark.numeric
 def test_pytorch_agrees(small_file):
     """Quantised from the ONNX file, held against the classifier that it comes from."""
     images = make_images(32)
