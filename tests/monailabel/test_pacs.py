@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from dataclasses import replace
 
 import numpy as np
 import pydicom
@@ -149,7 +148,8 @@ def test_real_radiographs_through_a_real_pacs(label_python, bundle, real_data, t
         paths.append(dicom(tmp_path / f"{source.stem}.dcm", seed=1000 + i, inverted=i % 2 == 1, pixels=pixels, **tags))
     model = BundleModel(bundle)
     anything = shutil.copytree(bundle, tmp_path / bundle.name)  # the small model has seen nothing like them
-    replace(model.ood, limit=1e9).save(anything / "models" / "assessment.safetensors")
+    model.ood.limit = 1e9
+    model.ood.save(anything / "models" / "assessment.safetensors")
     for name in ("orthanc", "server"):
         (tmp_path / name).mkdir()
     with orthanc(label_python, tmp_path / "orthanc") as pacs:
