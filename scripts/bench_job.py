@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -81,9 +82,22 @@ def imports(folder: Path) -> Counter[str]:
 
 
 def job(
-    folder: Path, steps: int, *, processes: int = 1, threads: int | None = None, python: tuple[str, ...] = ()
+    folder: Path,
+    steps: int,
+    *,
+    processes: int = 1,
+    threads: int | None = None,
+    python: tuple[str, ...] = (),
+    overlays: tuple[str, ...] = (),
+    more: dict[str, Any] | None = None,
 ) -> tuple[float, list[float], str]:
-    """Run the job; when it was started, when each step ended (seconds of the clock), and what it told on stderr."""
+    """Run the job; when it was started, when each step ended (seconds of the clock), and what it told on stderr.
+
+    Args:
+        folder: where its data, which stay, and its output go.
+        overlays: more configs, by their names in configs/.
+        more: knobs besides.
+    """
     output = tempfile.mkdtemp(dir=folder)
     knobs = {
         "bundle_root": folder,
@@ -93,8 +107,10 @@ def job(
         "warmup_steps": 0,
         "val_interval": steps + 1,
         "training": "$[run_training(@train#trainer)]",  # and no evaluation after it
+        **(more or {}),
     }
-    configs = [ROOT / "configs" / "train.json"] + [ROOT / "configs" / "multi_gpu_train.json"] * (processes > 1)
+    names = ["train.json", *overlays, *["multi_gpu_train.json"] * (processes > 1)]
+    configs = [ROOT / "configs" / name for name in names]
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
     command = [sys.executable, *python, *launcher, "-m", "monai.bundle", "run", "training"]
     command += ["--config_file", str([str(config) for config in configs])]
@@ -103,7 +119,7 @@ def job(
     started = time.time()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{done.stderr.strip().splitlines()[-1]}\nin: {' '.join(command)}\n{done.stderr[-3000:]}")
     events = EventAccumulator(output + "/tensorboard", size_guidance={"scalars": 0}).Reload()
     losses = next(tag for tag in events.Tags()["scalars"] if "loss" in tag.lower())
     return started, [event.wall_time for event in events.Scalars(losses)], done.stderr

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from pretrain_ways import DTYPES, LMS, Way, build_lm, some_fields, ways
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -104,7 +103,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 class Job:
     """The real optimisation step of one way."""
 
-    def __init__(self, way: Way, batch: dict[str, Any], args: argparse.Namespace) -> None:
+    def __init__(
+        self, way: Way, batch: dict[str, Any], args: argparse.Namespace, *, micro_batch_size: int | None = None
+    ) -> None:
         torch.manual_seed(0)
         teacher = way.teacher()
         vit = ViT(preset=args.vit, img_size=args.size, in_channels=3)
@@ -116,7 +117,7 @@ class Job:
         if args.compile:
             network.compile()
         self.device, self.amp = torch.device(args.device), args.dtype == "bfloat16"
-        self.batch = every_field(batch) if way.every_field else batch
+        self.batch = PrepareBatch()(every_field(batch) if way.every_field else batch, self.device)
         self.engine = SimpleNamespace(
             network=network,
             optimizer=optimizer,
@@ -127,7 +128,7 @@ class Job:
             amp_kwargs={},
             state=SimpleNamespace(device=self.device, iteration=0),
         )
-        self.run = PretrainStep()
+        self.run = PretrainStep(micro_batch_size=micro_batch_size)
 
     def step(self) -> None:
         self.run(self.engine, self.batch)
@@ -155,7 +156,7 @@ class Job:
         if hook:
             hook.remove()
         n = len(self.batch["image"])
-        supervised = self.states.counts(PrepareBatch()(self.batch, self.device))["nll"]
+        supervised = self.states.counts(self.batch)["nll"]
         return {
             "positions": sum(seen) / n,
             "tflop": counter.get_total_flops() / n / 1e12,
@@ -173,7 +174,7 @@ class Job:
             self.wait()
             clock[name] = 1e3 * (time.perf_counter() - started)
 
-        batch, states = PrepareBatch()(self.batch, self.device), self.states
+        batch, states = self.batch, self.states
         self.engine.optimizer.zero_grad()
         with autocast(self.engine):
             with lap("ViT"):
@@ -253,17 +254,17 @@ def matmul_rate(args: argparse.Namespace, n: int = 2048) -> float:
     n = n if args.device == "cpu" else 8192
     a, b = (torch.randn(n, n, device=args.device, dtype=DTYPES[args.dtype]) for _ in range(2))
 
-    def product() -> Tensor:
-        c = a @ b
+    def products(times: int) -> float:
+        """Seconds of one."""
+        started = time.perf_counter()
+        for _ in range(times):
+            a @ b
         if args.device != "cpu":
             torch.cuda.synchronize()
-        return c
+        return (time.perf_counter() - started) / times
 
-    product()
-    started = time.perf_counter()
-    for _ in range(5):
-        product()
-    return 5 * 2 * n**3 / (time.perf_counter() - started) / 1e12
+    products(1)
+    return 2 * n**3 / products(5 if args.device == "cpu" else 50) / 1e12
 
 
 def table(result: dict[str, Any]) -> str:

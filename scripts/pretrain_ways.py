@@ -18,10 +18,11 @@ from vivid_monai.networks.teacher import (
 )
 from vivid_monai.ums.label_space import load_label_space
 
-LMS = {  # hidden size, MLP width, layers, heads, key-value heads
-    "100m": (768, 2048, 12, 12, 12),
-    "qwen2.5-0.5b": (896, 4864, 24, 14, 2),
-    "qwen2.5-1.5b": (1536, 8960, 28, 12, 2),
+LMS = {  # hidden size, MLP width, layers, heads, key-value heads, vocabulary
+    "tiny": (64, 128, 2, 4, 2, 1_024),
+    "100m": (768, 2048, 12, 12, 12, 151_936),
+    "qwen2.5-0.5b": (896, 4864, 24, 14, 2, 151_936),
+    "qwen2.5-1.5b": (1536, 8960, 28, 12, 2, 151_936),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -74,10 +75,10 @@ def some_fields(n: int) -> tuple[str, ...]:
 
 
 def build_lm(args: argparse.Namespace) -> LanguageModel:
-    hidden, width, layers, heads, key_value_heads = LMS[args.lm]
+    hidden, width, layers, heads, key_value_heads, vocabulary = LMS[args.lm]
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
     config = Qwen2Config(
-        vocab_size=151_936,
+        vocab_size=max(vocabulary, len(tokenizer)),
         hidden_size=hidden,
         intermediate_size=width,
         num_hidden_layers=layers,
