@@ -268,7 +268,7 @@ def _metadata(
         "channel_def": {str(i): "image" if channels == 1 else f"image {i}" for i in range(channels)},
     }
     backbone = next(kind for kind, one in BACKBONES.items() if type(model.classifier.encoder) is one)
-    network = {"vit": "Vision Transformer", "resnet": "ResNet"}[backbone]
+    network = {"vit": "Vision Transformer", "resnet": "ResNet", "densenet": "DenseNet"}[backbone]
     macro = model.results.get("auroc", MACRO, ENCODER).value
     return {
         "schema": SCHEMA,

@@ -5,11 +5,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
+from vivid_monai.networks.densenet import DenseNet
 from vivid_monai.networks.pooling import choose_pool, pool_tokens
 from vivid_monai.networks.resnet import ResNet
 from vivid_monai.networks.vit import ViT
 
-BACKBONES: dict[str, type] = {"vit": ViT, "resnet": ResNet}
+BACKBONES: dict[str, type] = {"vit": ViT, "resnet": ResNet, "densenet": DenseNet}
 """Kind, as `save_module` stores it → class. Each turns images (B, C, *spatial) into tokens (B, prefix + prod(grid), D)
 and has `embed_dim` (D), `grid` (tokens along each axis), `prefix` (tokens before the grid's), `image_shape`
 (C, *spatial), `architecture` (its name) and `config` (keyword arguments that build it again, JSON)."""

@@ -3,7 +3,9 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import load_encoder
@@ -19,12 +21,28 @@ from vivid_monai.evaluation.encoders import load_encoder
         ("", "'' is no encoder"),
         ("unknown:thing", "'unknown:thing' is no encoder: .* or one of transformers:NAME, timm:NAME, open_clip:NAME"),
         ("transformers:", "names no model: write transformers:FOLDER-OR-NAME"),
+        ("thumbnails:", "names no model"),
+        ("thumbnails:small", "'thumbnails:small': give the pixels of a side"),
+        ("thumbnails:0", "1 to 256"),
         ("transformers:/no/such/folder", "/no/such/folder: no such folder"),
     ],
 )
 def test_what_names_no_encoder(spec: str, message: str) -> None:
     with pytest.raises(VividError, match=message):
         load_encoder(spec)
+
+
+def test_thumbnails_are_the_pixels_of_a_small_copy(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 12), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    encoder = load_encoder("thumbnails:24", pool="mean")
+    image = encoder.preprocess.transform()({"image": str(tmp_path / "wide.png")})["image"]
+    features = encoder(image[None]).numpy()
+    assert (features.shape, encoder.dim, encoder.describe()["n_parameters"]) == ((1, 576), 576, 0)
+    small = pixels.reshape(12, 4, 24, 4).mean((1, 3)) / 255
+    copy = features.reshape(24, 24)[6:18] / 4 + 0.5  # the whole image, and black above and below it
+    assert np.corrcoef(copy.ravel(), small.ravel())[0, 1] > 0.9
+    assert load_encoder("thumbnails:12").fingerprint() != encoder.fingerprint()
 
 
 def test_an_unknown_pooling(vit_file: str) -> None:

@@ -12,7 +12,7 @@ from vivid_monai.evaluation.encoders.from_open_clip import load_open_clip
 from vivid_monai.evaluation.encoders.from_timm import load_timm
 from vivid_monai.evaluation.encoders.from_torchxrayvision import load_torchxrayvision
 from vivid_monai.evaluation.encoders.from_transformers import load_transformers
-from vivid_monai.images.preprocess import BasePreprocess, preprocess_from_dict
+from vivid_monai.images.preprocess import BasePreprocess, Preprocess, preprocess_from_dict
 from vivid_monai.networks.classifier import BACKBONES
 from vivid_monai.networks.modules import load_module
 from vivid_monai.networks.pooling import choose_pool
@@ -35,11 +35,34 @@ class VividEncoder(Encoder):
         )
 
 
+class Thumbnails(Encoder):
+    """The pixels of a small grey copy of the whole image as features: what any encoder has to be better than."""
+
+    kind, architecture = "thumbnails", "none"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(
+            torch.nn.Flatten(),
+            Preprocess(size=size, channels=1, mean=0.5, std=0.25),
+            pool="pooled",
+            source=f"thumbnails:{size}",
+            settings={},
+        )
+
+
+def load_thumbnails(size: str, *, pool: str | None = None) -> Thumbnails:
+    """The encoder of ``thumbnails:SIZE``, of SIZE × SIZE pixels; ``pool`` is not asked, as there are no tokens."""
+    if not size.isdecimal() or not 1 <= int(size) <= 256:
+        raise VividError(f"'thumbnails:{size}': give the pixels of a side, 1 to 256, such as thumbnails:24")
+    return Thumbnails(int(size))
+
+
 LIBRARIES: dict[str, Callable[..., Encoder]] = {
     "transformers": load_transformers,
     "timm": load_timm,
     "open_clip": load_open_clip,
     "torchxrayvision": load_torchxrayvision,
+    "thumbnails": load_thumbnails,
 }
 
 
@@ -48,7 +71,8 @@ def load_encoder(spec: str, *, pool: str | None = None, seed: int = 0) -> Encode
 
     Args:
         spec: a ``.safetensors`` file of ours; ``untrained:`` and such a file, for fresh weights; a folder of
-            transformers; or ``transformers:``, ``timm:``, ``open_clip:`` or ``torchxrayvision:`` and a folder or name.
+            transformers; ``transformers:``, ``timm:``, ``open_clip:`` or ``torchxrayvision:`` and a folder or name; or
+            ``thumbnails:`` and a number of pixels.
         pool: "cls", "mean" (of the patches), "cls+mean" or "pooled" (the network's own pooled output); None is the
             network's default ("cls", without a CLS token "pooled"), and :attr:`Encoder.pool` says which.
         seed: of the fresh weights.
