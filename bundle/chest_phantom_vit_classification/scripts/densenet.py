@@ -54,7 +54,7 @@ class DenseNet(nn.Module):
         self._shape = [in_channels, *size]
         self.prefix = 0
         self.grid = tuple(-(-pixels // 4) // 8 for pixels in size)
-        net = monai_densenet.DenseNet(
+        net: Any = monai_densenet.DenseNet(
             spatial_dims,
             in_channels,
             out_channels=1,
