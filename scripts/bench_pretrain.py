@@ -34,7 +34,8 @@ from vivid_monai.images.augment import RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.objectives import StateObjective
 from vivid_monai.networks.pretrainer import Pretrainer, parameter_groups
-from vivid_monai.networks.spd import SPD, Projector
+from vivid_monai.networks.projector import Projector
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
 from vivid_monai.prepare.phantoms import prepare
 from vivid_monai.ums.states import NULL

@@ -15,6 +15,8 @@ from vivid_monai.evaluation.results import Results
 from vivid_monai.networks.classifier import BACKBONES
 from vivid_monai.networks.modules import load_module
 
+NAMES = ("initial", "pretrained")
+
 
 def train(overlay, folder, **knobs):
     """Train in this process; returns the rows of the run's curves."""
@@ -51,7 +53,15 @@ def test_plain_bce_trains_through_the_same_config(tmp_path, phantoms):
     assert {"train/loss", "train/bce", "train/grad_norm", "val/macro_auroc", "val/auroc/Edema"} <= rows[0].keys()
     results = Results.load(tmp_path / "run" / "results.json")
     assert list(results.encoders) == ["pretrained", "untrained"]
-    assert not (tmp_path / "run" / "spd.safetensors").exists()
+    first, saved = (load_module(tmp_path / "run" / f"{name}_vit.safetensors", BACKBONES) for name in NAMES)
+    assert saved.pool == "spd"
+    assert not torch.equal(first.spd.queries, saved.spd.queries), "the baseline is read out through SPD too"
+
+
+def test_an_spd_that_is_not_trained_does_not_ship(tmp_path, phantoms):
+    train("objective/findings_bce.json", tmp_path, dataset_dir=str(phantoms), pool="mean", max_epochs=1)
+    saved = load_module(tmp_path / "run" / "pretrained_vit.safetensors", BACKBONES)
+    assert (saved.pool, saved.spd) == ("mean", None)
 
 
 @pytest.mark.parametrize("backbone", ["resnet", "vit"])

@@ -15,11 +15,11 @@ from tests.bundle.conftest import ROOT, SMALL, bundle_command
 from tests.processes import start_module
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
+from vivid_monai.evaluation.examples import Examples
 from vivid_monai.evaluation.results import Results, read_predictions
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.classifier import BACKBONES
-from vivid_monai.networks.modules import fingerprint, load_module
-from vivid_monai.networks.spd import SPD
+from vivid_monai.networks.modules import load_module
 
 
 def last_words(done: subprocess.CompletedProcess) -> str:
@@ -41,9 +41,14 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
     network = config.get_parsed_content("network_def")
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     network.load_state_dict(weights, strict=True)
-    assert not any("teacher" in name or "spd" in name for name in weights), "the LLM and SPD stay behind"
-    for name, tensor in vit.state_dict().items():
-        assert torch.equal(tensor, weights[f"encoder.{name}"])
+    assert not any("teacher" in name or "projector" in name for name in weights), "the LLM and projector stay behind"
+    assert saved.pool == "spd"
+    for prefix, part in (("encoder", vit), ("spd", saved.spd)):
+        for name, tensor in part.state_dict().items():
+            assert torch.equal(tensor, weights[f"{prefix}.{name}"])
+    first = load_module(run / "initial_vit.safetensors", BACKBONES)
+    assert first.spd.config == saved.spd.config
+    assert not torch.equal(first.spd.queries, saved.spd.queries), "SPD was trained, and its first weights kept"
 
     results = Results.load(run / "results.json")
     assert list(results.encoders) == ["pretrained", "untrained"]
@@ -52,9 +57,9 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
     assert len(predictions.ids) == results.test["n_images"]
     report = (run / "report.html").read_text()
     assert f"{results.get('auroc', '(macro)', 'pretrained').value:.3f}" in report
-    spd = load_module(run / "spd.safetensors", {"spd": SPD})
-    assert spd.module.dim == vit.embed_dim
-    assert spd.extra["encoder"] == fingerprint(vit)
+    assert results.encoders["untrained"]["encoder"]["pool"] == "spd", "the untrained network is read out the same way"
+    assert results.encoders["untrained"]["encoder"]["dim"] == saved.spd.out_dim
+    assert Examples.load(run / "examples.npz").maps.shape[1] == 4
     # The head of the shipped network says what the table of predictions says.
     items = ImageDataset(
         Manifest.load(phantoms / "manifest.parquet").select("test").items(results.fields),

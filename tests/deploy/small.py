@@ -4,6 +4,7 @@ import torch
 
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
 
 FIELDS = ["Edema", "Fracture, location unknown", "Überlagerung", "Support Devices", "Lung Opacity"]
@@ -15,7 +16,7 @@ def make_classifier(*, pool: str = "cls", seed: int = 0, **options) -> Classifie
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vit = ViT(**{"img_size": SIZE, "patch_size": 8, "preset": "micro", **options})
-        one = Classifier(vit, len(FIELDS), pool=pool)
+        one = Classifier(vit, len(FIELDS), pool=pool, spd=SPD(vit.embed_dim, groups=3) if pool == "spd" else None)
         with torch.no_grad():
             for parameter in one.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)

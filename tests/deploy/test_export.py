@@ -26,7 +26,9 @@ def exported_before(onnx_file, monkeypatch):
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("options", [{"pool": "mean"}, {"pool": "cls+mean", "in_channels": 3, "norm_eps": 1e-2}])
+@pytest.mark.parametrize(
+    "options", [{"pool": "mean"}, {"pool": "spd"}, {"pool": "cls+mean", "in_channels": 3, "norm_eps": 1e-2}]
+)
 def test_equals_pytorch_for_any_batch(options, tmp_path):
     ours = make_classifier(**options)
     channels = options.get("in_channels", 1)
@@ -136,7 +138,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("pool", ["cls", "mean", "cls+mean"])
+@pytest.mark.parametrize("pool", ["cls", "cls+mean", "spd"])
 def test_equals_pytorch_for_any_batch_and_keeps_what_belongs_to_it(pool, tmp_path):
     ours = make_classifier(pool=pool, drop_path=0.5).train()
     path = export_torchscript(ours, tmp_path / "new" / "c.ts", **GIVEN)

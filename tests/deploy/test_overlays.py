@@ -22,11 +22,13 @@ def reference(one, images, pool):
         q, k, _ = block.attn.qkv(seen["tokens"]).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
         weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1).mean(1)
     handle.remove()
-    rows = weights[:, 0] if pool == "cls" else weights[:, 1:].mean(1)
+    rows = {"cls": weights[:, 0], "mean": weights[:, 1:].mean(1)}
+    rows["cls+mean"] = (rows["cls"] + rows["mean"]) / 2
+    rows = rows[pool]
     return rows[:, 1:].reshape(len(images), *one.encoder.grid).numpy()
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("pool", ["cls", "mean", "cls+mean"])
 def test_is_the_attention_of_the_last_block(pool):
     one, images = make_classifier(pool=pool, img_size=(32, 48)), torch.randn(2, 1, 32, 48)
     with torch.no_grad():
@@ -38,6 +40,13 @@ def test_is_the_attention_of_the_last_block(pool):
     assert maps.std() > 1e-4
     with torch.no_grad():
         assert torch.equal(one(images), before)
+
+
+def test_is_what_the_groups_of_spd_read():
+    one, images = make_classifier(pool="spd", img_size=(32, 48)), torch.randn(2, 1, 32, 48)
+    with torch.no_grad():
+        expected = one.spd(one.encoder(images)).attention.mean(1)[:, 1:].reshape(2, 4, 6).numpy()
+    np.testing.assert_array_equal(attention_maps(one, images), expected)
 
 
 def test_the_picture_is_bright_where_attention_is(tmp_path):

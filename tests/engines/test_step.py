@@ -20,7 +20,8 @@ from vivid_monai.images.augment import Drawn, RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.objectives import FindingsBCE, Objective, StateObjective
 from vivid_monai.networks.pretrainer import Pretrainer
-from vivid_monai.networks.spd import SPD, Projector
+from vivid_monai.networks.projector import Projector
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.teacher import build_teacher
 from vivid_monai.networks.vit import ViT
 from vivid_monai.prepare.phantoms import prepare

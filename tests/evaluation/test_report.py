@@ -112,7 +112,7 @@ def test_nothing_that_is_missing_stops_the_page(tmp_path: Path) -> None:
     alone = page_of(tmp_path / "alone", fields=["Edema"], rare=[], encoders={"one": 1.0}, examples=0, run={})
     for words in ("nothing to compare", "no examples.npz", "does not hold the command", "says nothing of the data set"):
         assert words in alone
-    assert "no SPD (spd.safetensors)" in page_of(tmp_path / "no-maps", maps=False)
+    assert "the encoder has no SPD" in page_of(tmp_path / "no-maps", maps=False)
 
 
 def test_a_field_of_one_state_has_no_curve_and_the_page_says_so(tmp_path: Path) -> None:

@@ -41,6 +41,16 @@ def test_an_spd_is_used_with_the_encoder_that_it_names(run: Path, capsys: pytest
     assert spd_beside(run / PRETRAINED) is None
 
 
+def test_the_spd_of_an_encoders_file_is_drawn_whatever_is_pooled(run: Path) -> None:
+    one, spd = encoder(1), SPD(128, groups=3)
+    for pool in ("spd", "cls"):
+        file = run / PRETRAINED
+        save_module(one.network, file, kind="vit", spd=spd, pool=pool, preprocess=one.preprocess.to_dict())
+        found = spd_beside(file)
+        assert found is not None
+        assert torch.equal(found.queries, spd.queries)
+
+
 def test_an_spd_that_names_no_encoder_is_the_pretrained_ones(run: Path) -> None:
     save_module(SPD(128, groups=2, queries=2, heads=4), run / SPD_FILE, kind="spd")
     assert isinstance(spd_beside(run / PRETRAINED), SPD)

@@ -7,6 +7,7 @@ import torch
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
 
 pytestmark = pytest.mark.numeric
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.numeric
 
 def build(pool: str = "cls") -> Classifier:
     torch.manual_seed(0)
-    return Classifier(ViT(img_size=(32, 48), preset="micro", drop_path=0.1), 5, pool=pool).eval()
+    spd = SPD(128, groups=3, dropout=0.1)
+    return Classifier(ViT(img_size=(32, 48), preset="micro", drop_path=0.1), 5, pool=pool, spd=spd).eval()
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean", "cls+mean"])
@@ -29,7 +31,17 @@ def test_pools_what_it_says(pool: str) -> None:
     assert network(image).shape == (2, 5)
 
 
-@pytest.mark.parametrize("pool", ["cls", "cls+mean"])
+def test_reads_the_tokens_through_its_spd() -> None:
+    network, image = build("spd"), torch.rand(2, 1, 32, 48)
+    assert network.spd is not None
+    embeddings = network.spd(network.encoder(image)).embeddings
+    assert torch.equal(network.features(image), torch.cat(embeddings.unbind(1), dim=1))
+    assert network.features(image).shape == (2, 3 * 2 * 128)
+    assert any(name.startswith("spd.") for name in network.state_dict())
+    assert not any(name.startswith("spd.") for name in build("cls").state_dict()), "what is not pooled by is no part"
+
+
+@pytest.mark.parametrize("pool", ["cls", "cls+mean", "spd"])
 def test_scripted_and_saved_it_gives_the_same_for_any_batch(pool: str, tmp_path: Path) -> None:
     network = build(pool)
     torch.jit.script(network).save(str(tmp_path / "model.ts"))
@@ -42,8 +54,9 @@ def test_scripted_and_saved_it_gives_the_same_for_any_batch(pool: str, tmp_path:
 
 
 @pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
-def test_traced_for_onnx_it_gives_the_same_for_any_batch() -> None:
-    network = build()
+@pytest.mark.parametrize("pool", ["cls", "spd"])
+def test_traced_for_onnx_it_gives_the_same_for_any_batch(pool: str) -> None:
+    network = build(pool)
     traced = torch.jit.trace(network, torch.rand(2, 1, 32, 48))
     exported = torch.export.export(
         network, (torch.rand(2, 1, 32, 48),), dynamic_shapes=({0: torch.export.Dim("batch")},)
@@ -54,7 +67,13 @@ def test_traced_for_onnx_it_gives_the_same_for_any_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"pool": "max"}, "cls, mean"), ({"num_classes": 0}, "num_classes")]
+    ("arguments", "message"),
+    [
+        ({"pool": "max"}, "cls, mean"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"pool": "spd"}, "it has cls, mean, cls\\+mean$"),
+        ({"pool": "spd", "spd": SPD(64)}, "reads tokens of width 64, the backbone gives 128"),
+    ],
 )
 def test_bad_arguments_are_told(arguments: dict, message: str) -> None:
     with pytest.raises(VividError, match=message):

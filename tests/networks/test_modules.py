@@ -77,6 +77,28 @@ def test_round_trip_of_spd(spd: SPD, tmp_path: Path) -> None:
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in saved.module.parameters())
 
 
+def test_an_encoder_is_one_file_with_its_read_out(vit: ViT, spd: SPD, tmp_path: Path) -> None:
+    save_module(vit, tmp_path / "plain.safetensors", kind="vit")
+    save_module(vit, tmp_path / "read.safetensors", kind="vit", spd=spd, pool="spd")
+    plain, saved = (load_module(tmp_path / f"{name}.safetensors", ALLOWED) for name in ("plain", "read"))
+    assert (plain.spd, plain.pool, saved.pool) == (None, None, "spd")
+    assert fingerprint(plain.module) == fingerprint(saved.module) == fingerprint(vit)
+    assert saved.spd is not None
+    assert fingerprint(saved.spd) == fingerprint(spd)
+    torch.manual_seed(3)
+    fresh = load_module(tmp_path / "read.safetensors", ALLOWED, pretrained=False).spd
+    torch.manual_seed(3)
+    ViT(**vit.config)
+    assert fresh is not None
+    assert fingerprint(fresh) == fingerprint(SPD(**spd.config)), "drawn anew, after the encoder"
+    content = safe_open(tmp_path / "read.safetensors", "pt")
+    tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    del tensors["spd.queries"]
+    save_file(tensors, tmp_path / "less.safetensors", content.metadata())
+    with pytest.raises(VividError, match=r"its tensors are not those of its configuration: spd\.queries is missing"):
+        load_module(tmp_path / "less.safetensors", ALLOWED)
+
+
 def test_precision_is_kept_but_halves_widen(tmp_path: Path) -> None:
     for dtype, expected in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
         save_module(SPD(16).to(dtype), tmp_path / "spd.safetensors", kind="spd")

@@ -11,6 +11,7 @@ from tests.tolerance import float32
 from vivid_monai.errors import VividError
 from vivid_monai.networks.objectives import FindingsBCE, StateMetrics
 from vivid_monai.networks.pretrainer import Pretrainer
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
 
 pytestmark = pytest.mark.numeric
@@ -116,6 +117,18 @@ def test_bce_is_torchs_over_the_findings_that_are_asked_and_known(pool, prefix):
     torch.testing.assert_close(answers["log_probs"].exp()[..., 1], logits.sigmoid())
     torch.testing.assert_close(answers["log_probs"].exp().sum(-1), torch.ones(5, 3))
     assert answers["states"][0].tolist() == [0, 1, -1], "what has no probability is not measured"
+
+
+def test_bce_reads_through_an_spd_and_trains_it():
+    spd, tokens = SPD(8, groups=2, heads=2), torch.randn(4, 5, 8)
+    bce = FindingsBCE(["a", "b"], 8, pool="spd", spd=spd)
+    torch.nn.init.normal_(bce.head.weight)
+    batch = {"states": torch.tensor([[0, 1]] * 4), "asked": torch.ones(4, 2, dtype=torch.bool)}
+    logits = bce.head(spd(tokens).embeddings.flatten(1))
+    torch.testing.assert_close(bce.predict(tokens, batch)["log_probs"].exp()[..., 1], logits.sigmoid())
+    bce(tokens, batch)["bce"].backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in spd.parameters())
+    assert FindingsBCE(["a"], 8, pool="cls", spd=spd).spd is None, "what it registers is what it trains"
 
 
 def test_bce_needs_the_tokens_it_pools():

@@ -10,21 +10,23 @@ pytestmark = pytest.mark.numeric
 
 
 @pytest.mark.parametrize(
-    ("cls", "patches", "pooled", "default", "has"),
+    ("cls", "patches", "pooled", "spd", "default", "has"),
     [
-        (True, True, True, "cls", {"cls", "mean", "cls+mean", "pooled"}),
-        (False, True, True, "pooled", {"mean", "pooled"}),
-        (False, True, False, "mean", {"mean"}),
-        (False, False, True, "pooled", {"pooled"}),
-        (True, True, False, "cls", {"cls", "mean", "cls+mean"}),
+        (True, True, True, False, "cls", {"cls", "mean", "cls+mean", "pooled"}),
+        (False, True, True, False, "pooled", {"mean", "pooled"}),
+        (False, True, False, False, "mean", {"mean"}),
+        (False, False, True, False, "pooled", {"pooled"}),
+        (True, True, False, False, "cls", {"cls", "mean", "cls+mean"}),
+        (True, True, False, True, "spd", {"cls", "mean", "cls+mean", "spd"}),
+        (False, True, False, True, "spd", {"mean", "spd"}),
     ],
 )
 def test_a_network_pools_what_it_has_and_nothing_else(
-    cls: bool, patches: bool, pooled: bool, default: str, has: set[str]
+    cls: bool, patches: bool, pooled: bool, spd: bool, default: str, has: set[str]
 ) -> None:
-    what = {"cls": cls, "patches": patches, "pooled": pooled}
+    what = {"cls": cls, "patches": patches, "pooled": pooled, "spd": spd}
     assert choose_pool(None, **what) == default
-    for pool in ("cls", "mean", "cls+mean", "pooled"):
+    for pool in ("cls", "mean", "cls+mean", "pooled", "spd"):
         if pool in has:
             assert choose_pool(pool, **what) == pool
         else:

@@ -10,9 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.tolerance import close
 from vivid_monai.errors import VividError
-from vivid_monai.networks.objectives import StateObjective
+from vivid_monai.networks.objectives import FindingsBCE, StateObjective
 from vivid_monai.networks.pretrainer import Pretrainer, parameter_groups
-from vivid_monai.networks.spd import SPD, Projector
+from vivid_monai.networks.projector import Projector
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.teacher import StateClassifier
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
 from vivid_monai.networks.vit import ViT
@@ -113,6 +114,25 @@ def test_a_checkpoint_of_version_0_1_is_loaded_whose_objective_was_the_pretraine
     assert {"spd.queries", "projector.0.weight", "teacher.lm.bias", "encoder.cls_token"} <= state.keys()
     other.load_state_dict(state)
     assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
+def test_an_spd_that_two_objectives_read_is_stored_and_trained_once() -> None:
+    def both(seed: int) -> Pretrainer:
+        states = build(seed=seed).objectives["states"]
+        bce = FindingsBCE(["edema"], 128, pool="spd", spd=states.spd)
+        return Pretrainer(ViT(img_size=32, preset="micro"), {"states": states, "bce": bce})
+
+    torch.manual_seed(1)
+    trained, other = both(0), both(1)
+    names = [name for name in trained.state_dict() if ".spd." in name]
+    assert names == [f"objectives.states.spd.{name}" for name in SPD(8).state_dict()]
+    other.load_state_dict(trained.state_dict())
+    spd = other.objectives["states"].spd
+    assert other.objectives["bce"].spd is spd
+    assert torch.equal(spd.queries, trained.objectives["states"].spd.queries)
+    groups = parameter_groups(trained, lr_vit=1.0, lr_projector=1.0, weight_decay=0.1)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    assert len(parameters) == len({id(one) for one in parameters}) == len(list(trained.parameters()))
 
 
 def test_parts_of_different_widths_are_refused() -> None:

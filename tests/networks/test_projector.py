@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vivid_monai.errors import VividError
-from vivid_monai.networks.spd import Projector
+from vivid_monai.networks.projector import Projector
 
 
 def test_layers_and_widths() -> None:

@@ -12,6 +12,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from tests.tolerance import close
 from vivid_monai.errors import VividError
 from vivid_monai.networks.modules import save_module
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import (
     POSITIONS,
@@ -293,3 +294,18 @@ def test_a_volume_of_another_size_gets_interpolated_positions(tmp_path: Path) ->
 def test_wrong_counts_are_refused() -> None:
     with pytest.raises(VividError, match="grid of 3 x 3"):
         resize_position_embeddings(torch.zeros(1, 10, 4), source=(3, 3), target=(2, 2))
+
+
+def test_a_start_from_our_file_fills_the_read_out_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(1)
+    ours, spd, path = micro(), SPD(128, groups=2), tmp_path / "vit.safetensors"
+    save_module(ours, path, kind="vit", spd=spd, pool="spd")
+    started = SPD(128, groups=2, dropout=0.1)
+    load_vit_weights(micro(), path, spd=started)
+    assert torch.equal(started.queries, spd.queries)
+    other = SPD(128, groups=3)
+    before = other.queries.clone()
+    filled = load_vit_weights(micro(), path, spd=other)
+    assert torch.equal(filled.cls_token, ours.cls_token)
+    assert torch.equal(other.queries, before)
+    assert "its SPD is not used" in caplog.text

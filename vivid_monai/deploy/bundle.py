@@ -128,6 +128,7 @@ def network_config(classifier: Classifier) -> Config:
         "encoder": {"_target_": f"scripts.{module}.{backbone.__name__}", **classifier.encoder.config},
         "num_classes": classifier.head.out_features,
         "pool": classifier.pool,
+        **({"spd": {"_target_": "scripts.spd.SPD", **classifier.spd.config}} if classifier.spd else {}),
     }
 
 
@@ -269,6 +270,7 @@ def _metadata(
     }
     backbone = next(kind for kind, one in BACKBONES.items() if type(model.classifier.encoder) is one)
     network = {"vit": "Vision Transformer", "resnet": "ResNet", "densenet": "DenseNet"}[backbone]
+    read = ", read through its query groups (SPD)," if model.classifier.spd else ""
     macro = model.results.get("auroc", MACRO, ENCODER).value
     return {
         "schema": SCHEMA,
@@ -280,7 +282,7 @@ def _metadata(
         "required_packages_version": {package: version(package) for package in NEEDED},
         "name": said["title"] or f"{about[0].upper()}{about[1:]} findings by a VIVID-Med {network}",
         "task": f"Findings of a {about}: present, absent or uncertain, with calibrated probabilities",
-        "description": f"A plain {network} with a linear head, pretrained by VIVID-Med on {dataset}. Reads "
+        "description": f"A plain {network}{read} with a linear head, pretrained by VIVID-Med on {dataset}. Reads "
         "DICOM, PNG and JPEG; says what it does not answer.",
         "authors": said["authors"],
         "copyright": said["copyright"],
@@ -300,6 +302,7 @@ def _metadata(
             "backbone": backbone,
             "config": model.classifier.encoder.config,
             "pool": model.classifier.pool,
+            **({"spd": model.classifier.spd.config} if model.classifier.spd else {}),
             "modalities": seen["modality"],
             "anatomies": seen["anatomy"],
             "views": seen["view"],

@@ -137,7 +137,7 @@ def load_calibrated(
         specificity=specificity,
         untrained=probe.untrained,
     )
-    classifier = Classifier(encoder.network, len(fields), pool=encoder.pool)
+    classifier = Classifier(encoder.network, len(fields), pool=encoder.pool, spd=encoder.spd)
     slope, intercept = (np.array([getattr(one, name) for one in calibrations]) for name in ("slope", "intercept"))
     with torch.no_grad():
         classifier.head.weight.copy_(torch.from_numpy(probe.weight * slope[:, None]))

@@ -222,6 +222,8 @@ def export_huggingface(
 
 def _config(network: Classifier, fields: Sequence[str]) -> PreTrainedConfig:
     vit, given = network.encoder, network.encoder.config
+    if network.spd is not None:
+        raise VividError("transformers has no architecture with SPD's read-out; export ONNX or TorchScript")
     if not isinstance(vit, ViT) or given.get("spatial_dims") == 3 or "stem" in given:
         raise VividError(f"{vit.architecture}: is no architecture of transformers; export ONNX or TorchScript")
     options: dict[str, Any] = {

@@ -28,6 +28,7 @@ from vivid_monai.evaluation.probes import LinearProbe, load_probe
 from vivid_monai.images.preprocess import BasePreprocess, Preprocess
 from vivid_monai.images.read import ImageError
 from vivid_monai.networks.classifier import BACKBONES, Classifier
+from vivid_monai.networks.spd import SPD
 from vivid_monai.ums.label_space import LabelSpace, available_label_spaces, load_label_space, parse_label_space
 
 WEIGHTS, ONNX, OOD = "models/model.pt", "models/model.onnx", "models/assessment.safetensors"
@@ -91,7 +92,8 @@ class BundleModel:
             if "vit" in own:  # a bundle of version 1
                 state, own = _from_version_1(state, own["vit"]), {**own, "backbone": "vit", "config": own["vit"]}
             encoder = BACKBONES[own["backbone"]](**own["config"])
-            classifier = Classifier(encoder, len(state["head.bias"]), pool=own["pool"])
+            spd = SPD(**own["spd"]) if "spd" in own else None
+            classifier = Classifier(encoder, len(state["head.bias"]), pool=own["pool"], spd=spd)
             classifier.load_state_dict(state)
             return classifier.eval()
 

@@ -343,10 +343,11 @@ def write_predictions(rules: DecisionRules, entries: Sequence[Entry], folder: Pa
 
 @torch.no_grad()
 def attention_maps(classifier: Classifier, images: Tensor) -> NDArray[np.float32]:
-    """Attention in the last block, mean over its heads, from what is pooled to the patches.
+    """Attention, mean over its heads, from what is pooled to the patches.
 
-    That is from the CLS token (Caron et al. 2021, arXiv:2104.14294), or the mean over the patches where these are
-    pooled. It shows what the last block gathered from, and neither why nor for which finding.
+    That is SPD's, mean over its groups, where the classifier reads through it; else the last block's, from the CLS
+    token (Caron et al. 2021, arXiv:2104.14294), from the patches where these are pooled, or the mean of both. It shows
+    what was gathered from, and neither why nor for which finding.
 
     Args:
         images: (B, C, H, W), preprocessed.
@@ -355,6 +356,8 @@ def attention_maps(classifier: Classifier, images: Tensor) -> NDArray[np.float32
         float32 (B, h, w); what is missing to a sum of 1 lies on the CLS token.
     """
     vit: ViT = classifier.encoder
+    if classifier.spd is not None:
+        return classifier.spd(vit(images)).attention.mean(1)[:, 1:].unflatten(1, vit.grid).numpy()
     attention: Any = vit.blocks[-1].attn
     kept = attention.use_flash_attention, attention.save_attn
     attention.use_flash_attention, attention.save_attn = False, True
@@ -364,8 +367,9 @@ def attention_maps(classifier: Classifier, images: Tensor) -> NDArray[np.float32
     finally:
         attention.use_flash_attention, attention.save_attn = kept
         attention.att_mat = torch.Tensor()
-    rows = {"cls": weights[:, 0], "mean": weights[:, 1:].mean(1)}[classifier.pool]
-    return rows[:, 1:].unflatten(1, vit.grid).numpy()
+    rows = {"cls": weights[:, 0], "mean": weights[:, 1:].mean(1)}
+    pooled = torch.stack([rows[part] for part in classifier.pool.split("+")]).mean(0)
+    return pooled[:, 1:].unflatten(1, vit.grid).numpy()
 
 
 def save_overlay(image: Tensor, attention: NDArray[np.float32], preprocess: Preprocess, path: Path) -> None:

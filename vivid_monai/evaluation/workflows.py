@@ -48,9 +48,8 @@ FILES = {
     "config.json": "the resolved config",
 }
 TRAINING_FILES = {
-    PRETRAINED: "the encoder, with its preprocessing; without any LLM; also in {models}",
-    "model.pt": "encoder and head; also in {models}",
-    SPD_FILE: "the query groups that the encoder was read through, for attention maps",
+    PRETRAINED: "the encoder with its read-out (SPD) and preprocessing; without any LLM; also in {models}",
+    "model.pt": "encoder, read-out and head; also in {models}",
     "features/": "the encoder's features of all images, which vivid bundle reads",
     "skipped_in_training.csv": "images that could not be read while the encoder was pretrained",
     "curves.csv, curves.png": "loss, validation AUROC and NLL over the steps",
@@ -80,7 +79,7 @@ def run_evaluation(
         output_dir: where results go.
         baseline: "untrained" adds the first encoder's network as it is before any training, where it is one of ours;
             "none" adds nothing; anything else is the spec of an encoder to add.
-        pool: which of an encoder's tokens make the features; None: each encoder's default.
+        pool: how tokens become features; None: each encoder's default.
         n_examples: test images that the page shows with the attention maps of SPD; 0 for none.
         seeds, options: as of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
     """
@@ -120,10 +119,12 @@ def named(encoder: Specs) -> dict[str, list[str]]:
 
 
 def _spd_of(encoder: Encoder, path: Path) -> SPD | None:
-    """The SPD beside an encoder's file, where the encoder was pretrained through it."""
-    file = path.with_name(SPD_FILE)
-    if not isinstance(encoder, VividEncoder) or not file.is_file():
-        return None
+    """The SPD that an encoder was pretrained through: of its file or, up to version 0.1, of one beside it."""
+    if not isinstance(encoder, VividEncoder) or encoder.spd:
+        return encoder.spd
+    file, own = path.with_name(SPD_FILE), load_module(path, BACKBONES).spd if path.is_file() else None
+    if own or not file.is_file():
+        return own
     saved = load_module(file, {"spd": SPD})
     stored = saved.extra.get("encoder")
     # Files of earlier versions do not name their encoder; there the run's own name for it has to do.
@@ -133,11 +134,16 @@ def _spd_of(encoder: Encoder, path: Path) -> SPD | None:
     return None
 
 
-def keep_initial(encoder: torch.nn.Module, preprocess: Preprocess, output_dir: str | Path) -> None:
-    """Before training: write the resolved config and the encoder's first weights, unless a resumed run has them."""
+def keep_initial(
+    network: Classifier, preprocess: Preprocess, output_dir: str | Path, *, spd: SPD | None = None
+) -> None:
+    """Before training: write the resolved config and the first weights of encoder and read-out; a resumed run has them.
+
+    Arguments are those of :func:`finish_training`.
+    """
     path = Path(output_dir) / INITIAL
     if idist.get_rank() == 0 and not path.exists():
-        save_module(encoder, path, kind=_kind(encoder), preprocess=preprocess.to_dict())
+        _save_encoder(network, spd, path, preprocess)
         _write_config(path.with_name("config.json"))
 
 
@@ -158,8 +164,9 @@ def finish_training(
     On the main process only.
 
     Args:
-        network: classifier whose encoder is pretrained; gets the fitted head.
-        spd: the query groups that its tokens were read through; None: it was trained without them.
+        network: classifier whose encoder, and SPD where it pools by it, is pretrained; gets the fitted head.
+        spd: the query groups that its tokens were read through, kept for attention maps whatever the pool; None: it was
+            trained without them.
         task, store, n_examples: as of :func:`run_evaluation`; the features of the pretrained encoder stay in the store.
         output_dir: the run's folder, as :func:`keep_initial` began it.
         model_dir: where what ships goes as well: ``model.pt`` of the bundle and the encoder.
@@ -168,10 +175,10 @@ def finish_training(
     if idist.get_rank() != 0:
         return None
     folder, models = Path(output_dir), Path(model_dir)
-    initial = load_module(folder / INITIAL, BACKBONES).module
+    initial = load_module(folder / INITIAL, BACKBONES)
     shown, untrained = (
-        VividEncoder(backbone, preprocess, pool=network.pool, source=str(folder / file))
-        for backbone, file in ((network.encoder, PRETRAINED), (initial, INITIAL))
+        VividEncoder(backbone, preprocess, spd=read_out, pool=network.pool, source=str(folder / file))
+        for backbone, read_out, file in ((network.encoder, spd, PRETRAINED), (initial.module, initial.spd, INITIAL))
     )
     encoders = {"pretrained": [shown], "untrained": [untrained]}
     evaluated = evaluate(encoders, task, store, keep=["pretrained"], **options)
@@ -184,20 +191,23 @@ def finish_training(
     # Two runs that end together write one after the other: what lies in models/ is of one of them.
     with made_by_one(models, f"{models}: another run is writing its models; waiting", option="--bundle_root"):
         _ship(network, spd, models, preprocess, task.fields)
-    results = write_evaluation(evaluated, task, folder, shown=shown, spd=spd and spd.cpu(), n_examples=n_examples)
+    results = write_evaluation(evaluated, task, folder, shown=shown, spd=spd, n_examples=n_examples)
     _print_output(results, folder, FILES | {name: w.format(models=models) for name, w in TRAINING_FILES.items()})
     return results
 
 
 def _ship(network: Classifier, spd: SPD | None, folder: Path, preprocess: Preprocess, fields: Sequence[str]) -> None:
-    encoder = network.encoder
-    save_module(encoder, folder / PRETRAINED, kind=_kind(encoder), preprocess=preprocess.to_dict(), fields=fields)
+    _save_encoder(network, spd, folder / PRETRAINED, preprocess, fields)
     with whole_file(folder / "model.pt") as part:
         torch.save({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}, part)
-    if spd is None:
-        (folder / SPD_FILE).unlink(missing_ok=True)  # of another run
-    else:
-        save_module(spd, folder / SPD_FILE, kind="spd", extra={"encoder": fingerprint(encoder)})
+    (folder / SPD_FILE).unlink(missing_ok=True)  # of an earlier version's run
+
+
+def _save_encoder(
+    network: Classifier, spd: SPD | None, path: Path, preprocess: Preprocess, fields: Sequence[str] | None = None
+) -> None:
+    encoder, said = network.encoder, preprocess.to_dict()
+    save_module(encoder, path, kind=_kind(encoder), spd=spd, pool=network.pool, preprocess=said, fields=fields)
 
 
 def _kind(backbone: torch.nn.Module) -> str:

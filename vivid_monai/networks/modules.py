@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint
+from vivid_monai.networks.spd import SPD
 from vivid_monai.storage.files import whole_file
 
 KEY, VERSION = "vivid", 2
-_TYPES: dict[str, Any] = {"kind": str, "config": dict, "fields": list | None}
+SPD_PREFIX = "spd."
+"""What the names of SPD's tensors begin with in the file of an encoder."""
+_TYPES: dict[str, Any] = {"kind": str, "config": dict, "fields": list | None, "spd": dict | None, "pool": str | None}
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,16 @@ class SavedModule:
 
     Attributes:
         module: on the CPU and in training mode, as any new module.
+        spd: what the tokens of an encoder are read through; None where there is none.
+        pool: how its tokens become features, where that was stored.
         preprocess: what an image must go through before an encoder, as `Preprocess.to_dict()`; None for other modules.
         fields: the findings it was trained on, in order, where that was stored.
         extra: anything else that was stored.
     """
 
     module: Any
+    spd: SPD | None
+    pool: str | None
     preprocess: dict[str, Any] | None
     fields: tuple[str, ...] | None
     extra: dict[str, Any]
@@ -42,6 +49,8 @@ def save_module(
     *,
     kind: str,
     config: Mapping[str, Any] | None = None,
+    spd: SPD | None = None,
+    pool: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
     fields: Sequence[str] | None = None,
     extra: Mapping[str, Any] | None = None,
@@ -53,7 +62,7 @@ def save_module(
         path: ends in `.safetensors`; its folder is made where missing.
         kind: name under which `load_module` allows it: "vit", "resnet", "spd", "probe", …
         config: keyword arguments of its class; `module.config` where not given.
-        preprocess, fields, extra: see `SavedModule`.
+        spd, pool, preprocess, fields, extra: see `SavedModule`.
 
     Raises:
         VividError: another suffix, something is not JSON, or the file cannot be written.
@@ -67,12 +76,15 @@ def save_module(
         "preprocess": preprocess and dict(preprocess),
         "fields": fields and list(fields),
         "extra": dict(extra or {}),
+        **({"spd": spd.config} if spd else {}),
+        **({"pool": pool} if pool else {}),
     }
     try:
         metadata = {KEY: json.dumps(stored)}  # one entry: safetensors gives several no order
     except TypeError as error:
         raise VividError(f"{path}: config, preprocess, fields and extra must be JSON: {error}") from error
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    state = _state({"": module, SPD_PREFIX: spd})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with whole_file(path) as part:
         part.write_bytes(save(tensors, metadata=metadata))
 
@@ -105,17 +117,32 @@ def load_module(
     try:
         with torch.device("meta" if pretrained else "cpu"):
             module = allowed[kind](**stored["config"])
+            spd = SPD(**stored["spd"]) if stored["spd"] else None
     except (TypeError, ValueError, VividError) as error:
         raise VividError(f"{file.path}: its configuration is not one of a {kind}: {error}") from error
     if pretrained:
-        if wrong := misfits(file.tensors, module.state_dict()):
+        parts = {"": module, SPD_PREFIX: spd}
+        if wrong := misfits(file.tensors, _state(parts)):
             raise VividError(f"{file.path}: its tensors are not those of its configuration: {some(wrong, sep='; ')}")
         # A copy: the file's own memory is aligned to 8 bytes only, and goes when the file does.
         halves = (torch.float16, torch.bfloat16)
         own = {name: t.float() if t.dtype in halves else t.clone() for name, t in file.tensors.items()}
-        module.load_state_dict(own, assign=True)
-    fields = None if fields is None else tuple(fields)
-    return SavedModule(module=module, preprocess=stored["preprocess"], fields=fields, extra=stored["extra"])
+        for prefix, part in parts.items():
+            if part is not None:
+                part.load_state_dict({name: own[prefix + name] for name in part.state_dict()}, assign=True)
+    return SavedModule(
+        module=module,
+        spd=spd,
+        pool=stored["pool"],
+        preprocess=stored["preprocess"],
+        fields=None if fields is None else tuple(fields),
+        extra=stored["extra"],
+    )
+
+
+def _state(parts: Mapping[str, nn.Module | None]) -> dict[str, Tensor]:
+    """Tensors of modules by the prefix of their names."""
+    return {prefix + name: one for prefix, part in parts.items() if part for name, one in part.state_dict().items()}
 
 
 def fingerprint(module: nn.Module, said: Mapping[str, Any] | None = None) -> str:
@@ -135,13 +162,13 @@ def fingerprint(module: nn.Module, said: Mapping[str, Any] | None = None) -> str
 
 
 def stored_parts(file: CheckpointFile) -> dict[str, Any] | None:
-    """Kind, config, preprocess, fields and extra of a file of this package; None where another wrote it.
+    """What `SavedModule` says of a file of this package, SPD by its config; None where another wrote the file.
 
     Raises:
         VividError: a newer version, or metadata that are broken.
     """
     metadata, kind = file.metadata, file.metadata.get("format", "").removeprefix("vivid-")
-    stored: dict[str, Any] = {"preprocess": None, "fields": None, "extra": {}}
+    stored: dict[str, Any] = {"spd": None, "pool": None, "preprocess": None, "fields": None, "extra": {}}
     try:
         if KEY in metadata:
             stored |= json.loads(metadata[KEY])

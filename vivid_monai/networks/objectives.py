@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from vivid_monai.errors import VividError
 from vivid_monai.metrics.masked import counts, macro, masked_auroc, masked_average_precision
-from vivid_monai.networks.pooling import choose_pool, pool_tokens
-from vivid_monai.networks.spd import SPD, Projector
+from vivid_monai.networks.pooling import choose_pool, pool_tokens, pooled_width
+from vivid_monai.networks.projector import Projector
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.teacher.base import Teacher
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
 
@@ -143,8 +144,9 @@ class FindingsBCE(Objective):
     Args:
         fields: names of the findings.
         dim: width of the tokens.
-        pool: "cls", "mean" or "cls+mean"; None is "cls" where there is such a token, else "mean".
+        pool: how tokens become features, as of :class:`~vivid_monai.networks.classifier.Classifier`.
         prefix: tokens before those of the backbone's grid.
+        spd: what the pool "spd" reads the tokens through; trained with the head.
         min_present, min_absent: what a field needs of each to count in the validation's macro AUROC.
     """
 
@@ -155,13 +157,15 @@ class FindingsBCE(Objective):
         *,
         pool: str | None = None,
         prefix: int = 1,
+        spd: SPD | None = None,
         min_present: int = 10,
         min_absent: int = 10,
     ) -> None:
         super().__init__(dim, {"bce": 1.0})
         self.fields, self.prefix, self._enough = tuple(fields), prefix, (min_present, min_absent)
-        self.pool = choose_pool(pool, cls=prefix > 0, patches=True, pooled=False)
-        self.head = nn.Linear(dim * (2 if self.pool == "cls+mean" else 1), len(self.fields))
+        self.pool = choose_pool(pool, cls=prefix > 0, patches=True, pooled=False, spd=spd is not None)
+        self.spd = spd if self.pool == "spd" else None
+        self.head = nn.Linear(pooled_width(dim, self.pool, spd), len(self.fields))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -184,7 +188,8 @@ class FindingsBCE(Objective):
         return {"macro_auroc": StateMetrics(self.fields, *self._enough, pick=pick)}
 
     def _logits(self, tokens: Tensor) -> Tensor:
-        return self.head(pool_tokens(tokens, self.pool, prefix=self.prefix)).float()
+        pooled = self.spd.pool(tokens) if self.spd else pool_tokens(tokens, self.pool, prefix=self.prefix)
+        return self.head(pooled).float()
 
     def _known(self, batch: Batch) -> Tensor:
         states = batch["states"]

@@ -41,6 +41,7 @@ class Pretrainer(nn.Module):
                 )
         self.encoder = encoder
         self.objectives = nn.ModuleDict(objectives)
+        self.register_state_dict_post_hook(_each_once)
         self._prefix = {name: f"{name}/" if len(objectives) > 1 else "" for name in objectives}
         self.train()
 
@@ -105,12 +106,20 @@ class Pretrainer(nn.Module):
         state = {f"objectives.states.{n}" if n.startswith(early) else n: tensor for n, tensor in state_dict.items()}
         if wrong := misfits(state, self.state_dict()):
             raise VividError(f"the checkpoint is of another pretrainer: {some(wrong, sep='; ')}")
-        return super().load_state_dict(state, *args, **kwargs)
+        return super().load_state_dict(state, *args, **{**kwargs, "strict": False})  # further names of what is shared
 
     def _terms(self, of: Callable[[str, Any], Mapping[str, T]]) -> dict[str, T]:
         """What `of` says of the terms of each objective (its name and itself), by their names here."""
         told = {name: of(name, objective) for name, objective in self.objectives.items()}
         return {self._prefix[name] + term: value for name, terms in told.items() for term, value in terms.items()}
+
+
+def _each_once(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Keep what several objectives share, such as SPD, under its first name alone."""
+    first = {name for name, _ in module.named_parameters()}
+    for name, _ in module.named_parameters(remove_duplicate=False):
+        if name not in first:
+            state.pop(prefix + name, None)
 
 
 def gather(tokens: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:

@@ -36,8 +36,8 @@ def orthogonality_penalty(attention: Tensor) -> Tensor:
     groups = attention.shape[1]
     if groups == 1:
         return attention.new_zeros(attention.shape[0])
-    first, second = torch.triu_indices(groups, groups, offset=1, device=attention.device)
-    return F.cosine_similarity(attention[:, first], attention[:, second], dim=-1).abs().mean(dim=1)
+    pairs = torch.triu_indices(groups, groups, offset=1, device=attention.device)
+    return F.cosine_similarity(attention[:, pairs[0]], attention[:, pairs[1]], dim=-1).abs().mean(dim=1)
 
 
 class SPD(nn.Module):
@@ -50,6 +50,8 @@ class SPD(nn.Module):
     Two savings change no function: a learned query needs no projection of its own, and q_hᵀ K_h is formed once per
     step, so that no token is projected to keys or values (a twentieth of the multiplications of ViT-B saved). Biases of
     keys and values would cancel in the softmax or merge with o.
+
+    Attributes: `dim` (D), `out_dim` (G * M * D: of `pool`), `config` (keyword arguments that build it again, JSON).
 
     Args:
         dim: width D of the tokens and of the embeddings; a multiple of `heads`.
@@ -71,9 +73,8 @@ class SPD(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise VividError(f"dropout={dropout} must lie in [0, 1)")
-        # Keyword arguments that build it again, in JSON.
         self.config = {"dim": dim, "groups": groups, "queries": queries, "heads": heads, "dropout": dropout}
-        self.dim = dim
+        self.dim, self.out_dim = dim, groups * queries * dim
         self.head_dim = dim // heads
         self.queries = nn.Parameter(torch.empty(groups, heads, queries, self.head_dim))
         self.key_weight = nn.Parameter(torch.empty(groups, heads, self.head_dim, dim))
@@ -88,7 +89,16 @@ class SPD(nn.Module):
             nn.init.normal_(weight, std=dim**-0.5)
 
     def forward(self, tokens: Tensor) -> SPDOutput:
-        """Read the tokens (B, N, D) of B images; B, G groups, H heads, M queries, N tokens, E = D / H."""
+        """Read the tokens (B, N, D) of B images."""
+        embeddings, maps = self._read(tokens)
+        return SPDOutput(embeddings, orthogonality_penalty(maps), maps)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The embeddings of tokens (B, N, D) side by side: features (B, G * M * D) of the pool "spd"."""
+        return self._read(tokens)[0].flatten(1)
+
+    def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings and maps. B images, G groups, H heads, M queries, N tokens, E = D / H."""
         probes = torch.einsum("ghme,ghed->ghmd", self.queries, self.key_weight) * self.head_dim**-0.5
         logits = torch.einsum("bnd,ghmd->bghmn", tokens, probes)
         # At least float32: rounded to bfloat16, the maps' cosines are off in the third digit.
@@ -97,30 +107,4 @@ class SPD(nn.Module):
         read = torch.einsum("bghmn,bnd->bghmd", self.dropout(attention).to(tokens.dtype), tokens)
         heads = torch.einsum("bghmd,ghed->bgmhe", read, self.value_weight).flatten(-2)
         embeddings = torch.einsum("bgmd,gfd->bgmf", heads, self.out_weight) + self.out_bias
-        return SPDOutput(embeddings.flatten(1, 2), orthogonality_penalty(maps), maps)
-
-
-class Projector(nn.Sequential):
-    """Linear → GELU → Dropout → Linear → LayerNorm, one for all embeddings (VIVID-Med, arXiv:2603.09109).
-
-    Args:
-        dim: width of the ViT; maps (…, dim) to (…, out_dim).
-        out_dim: width the teacher takes (`teacher.embed_dim`).
-        dropout: probability in [0, 1) of dropping a hidden unit while training.
-        scale: root mean square of an embedding at the start, > 0: the last LayerNorm's first weight. A language model
-            has only met embeddings as large as its own tokens' (`teacher.embed_scale`).
-
-    Raises:
-        VividError: an argument is out of its range.
-    """
-
-    def __init__(self, dim: int, out_dim: int, *, dropout: float = 0.1, scale: float = 1.0) -> None:
-        if min(dim, out_dim) < 1 or not 0 <= dropout < 1 or scale <= 0:
-            raise VividError(
-                f"dim={dim}, out_dim={out_dim} and scale={scale} must be positive, dropout={dropout} in [0, 1)"
-            )
-        norm = nn.LayerNorm(out_dim)
-        nn.init.constant_(norm.weight, scale)
-        super().__init__(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, out_dim), norm)
-        self.dim = dim
-        self.out_dim = out_dim
+        return embeddings.flatten(1, 2), maps

@@ -1,5 +1,6 @@
 """Weights of timm, transformers and this package for a ViT: every tensor is used, known to be no part, or an error."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from math import isqrt
 from os import PathLike
@@ -12,7 +13,10 @@ from torch.nn import functional as F
 from vivid_monai.errors import VividError
 from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint, read_json
 from vivid_monai.networks.modules import load_module, misfits, some, stored_parts
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
+
+logger = logging.getLogger(__name__)
 
 Statistics = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation of each channel, on the scale [0, 1], by which images are normalised."""
@@ -77,6 +81,7 @@ def load_vit_weights(
     *,
     stats: Statistics | None = None,
     colour_stats: Statistics | None = None,
+    spd: SPD | None = None,
 ) -> ViT:
     """Fill a ViT with the weights of a checkpoint, so that it computes what the checkpoint's own network computes.
 
@@ -90,6 +95,8 @@ def load_vit_weights(
             `fold_channels`), for which this has to be given.
         colour_stats: by which the checkpoint's own images are normalised, for folding; None: what the checkpoint's
             `preprocessor_config.json` (transformers) or `config.json` (timm) says.
+        spd: what the ViT's tokens are read through; filled as well where the file has one of the same shape, else
+            left as it is, and a message says so.
 
     Returns:
         The same `vit`, filled. On an error it is left as it was.
@@ -100,10 +107,12 @@ def load_vit_weights(
     """
     file = read_checkpoint(path)
     called: dict[str, str] = {}  # ours → what the checkpoint calls it
+    its_spd: SPD | None = None
     if stored_parts(file) is None:
         state, source, called = _foreign_state(vit, file)
     else:
-        its: ViT = load_module(file, {"vit": ViT}).module
+        saved = load_module(file, {"vit": ViT})
+        its, its_spd = saved.module, saved.spd
         keys = (its.config.keys() | vit.config.keys()) - {"img_size", "in_channels", "drop_path"}
         _refuse(file, {key: (its.config.get(key), vit.config.get(key)) for key in sorted(keys)})
         state, source = {name: tensor.float() for name, tensor in its.state_dict().items()}, its.grid
@@ -128,6 +137,11 @@ def load_vit_weights(
     if wrong := misfits(found, wanted):
         raise VividError(f"{file.path}: does not fit this ViT ({vit.architecture}): {some(wrong, sep='; ')}")
     vit.load_state_dict(state)
+    if spd is not None and its_spd is not None:
+        if wrong := misfits(its_spd.state_dict(), spd.state_dict()):
+            logger.warning(f"{file.path}: its SPD is not used, it has another shape: {some(wrong, sep='; ')}")
+        else:
+            spd.load_state_dict(its_spd.state_dict())
     return vit
 
 

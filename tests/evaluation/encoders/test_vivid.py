@@ -10,6 +10,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
 from vivid_monai.networks.classifier import BACKBONES, Classifier
 from vivid_monai.networks.modules import load_module, save_module
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
 
 
@@ -22,6 +23,28 @@ def test_features_are_those_that_the_classifier_sees(vit_file: str, radiograph: 
     assert encoder.dim == expected.shape[1]
     assert torch.equal(encoder(images), expected)
     assert not torch.equal(encoder(images), encoder(1 - images))
+
+
+def test_the_file_says_how_its_encoder_is_read_out(vit_file: str, radiograph: Path, tmp_path: Path) -> None:
+    plain, spd, path = load_module(vit_file, BACKBONES).module, SPD(128, groups=3), tmp_path / "read.safetensors"
+    for pool in ("cls", "spd"):
+        save_module(plain, path, kind="vit", spd=spd, pool=pool, preprocess=PREPROCESS.to_dict())
+        assert load_encoder(str(path)).pool == pool
+        assert load_encoder(str(path), pool="mean").pool == "mean"
+    one, fresh = load_encoder(str(path)), load_encoder(f"untrained:{path}")
+    images = prepared(one, radiograph)
+    assert torch.equal(one(images), Classifier(plain, 1, pool="spd", spd=spd).eval().features(images))
+    assert one.dim == fresh.dim == 6 * 128
+    assert fresh.pool == "spd"
+    assert not torch.equal(one(images), fresh(images))
+    without, through_cls = load_encoder(vit_file), load_encoder(str(path), pool="cls")
+    assert through_cls.fingerprint() == without.fingerprint(), "an SPD that is not read is no part of the features"
+    with torch.no_grad():
+        spd.queries += 1
+    save_module(plain, path, kind="vit", spd=spd, pool="spd", preprocess=PREPROCESS.to_dict())
+    assert load_encoder(str(path)).fingerprint() != one.fingerprint()
+    with pytest.raises(VividError, match="pool='spd': this network has no such"):
+        load_encoder(vit_file, pool="spd")
 
 
 def test_the_preprocessing_travels_with_the_weights(vit_file: str, tmp_path: Path) -> None:

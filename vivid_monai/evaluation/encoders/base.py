@@ -15,6 +15,7 @@ from vivid_monai.errors import VividError, first_line
 from vivid_monai.images.preprocess import BasePreprocess, Preprocess
 from vivid_monai.networks.modules import fingerprint
 from vivid_monai.networks.pooling import pool_tokens
+from vivid_monai.networks.spd import SPD
 
 
 class Encoder(nn.Module):
@@ -25,8 +26,10 @@ class Encoder(nn.Module):
         architecture: the network's name in that library.
         network: any module; frozen and set to evaluation mode.
         preprocess: how images become its input, a :class:`BasePreprocess`; belongs to the weights.
-        pool: what the features are: "cls", "mean", "cls+mean" or "pooled" (the network's own pooled output).
+        pool: what the features are: "spd" (the embeddings of the SPD that was trained with it), "cls", "mean",
+            "cls+mean" or "pooled" (the network's own pooled output).
         prefix: tokens before those of the grid.
+        spd: what the pool "spd" reads the tokens through; None for other pools.
         dim: width D of the features.
         source: where the weights came from, as the user said it.
         settings: what the tensors do not show of the network (heads, epsilons, activations), as JSON.
@@ -50,9 +53,11 @@ class Encoder(nn.Module):
         settings: Mapping[str, Any],
         architecture: str = "",
         prefix: int = 0,
+        spd: SPD | None = None,
     ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
+        self.spd = spd.requires_grad_(False) if spd and pool == "spd" else None
         self.preprocess, self.pool, self.source, self.prefix = preprocess, pool, source, prefix
         self.architecture = architecture or self.architecture
         self.settings = json.loads(json.dumps(settings, sort_keys=True, default=str))
@@ -71,7 +76,8 @@ class Encoder(nn.Module):
         """Features (B, D) float32 of images (B, C, *spatial) float32, as :attr:`preprocess` makes them."""
         if self.pool == "pooled":
             return self.pooled(images).float()
-        return pool_tokens(self.tokens(images).float(), self.pool, prefix=self.prefix)
+        tokens = self.tokens(images).float()
+        return self.spd.pool(tokens) if self.spd else pool_tokens(tokens, self.pool, prefix=self.prefix)
 
     def describe(self) -> dict[str, Any]:
         """What a result must say of its encoder, as JSON."""

@@ -16,19 +16,29 @@ from vivid_monai.images.preprocess import BasePreprocess, Preprocess, preprocess
 from vivid_monai.networks.classifier import BACKBONES
 from vivid_monai.networks.modules import load_module
 from vivid_monai.networks.pooling import choose_pool
+from vivid_monai.networks.spd import SPD
 
 
 class VividEncoder(Encoder):
-    """One of :data:`~vivid_monai.networks.classifier.BACKBONES` with pooled tokens as features."""
+    """One of :data:`~vivid_monai.networks.classifier.BACKBONES`, its tokens pooled or read through SPD."""
 
     kind = "vivid"
 
-    def __init__(self, backbone: Any, preprocess: BasePreprocess, *, pool: str | None = None, source: str = "") -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        preprocess: BasePreprocess,
+        *,
+        spd: SPD | None = None,
+        pool: str | None = None,
+        source: str = "",
+    ) -> None:
         super().__init__(
             backbone,
             preprocess,
-            pool=choose_pool(pool, cls=backbone.prefix > 0, patches=True, pooled=False),
+            pool=choose_pool(pool, cls=backbone.prefix > 0, patches=True, pooled=False, spd=spd is not None),
             prefix=backbone.prefix,
+            spd=spd,
             source=source,
             settings={name: value for name, value in backbone.config.items() if name != "drop_path"},
             architecture=backbone.architecture,
@@ -73,8 +83,9 @@ def load_encoder(spec: str, *, pool: str | None = None, seed: int = 0) -> Encode
         spec: a ``.safetensors`` file of ours; ``untrained:`` and such a file, for fresh weights; a folder of
             transformers; ``transformers:``, ``timm:``, ``open_clip:`` or ``torchxrayvision:`` and a folder or name; or
             ``thumbnails:`` and a number of pixels.
-        pool: "cls", "mean" (of the patches), "cls+mean" or "pooled" (the network's own pooled output); None is the
-            network's default ("cls", without a CLS token "pooled"), and :attr:`Encoder.pool` says which.
+        pool: "spd" (our read-out, where the file has one), "cls", "mean" (of the patches), "cls+mean" or "pooled" (the
+            network's own pooled output); None is what the file says, else the network's default ("cls", without a CLS
+            token "pooled"), and :attr:`Encoder.pool` says which.
         seed: of the fresh weights.
 
     Raises:
@@ -104,4 +115,5 @@ def load_encoder(spec: str, *, pool: str | None = None, seed: int = 0) -> Encode
     except VividError as error:
         raise VividError(f"{path}: {error}") from error
     source = path if path == spec else f"{spec} (seed {seed})"
-    return VividEncoder(saved.module, preprocess, pool=pool, source=source)
+    pool = pool or saved.pool or ("cls" if saved.module.prefix else None)
+    return VividEncoder(saved.module, preprocess, spd=saved.spd, pool=pool, source=source)
