@@ -1,4 +1,4 @@
-"""A backbone and a linear head on its pooled tokens: the `network_def` of the bundle."""
+"""A backbone, the read-out of its tokens and a linear head: the `network_def` of the bundle."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from .errors import VividError
 from .densenet import DenseNet
-from .pooling import choose_pool, pool_tokens
+from .pooling import choose_pool, pool_tokens, pooled_width
 from .resnet import ResNet
+from .spd import SPD
 from .vit import ViT
 
 BACKBONES: dict[str, type] = {"vit": ViT, "resnet": ResNet, "densenet": DenseNet}
@@ -22,26 +23,31 @@ class Classifier(nn.Module):
     Args:
         encoder: one of `BACKBONES`.
         num_classes: number of logits.
-        pool: "cls" (the CLS token), "mean" (mean of the grid's tokens) or "cls+mean" (both, side by side); None is
-            "cls" where the backbone has a CLS token, else "mean".
+        pool: "spd" (the embeddings of `spd`, side by side), "cls" (the CLS token), "mean" (mean of the grid's tokens)
+            or "cls+mean" (both, side by side); None is the first of "spd", "cls" and "mean" that there is.
+        spd: as wide as the backbone; a part of the classifier where it is pooled by.
 
     Raises:
-        VividError: an argument is out of its range, or the backbone has no CLS token to pool by.
+        VividError: an argument is out of its range, or there is no SPD or CLS token to pool by.
     """
 
-    def __init__(self, encoder: Any, num_classes: int, *, pool: str | None = "cls") -> None:
+    def __init__(self, encoder: Any, num_classes: int, *, pool: str | None = "cls", spd: SPD | None = None) -> None:
         super().__init__()
         if num_classes < 1:
             raise VividError(f"num_classes={num_classes} must be positive")
         self.encoder = encoder
-        self.pool = choose_pool(pool, cls=encoder.prefix > 0, patches=True, pooled=False)
-        self.head = nn.Linear(encoder.embed_dim * (2 if self.pool == "cls+mean" else 1), num_classes)
+        self.pool = choose_pool(pool, cls=encoder.prefix > 0, patches=True, pooled=False, spd=spd is not None)
+        self.spd = spd if self.pool == "spd" else None
+        self.head = nn.Linear(pooled_width(encoder.embed_dim, self.pool, spd), num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """Pooled features (B, D), or (B, 2 D) for "cls+mean", of images (B, C, *spatial)."""
-        return pool_tokens(self.encoder(x), self.pool, prefix=self.encoder.prefix)
+        """Pooled features of images (B, C, *spatial): (B, D); for "cls+mean" (B, 2 D), for "spd" (B, spd.out_dim)."""
+        tokens = self.encoder(x)
+        if self.spd is not None:
+            return self.spd.pool(tokens)
+        return pool_tokens(tokens, self.pool, prefix=self.encoder.prefix)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, C, *spatial)."""
