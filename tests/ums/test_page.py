@@ -24,7 +24,8 @@ def test_the_label_space_of_ones_own_is_valid():
     (text,) = blocks("json")
     space = parse_label_space(text)
     assert space.sides == {"Effusion left": "left"}
-    assert space.mapping_to(load_label_space("chexpert-14")) == {"Opacity": "Lung Opacity", "Pneumonia": "Pneumonia"}
+    mapped = {"Normal": "No Finding", "Opacity": "Lung Opacity", "Pneumonia": "Pneumonia"}
+    assert space.mapping_to(load_label_space("chexpert-14")) == mapped
     assert json.loads(text)["name"] == space.name
 
 

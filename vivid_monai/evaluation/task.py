@@ -1,53 +1,18 @@
 """Evaluation tasks: the images that a probe is fitted and tested on, the fields, and the checks against leakage."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vivid_monai.data.manifest import Manifest
+from vivid_monai.data.union import namespaced
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import Encoder, for_task
 from vivid_monai.evaluation.features import Features, FeatureStore
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
-from vivid_monai.ums.states import ABSENT, NULL, PRESENT
-
-
-def shared_states(states: NDArray[np.integer], source: LabelSpace, target: LabelSpace) -> NDArray[np.int64]:
-    """Return states (N, F of ``source``) as states int64 (N, F of ``target``), field by field through their concepts.
-
-    A field of the target that the source has no concept for is null. The target's "no finding" is found thus:
-
-    * the source has such a field too: its state, and absent where that is null but another field, other than those that
-      may stand beside it, is present;
-    * the source lists what it found and means the rest to be absent (it has a ``none_label``): present where every
-      field is absent, absent where one is present, null otherwise;
-    * else null.
-    """
-    out = np.full((len(states), len(target.fields)), NULL, dtype=np.int64)
-    for ours, theirs in source.mapping_to(target).items():
-        out[:, target.fields.index(theirs)] = states[:, source.fields.index(ours)]
-    if target.no_finding is None:
-        return out
-
-    column = out[:, target.fields.index(target.no_finding)]
-    beside = {source.no_finding, *source.no_finding_compatible}
-    findings = states[:, [i for i, field in enumerate(source.fields) if field not in beside]]
-    if source.no_finding is not None or source.none_label is not None:
-        column[(column == NULL) & (findings == PRESENT).any(axis=1)] = ABSENT
-    if source.no_finding is None and source.none_label is not None:
-        column[(findings == ABSENT).all(axis=1)] = PRESENT
-    return out
-
-
-def shared_fields(source: LabelSpace, target: LabelSpace) -> set[str]:
-    """The fields of the target that :func:`shared_states` can fill."""
-    mapped = set(source.mapping_to(target).values())
-    known = source.no_finding is not None or source.none_label is not None
-    return mapped | ({target.no_finding} if known and target.no_finding else set())
+from vivid_monai.ums.mapping import shared_fields, shared_states
 
 
 def check_leakage(train: Features, validation: Features, test: Features) -> None:
@@ -76,7 +41,7 @@ class Task:
         fields: what is asked, in order; names of the manifest's label space, or of ``label_space`` where there is one.
         source: another data set to learn on (transfer): its train and val splits, none of its test split.
         label_space: name or path of the space through which the two data sets speak; needed with ``source``. States
-            are carried over by concept (:func:`~vivid_monai.evaluation.task.shared_states`).
+            are carried over by concept (:func:`~vivid_monai.ums.mapping.shared_states`).
         window: (centre, width) in HU that CT is seen through, whatever the encoder; None for other images.
         slices: 1, or 3 for a slice and its two neighbours.
 
@@ -107,9 +72,9 @@ class Task:
                     f"{self.space.name!r}; a head cannot be applied to labels that mean something else. Leave the "
                     "field out (--fields), or give a label space with shared concepts (--label_space)"
                 )
-        tested = set(_places(self.manifest, "test"))
+        tested = set(self.manifest.select("test").places())
         for split in ("train", "val"):
-            if shared := [place for place in _places(self.learned_on, split) if place in tested]:
+            if shared := [place for place in self.learned_on.select(split).places() if place in tested]:
                 raise VividError(
                     f"{self.name}: {len(shared)} test images are also {split} images of the probe, for example "
                     f"{shared[0][0]}: prepare the data again with one split for both"
@@ -149,18 +114,9 @@ class Task:
                 states = shared_states(part.states, manifest.label_space, self.space)
                 columns = [self.space.fields.index(self.space.resolve(field)) for field in self.fields]
                 # Two hospitals may both have a patient "17": only data set and number together name a patient.
-                name = manifest.table["dataset"][0].as_py()
-                patients, ids = (np.array([f"{name}/{one}" for one in of]) for of in (part.patients, part.ids))
+                patients, ids = (np.array(namespaced(of, part.datasets)) for of in (part.patients, part.ids))
                 part = replace(part, states=states[:, columns], patients=patients, ids=ids)
             parts.append(part)
         train, val, test = parts
         check_leakage(train, val, test)
         return train, val, test
-
-
-def _places(manifest: Manifest, split: str) -> list[tuple[str, int | None]]:
-    """File and slice of every image of a split: the same image under two names is found by where it lies."""
-    table = manifest.select(split).table
-    root = os.path.abspath(manifest.image_root)
-    files = (os.path.normpath(os.path.join(root, image)) for image in table["image"].to_pylist())
-    return list(zip(files, table["slice"].to_pylist(), strict=True))

@@ -11,7 +11,7 @@ from vivid_monai.data.columns import LabelSpaceSource, open_label_space, stored_
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.csv_table import age_in_years, read_csv
 from vivid_monai.prepare.source import KEY, BadCell, Rows, Source
-from vivid_monai.ums.label_space import LabelSpace, load_label_space
+from vivid_monai.ums.label_space import NO_FINDING, LabelSpace, load_label_space
 from vivid_monai.ums.states import ABSENT, NULL
 
 TABLES = {"Data_Entry_2017_v2020.csv": "2020", "Data_Entry_2017.csv": "2017"}
@@ -20,7 +20,6 @@ BOX_TABLE = "BBox_List_2017.csv"
 FRAME = 1024
 """Side of the square images that NIH distributes and that the boxes were drawn on, in pixels."""
 
-_NO_FINDING = "no-finding"
 _VIEWS = {"PA": "PA", "AP": "AP", "": None}
 _SEX = {"M": "M", "F": "F", "": None}
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
@@ -145,7 +144,7 @@ def _states(rows: Rows, space: LabelSpace) -> dict[str, np.ndarray]:
     def listed(text: str) -> frozenset[str | None]:
         labels = text.split("|")
         if labels == [native.none_label]:
-            return frozenset({field_of.get(_NO_FINDING)})
+            return frozenset({field_of.get(NO_FINDING)})
         if native.none_label in labels:
             raise BadCell(f"findings, or {native.none_label!r} alone")
         try:
@@ -153,7 +152,7 @@ def _states(rows: Rows, space: LabelSpace) -> dict[str, np.ndarray]:
         except VividError as error:
             raise BadCell(f"a list of findings with '|' between them ({error})") from None
 
-    known = {*native.concepts.values(), _NO_FINDING}
+    known = {*native.concepts.values(), NO_FINDING}
     if not known & field_of.keys():
         raise VividError(f"label space {space.name!r} shares no concept with nih-14")
     unlisted = {field: ABSENT if space.concepts.get(field) in known else NULL for field in space.fields}

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from vivid_monai.errors import VividError
 from vivid_monai.ums.schema import parse_json, schema_violations
 
+NO_FINDING = "no-finding"
+"""The concept of a field that says "nothing found"."""
+
 _FILES = resources.files("vivid_monai.ums") / "label_spaces"
 
 
@@ -55,7 +58,8 @@ class LabelSpace:
     "bilateral", "midline"). ``exclusive``: at most one field is present. ``no_finding`` is the field that says
     "nothing found" and ``no_finding_compatible`` what may stand beside it. ``none_label`` is a word that tables of
     this space use for "every field absent" without its being a field. ``ratings`` maps a field to its ordinal scale,
-    ``concepts`` a field to the meaning it shares with fields of other spaces.
+    ``concepts`` a field to the meaning it shares with fields of other spaces; that of ``no_finding`` is "no-finding"
+    where the file names none.
     """
 
     name: str
@@ -98,10 +102,17 @@ class LabelSpace:
             chain.append(parent)
         return tuple(chain)
 
+    def meaning(self, field: str) -> str:
+        """Return what tells a field from those of other spaces: its concept, or its name (in quotes) without one."""
+        return self.concepts.get(field) or repr(normalise(field))
+
     def mapping_to(self, other: "LabelSpace") -> dict[str, str]:
-        """Return field → field of the other space for the concepts both have, in this space's order; one to one."""
-        theirs = {concept: field for field, concept in other.concepts.items()}
-        return {field: theirs[concept] for field, concept in self.concepts.items() if concept in theirs}
+        """Return field → field of the other space that means the same, in this space's order; one to one.
+
+        Fields mean the same where they have the same concept, or neither has one and they have the same name.
+        """
+        theirs = {other.meaning(field): field for field in other.fields}
+        return {field: theirs[same] for field in self.fields if (same := self.meaning(field)) in theirs}
 
 
 def available_label_spaces() -> tuple[str, ...]:
@@ -148,6 +159,9 @@ def parse_label_space(text: str, *, where: str = "label space") -> LabelSpace:
         for label in (entry["name"], entry.get("label", entry["name"]), *entry.get("aliases", ())):
             if lookup.setdefault(normalise(label), entry["name"]) != entry["name"]:
                 raise VividError(f"{where}: {label!r} names both {lookup[normalise(label)]!r} and {entry['name']!r}")
+    concepts = {
+        e["name"]: e.get("concept", NO_FINDING if e["name"] == no_finding.get("field") else None) for e in entries
+    }
     space = LabelSpace(
         name=data["name"],
         description=data["description"],
@@ -162,7 +176,7 @@ def parse_label_space(text: str, *, where: str = "label space") -> LabelSpace:
         no_finding_compatible=frozenset(no_finding.get("compatible", ())),
         none_label=data.get("none_label"),
         ratings={name: Rating(**rating) for name, rating in given("rating").items()},
-        concepts=given("concept"),
+        concepts={name: concept for name, concept in concepts.items() if concept is not None},
         lookup=lookup,
     )
     for problem in _problems(space):
