@@ -28,7 +28,7 @@ def load(tmp_path: Path, drop: tuple[str, ...], changes: dict) -> TableMapping:
 
 def test_labels_are_resolved_and_columns_listed(tmp_path):
     plan = load(tmp_path, (), {"view": {"column": "v", "values": {"x": "PA"}}, "sex": "s"})
-    assert plan.label_columns == {"Edema": "oedema", "Fracture": "fx"}
+    assert {field: one["column"] for field, one in plan.label_columns.items()} == {"Edema": "oedema", "Fracture": "fx"}
     assert plan.columns == {"image": "file", "patient": "mrn", "view": "v", "sex": "s"}
     assert plan.data["view"]["values"] == {"x": "PA"}
     assert plan.data["sex"]["values"]["Female"] == "F"
@@ -61,7 +61,13 @@ def test_a_label_space_file_is_looked_for_beside_the_mapping(tmp_path):
         ({"label_columns": {"Edema": "oedema", "Pulmonary Edema": "fx"}}, (), "gives 'Edema' two columns"),
         ({"label_space": "chexpert-15"}, (), "no label space 'chexpert-15'"),
         ({"values": {"1": "yes"}}, (), "at values/1: 'yes' is not one of"),
-        ({}, ("values",), "label_columns needs values"),
+        ({}, ("values",), "label_columns needs values.* 'Pulmonary Edema' has none"),
+        (
+            {"label_columns": {"Edema": {"column": "oedema", "values": {"1": "present"}}}},
+            (),
+            "values is for the label_columns that have none of their own",
+        ),
+        ({"label_columns": {"Edema": {"column": "oedema"}}}, ("values",), "at label_columns/Edema: "),
         ({}, ("label_columns", "values"), "either label_columns .* or label_list"),
         ({"split": {"column": "mrn", "values": {"p1": "dev"}}}, (), "split word 'dev'"),
         (

@@ -58,13 +58,13 @@ def test_the_python_examples_run(manifest, tmp_path):
 def test_every_key_and_column_is_told():
     schema = resources.files("vivid_monai.prepare") / "mapping-1.0.schema.json"
     keys = json.loads(schema.read_text(encoding="utf-8"))["properties"]
-    assert column_names("| key | what it is | needed |") == set(keys)
-    told = column_names("| column | type | |") - {"finding.NAME"}
+    assert column_names("| key | what it is |") == set(keys)
+    told = column_names("| column | |") - {"finding.NAME"}
     assert told == set(manifest_schema([]).names)
 
 
 def test_every_reason_is_told():
-    told = column_names("| reason | the row | |")
+    told = column_names("| reason | the row |")
     code = "".join(path.read_text(encoding="utf-8") for path in Path(table.__file__).parent.rglob("*.py"))
     assert all(f'"{reason}"' in code or f'f"{reason.removesuffix("…")}' in code for reason in told)
     told |= set(re.findall(r"`([a-z-]+)`[,| ]", LIDC.read_text(encoding="utf-8")))

@@ -108,6 +108,31 @@ def test_a_delimited_label_column(tmp_path):
     assert column(source, "finding.Edema") == [1, -1, -1]
 
 
+KIND = {
+    "Edema": {"column": "kind", "values": {"oedema": "present", "?": "uncertain"}, "other": "absent"},
+    "Pneumonia": {"column": "kind", "values": {"bacteria": "present", "virus": "present", "none": "absent"}},
+    "Fracture": "fx",
+}
+
+
+def test_one_column_may_answer_several_labels_each_by_values_of_its_own(tmp_path):
+    content = "file,mrn,kind,fx\na.png,p1,virus,1\nb.png,p2,none,\nc.png,p3,bacteria,0\n"
+    source = read(tmp_path, content, label_columns=KIND)
+    assert column(source, "finding.Edema") == [0, 0, 0]
+    assert column(source, "finding.Pneumonia") == [1, 0, 1]
+    assert column(source, "finding.Fracture") == [1, -1, 0]
+    assert "Edema: 'oedema' is present, '?' is uncertain, any other is absent; Pneumonia: " in source.label_policy
+    numbers = pa.table({"file": ["a.png"], "mrn": ["p1"], "kind": ["none"], "fx": [0]})
+    assert column(read(tmp_path, numbers, label_columns=KIND), "finding.Pneumonia") == [0]
+
+
+def test_a_cell_without_a_meaning_of_its_label_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(VividError, match=r"t\.csv, row 2: column 'kind' holds 'oedema', not one of .*'bacteria'"):
+        read(tmp_path, "file,mrn,kind,fx\na.png,p1,oedema,1\n", label_columns=KIND)
+    with pytest.raises(VividError, match=r"label 'Edema' names column 'kind', which t\.csv does not have"):
+        read(tmp_path, label_columns=KIND)
+
+
 def test_without_a_label_space_the_columns_are_the_fields(tmp_path):
     source = read(tmp_path, drop=("label_space",))
     manifest = prepare(source, val=0.0, test=0.0, check="none").manifest

@@ -73,7 +73,7 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "chexpert-14") -> 
             "labeller": "CheXpert labeler" if part == "train" else "radiologists",
             "source": "report" if part == "train" else "human",
         }
-        rows.finish(columns | rows.states(target.fields, taken, _STATES))
+        rows.finish(columns | rows.states(target.fields, {field: (name, _STATES) for field, name in taken.items()}))
         parts.append(rows)
     return Source(
         dataset="chexpert",

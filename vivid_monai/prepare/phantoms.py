@@ -51,6 +51,11 @@ def prepare(
 
     Raises VividError: a setting out of range, or a folder that holds something else.
     """
+    if not isinstance(root, (str, os.PathLike)) or str(root).startswith("["):
+        raise VividError(
+            f"{root}: phantoms are made in one folder; to train on several prepared data sets, add "
+            "configs/data/union.json to --config_file"
+        )
     root = Path(root)
     n, seed = require_integer("number", n, 1), require_integer("seed", seed)
     size = require_integer("size", size, MIN_SIZE, MAX_SIZE)

@@ -94,10 +94,11 @@ class Rows:
         codes, values = self._distinct(name, translate, bad=NULL if dtype == "int8" else None)
         return pd.Series(pd.array(values, dtype=dtype).take(codes), index=self.table.index)
 
-    def states(self, fields: Sequence[str], columns: Mapping[str, str], translate: Translation) -> dict[str, pd.Series]:
-        """State columns of ``fields``, each read from its column (``columns``: field → column), null without one."""
+    def states(self, fields: Sequence[str], read_from: Mapping[str, tuple[str, Translation]]) -> dict[str, pd.Series]:
+        """State columns of ``fields``: each from its column, by what the cells mean there; null without a column."""
         never = pd.Series(NULL, self.table.index, dtype="int8")
-        return {FINDING + f: self.read(columns[f], translate, "int8") if f in columns else never for f in fields}
+        known = {field: self.read(column, states, "int8") for field, (column, states) in read_from.items()}
+        return {FINDING + field: known.get(field, never) for field in fields}
 
     def listed(self, unlisted: Mapping[str, int], name: str, translate: Translation) -> dict[str, np.ndarray]:
         """State columns from a column whose cells are translated to sets of fields: those are present.

@@ -38,18 +38,19 @@ class TableMapping(NamedTuple):
     """A checked mapping file.
 
     ``data``: its content, with values for view, sex and split, and the label space as manifests store it. ``columns``:
-    role ("image", "view", …, "label_list") → column. ``label_columns``: field → column; empty with a label_list.
+    role ("image", "view", …, "label_list") → column. ``label_columns``: field → its "column", the "values" of the cells
+    and, where there may be others, what "other" ones mean; empty with a label_list.
     """
 
     path: Path
     data: dict[str, Any]
     space: LabelSpace
     columns: dict[str, str]
-    label_columns: dict[str, str]
+    label_columns: dict[str, dict[str, Any]]
 
     def check_columns(self, there: Sequence[str], table: Path) -> None:
         """Raise a VividError that names a column the table lacks, and those like it."""
-        labels = {f"label {label!r}": name for label, name in self.label_columns.items()}
+        labels = {f"label {label!r}": entry["column"] for label, entry in self.label_columns.items()}
         for role, name in ({repr(role): name for role, name in self.columns.items()} | labels).items():
             if name not in there:
                 near = difflib.get_close_matches(name, there, n=3)
@@ -74,8 +75,13 @@ def load_mapping(path: Path | str) -> TableMapping:
         raise VividError(f"{path}: {_sentence(broken, schema)}")
     if ("label_columns" in data) == ("label_list" in data):
         raise VividError(f"{path}: give either label_columns (one column for each label) or label_list (all in one)")
-    if ("label_columns" in data) != ("values" in data):
-        raise VividError(f"{path}: label_columns needs values, the state that each cell means, and label_list has none")
+    shared = [label for label, entry in data.get("label_columns", {}).items() if isinstance(entry, str)]
+    if bool(shared) != ("values" in data):
+        if shared:
+            raise VividError(
+                f"{path}: label_columns needs values, the state that each cell means: {shared[0]!r} has none"
+            )
+        raise VividError(f"{path}: values is for the label_columns that have none of their own, and there is none")
     data |= {"label_space": _label_space(path, data)}
     for role, words in _OWN_WORDS.items():
         if isinstance(data.get(role), str):
@@ -123,16 +129,18 @@ def _label_space(path: Path, data: dict[str, Any]) -> str | dict[str, Any]:
         raise VividError(f"{path}: label_space: {error}") from error
 
 
-def _label_columns(path: Path, data: dict[str, Any], space: LabelSpace) -> dict[str, str]:
-    """Field → column."""
-    fields: dict[str, str] = {}
-    for label, column in data.get("label_columns", {}).items():
+def _label_columns(path: Path, data: dict[str, Any], space: LabelSpace) -> dict[str, dict[str, Any]]:
+    """Field → column and states of its cells."""
+    fields: dict[str, dict[str, Any]] = {}
+    for label, given in data.get("label_columns", {}).items():
+        entry = {"column": given, "values": data["values"]} if isinstance(given, str) else given
         try:
             field = space.resolve(label)
         except VividError as error:
             raise VividError(f"{path}: label_columns: {error}") from error
-        if fields.setdefault(field, column) != column:
-            raise VividError(f"{path}: label_columns gives {field!r} two columns, {fields[field]!r} and {column!r}")
+        if fields.setdefault(field, entry) != entry:
+            two = f"{fields[field]['column']!r} and {entry['column']!r}"
+            raise VividError(f"{path}: label_columns gives {field!r} two columns, {two}")
     return fields
 
 
@@ -173,7 +181,9 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
 def _read_parquet(path: Path, plan: TableMapping) -> Rows:
     try:
         plan.check_columns(pq.read_schema(path).names, path)
-        table = pq.read_table(path, columns=list(dict.fromkeys([*plan.columns.values(), *plan.label_columns.values()])))
+        of_labels = (entry["column"] for entry in plan.label_columns.values())
+        names = list(dict.fromkeys([*plan.columns.values(), *of_labels]))
+        table = pq.read_table(path, columns=names)
     except (OSError, pa.ArrowException) as error:
         raise VividError(f"{path}: not a readable Parquet file: {error}") from error
     texts = {}
@@ -229,11 +239,12 @@ def _states(rows: Rows, plan: TableMapping) -> dict[str, Any]:
     if entry := plan.data.get("label_list"):
         unlisted = dict.fromkeys(plan.space.fields, encode(entry["unlisted"]))
         return rows.listed(unlisted, entry["column"], _listed(entry, plan.space))
-    return rows.states(plan.space.fields, plan.label_columns, _state_of(plan.data["values"]))
+    return rows.states(plan.space.fields, {f: (one["column"], _state_of(one)) for f, one in plan.label_columns.items()})
 
 
-def _state_of(values: Mapping[str, str | None]) -> Callable[[str], int]:
-    """Cell → state: by its text, else by its number ("1" also means 1.0)."""
+def _state_of(entry: Mapping[str, Any]) -> Callable[[str], int]:
+    """Cell → state: by its text, else by its number ("1" also means 1.0), else what others mean, if they may be."""
+    values: Mapping[str, str | None] = entry["values"]
     exact = {text: encode(state) for text, state in values.items()}
     numbers = {number: state for text, state in exact.items() if (number := _number(text)) is not None}
 
@@ -241,6 +252,8 @@ def _state_of(values: Mapping[str, str | None]) -> Callable[[str], int]:
         found = exact.get(text)
         if found is None and (number := _number(text)) is not None:
             found = numbers.get(number)
+        if found is None and "other" in entry:
+            return encode(entry["other"])
         if found is None:
             raise BadCell(f"one of the mapping's values ({', '.join(map(repr, values))})")
         return found
@@ -292,5 +305,11 @@ def _under(root: Path, image: str) -> str:
 def _policy(data: Mapping[str, Any]) -> str:
     if entry := data.get("label_list"):
         return f"A label listed in column {entry['column']!r} is present, any other {entry['unlisted'] or 'null'}."
-    values = ", ".join(f"{cell!r} is {state or 'null'}" for cell, state in data["values"].items())
-    return f"{values}. Fields without a column are null."
+    policies: dict[str, list[str]] = {}
+    for label, given in data["label_columns"].items():
+        entry = {"values": data["values"]} if isinstance(given, str) else given
+        words = [f"{cell!r} is {state or 'null'}" for cell, state in entry["values"].items()]
+        words += [f"any other is {entry['other'] or 'null'}"] if "other" in entry else []
+        policies.setdefault(", ".join(words), []).append(label)
+    told = [policy if len(policies) == 1 else f"{', '.join(of)}: {policy}" for policy, of in policies.items()]
+    return f"{'; '.join(told)}. Fields without a column are null."
