@@ -55,6 +55,60 @@ def test_a_batch_may_be_larger_than_the_dataset() -> None:
     assert len({draw for _, draw in batch}) == 6
 
 
+A, B, C = np.arange(0, 70), np.arange(70, 95), np.arange(95, 100)
+"""Three data sets of 70, 25 and 5 items."""
+SHARES = [(A, 1.0), (B, 1.0), (C, 1.0)]
+
+
+def drawn(n_steps: int, shares, **options) -> np.ndarray:
+    return np.array([index for batch in steps(n_steps, 100, 4, seed=3, shares=shares, **options) for index, _ in batch])
+
+
+def test_weights_are_shares_of_every_epoch() -> None:
+    for weights, expected in (((1, 1, 1), (33, 33, 34)), ((2, 1, 1), (50, 25, 25)), ((7, 2.5, 0.5), (70, 25, 5))):
+        shares = [(items, weight) for items, weight in zip((A, B, C), weights, strict=True)]
+        for epoch in drawn(100, shares).reshape(4, 100):
+            counts = [np.isin(epoch, items).sum() for items in (A, B, C)]
+            assert sorted(counts) == sorted(expected)
+            assert np.abs(counts - 100 * np.array(weights) / sum(weights)).max() < 1
+    assert set(drawn(200, [(B, 1.0), (C, 3.0)])) == set(B) | set(C), "what has no share is not drawn"
+
+
+def test_no_image_of_a_data_set_is_drawn_again_before_all_others() -> None:
+    epochs = drawn(300, SHARES).reshape(12, 100)  # of C's five images 400 draws, of A's seventy 400 as well
+    for items in (A, B, C):
+        counts = np.cumsum([np.bincount(epoch, minlength=100)[items] for epoch in epochs], axis=0)
+        assert (counts.max(axis=1) - counts.min(axis=1) <= 1).all()
+        assert counts[-1].min() >= 5
+
+
+def test_weighted_draws_are_mixed_and_other_each_epoch() -> None:
+    epochs = drawn(50, SHARES).reshape(2, 100)
+    assert len({tuple(epoch) for epoch in epochs}) == 2
+    for items in (A, B, C):
+        places = np.flatnonzero(np.isin(epochs[0], items))
+        assert places.min() < 15
+        assert places.max() > 84
+    assert drawn(50, SHARES).tolist() == epochs.ravel().tolist()
+
+
+@pytest.mark.parametrize("start", [1, 24, 25, 73])
+def test_weighted_draws_go_on_at_any_step(start: int) -> None:
+    whole = steps(start + 30, 100, 4, seed=3, shares=SHARES)
+    assert steps(30, 100, 4, seed=3, shares=SHARES, start=start) == whole[start:]
+
+
+def test_ranks_share_weighted_batches_exactly() -> None:
+    whole = steps(30, 100, 4, seed=3, shares=SHARES)
+    parts = [steps(30, 100, 4, seed=3, shares=SHARES, rank=rank, world_size=2) for rank in range(2)]
+    assert [one + other for one, other in zip(*parts, strict=True)] == whole
+
+
+def test_a_weight_without_a_draw_is_refused() -> None:
+    with pytest.raises(VividError, match=r"weight of 0\.001 is less than one draw in an epoch of 100"):
+        ResumableBatchSampler(100, 4, seed=0, shares=[(A, 1.0), (B, 0.001)])
+
+
 @pytest.mark.parametrize(
     ("n", "batch_size", "options", "says"),
     [

@@ -22,14 +22,14 @@ class ImageDataset(Dataset):
     """Images with their targets, read from files, kept in memory, or mapped from a cache on disk.
 
     Asked for ``(index, draw)``, or for a plain index (then draw = index), it returns ``{"image": float32 (C, *spatial),
-    "id": str, "patient_id": str (where the row has one)}`` and what the targets add, or a :class:`Skipped` where the
-    image cannot be read. With an augmentation, ``"image"`` is what the cache holds (uint8 or int16) and ``"drawn"``
-    says what is going to be done to it. The same seed and draw always give the same item. As in every MONAI dataset, a
-    slice or a list of indices gives a ``Subset``.
+    "id": str, "patient_id" and "dataset": str (where the row has them)}`` and what the targets add, or a
+    :class:`Skipped` where the image cannot be read. With an augmentation, ``"image"`` is what the cache holds (uint8 or
+    int16) and ``"drawn"`` says what is going to be done to it. The same seed and draw always give the same item. As in
+    every MONAI dataset, a slice or a list of indices gives a ``Subset``.
 
     Args:
-        data: dicts with ``"image"`` (path), ``"id"``, what the targets need, and optionally ``"patient_id"`` and
-            ``"slice"``, as ``Manifest.items`` makes them.
+        data: dicts with ``"image"`` (path), ``"id"``, what the targets need, and optionally ``"patient_id"``,
+            ``"dataset"`` and ``"slice"``, as ``Manifest.items`` makes them.
         preprocess: what becomes of the files.
         targets: callables ``(row, rng) -> dict`` that add to an item, see :mod:`vivid_monai.data.targets`; they share
             the generator, in this order.
@@ -111,7 +111,7 @@ class ImageDataset(Dataset):
         rng = np.random.default_rng(target_seed)
         for target in self.targets:
             item |= target(row, rng)
-        return item | {key: row[key] for key in ("id", "patient_id") if key in row}
+        return item | {key: row[key] for key in ("id", "patient_id", "dataset") if key in row}
 
     def _key(self) -> dict[str, Any]:
         files = ((str(row["image"]), row.get("slice")) for row in self.data)

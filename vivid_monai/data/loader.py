@@ -21,19 +21,33 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     `draw` counts all items since step 0 and seeds what is random about an item. Rank r takes the r-th of `world_size`
     equal slices of the global batch: how many processes share the work changes nothing.
 
+    With `shares`, an epoch is as long, but each part of the dataset has a share of its draws, in proportion to the
+    part's weight and exact to one draw; the draws of all parts are shuffled together. A part's own draws, over all
+    epochs, are permutations of it laid end to end: each of its items is drawn once before any is drawn again.
+
     Args:
         n: items in the dataset.
         batch_size: items per step, over all ranks.
         seed: of the permutations, >= 0.
         rank, world_size: this process and how many there are.
         start: first step of the next iteration; set it before ``iter()`` to resume.
+        shares: items of each part, int (k,), and its weight, above 0; None: every item once an epoch.
 
     Raises:
-        VividError: no items, a batch that the ranks cannot share evenly, a negative seed or start.
+        VividError: no items, a batch that the ranks cannot share evenly, a negative seed or start, a part so light that
+            an epoch would have no draw of it.
     """
 
     def __init__(
-        self, n: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1, start: int = 0
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        shares: Sequence[tuple[np.ndarray, float]] | None = None,
     ) -> None:
         if n < 1:
             raise VividError("sampler: there are no items to draw from")
@@ -47,6 +61,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
             raise VividError(f"sampler: seed ({seed}) and start ({start}) must not be negative")
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.rank, self.world_size, self.start = rank, world_size, start
+        self._parts = None if shares is None else _apportioned(n, shares)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.batch_size // self.world_size
@@ -57,9 +72,35 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
             for draw in range(first, first + share):
                 if draw // self.n != epoch:
                     epoch = draw // self.n
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.n)
+                    order = self._order(epoch)
                 batch.append((int(order[draw % self.n]), draw))
             yield batch
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The items of an epoch, in the order of its draws."""
+        rng = np.random.default_rng([self.seed, epoch])
+        if self._parts is None:
+            return rng.permutation(self.n)
+        drawn = []
+        for number, (items, k) in enumerate(self._parts, start=1):
+            lap, first = divmod(epoch * k, len(items))
+            laps = range(lap, lap + -(-(first + k) // len(items)))
+            laid = [np.random.default_rng([self.seed, one, number]).permutation(items) for one in laps]
+            drawn.append(np.concatenate(laid)[first : first + k])
+        return rng.permutation(np.concatenate(drawn))
+
+
+def _apportioned(n: int, shares: Sequence[tuple[np.ndarray, float]]) -> list[tuple[np.ndarray, int]]:
+    """The items of each part and its number among n draws, by the largest remainder."""
+    exact = n * np.array([weight for _, weight in shares]) / sum(weight for _, weight in shares)
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: n - counts.sum()]] += 1
+    if not counts.all():
+        raise VividError(
+            f"sampler: a weight of {shares[int(np.argmin(counts))][1]:g} is less than one draw in an epoch of {n}; "
+            "raise it, or set it to 0"
+        )
+    return [(items, int(count)) for (items, _), count in zip(shares, counts, strict=True)]
 
 
 def collate(items: Sequence[dict[str, Any] | Skipped]) -> dict[str, Any]:
@@ -137,6 +178,7 @@ def image_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    shares: Sequence[tuple[np.ndarray, float]] | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> ImageLoader:
@@ -144,7 +186,7 @@ def image_loader(
 
     To resume, set ``loader.batch_sampler.start`` before iterating. Workers change nothing but the speed.
     """
-    order = ResumableBatchSampler(len(dataset), batch_size, seed=seed, rank=rank, world_size=world_size)
+    order = ResumableBatchSampler(len(dataset), batch_size, seed=seed, rank=rank, world_size=world_size, shares=shares)
     return ImageLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=pin_memory)
 
 

@@ -1,6 +1,7 @@
 """The manifest: one row for each image, with its states, its patient and its split, in one Parquet file."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
@@ -128,7 +129,8 @@ class Manifest:
         card: the data card.
 
     Attributes:
-        path: the file it was read from; None: from none.
+        path: the file it was read from; a list: it is the union of these; None: from none.
+        stored_space: name or content of the label space, as the file holds it.
 
     Raises:
         VividError: a column missing or of the wrong kind; as :func:`check_rows`.
@@ -145,10 +147,10 @@ class Manifest:
         card: dict[str, Any] | None = None,
         _checked: bool = False,
     ) -> None:
-        self.path: Path | None = None
+        self.path: Path | list[Path] | None = None
         self._file: ArrowFile | None = None
-        self._stored_space = stored_label_space(label_space)
-        self.label_space: LabelSpace = open_label_space(self._stored_space)
+        self.stored_space = stored_label_space(label_space)
+        self.label_space: LabelSpace = open_label_space(self.stored_space)
         self.image_root = Path(image_root)
         self.splits = dict(splits or {})
         self.sources = list(sources)
@@ -164,6 +166,13 @@ class Manifest:
     def fields(self) -> tuple[str, ...]:
         """The fields of the label space, in order."""
         return self.label_space.fields
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the file it was read from, of several of the first."""
+        if self.path is None:
+            raise VividError("the manifest was read from no file, so that it has no folder: save it first")
+        return (self.path[0] if isinstance(self.path, list) else self.path).parent
 
     @classmethod
     def load(cls, path: Path | str, *, image_root: Path | str | None = None) -> Self:
@@ -212,7 +221,7 @@ class Manifest:
         assert_disjoint(self.table["patient_id"], self.table["split"], where="manifest")
         meta = {
             "manifest_version": MANIFEST_VERSION,
-            "label_space": self._stored_space,
+            "label_space": self.stored_space,
             "image_root": _portable(self.image_root, path.parent),
             "splits": self.splits,
             "sources": self.sources,
@@ -266,6 +275,18 @@ class Manifest:
     def patients(self) -> np.ndarray:
         """Patient ids, str (N,)."""
         return np.asarray(self.table["patient_id"].to_pylist(), dtype=str)
+
+    def datasets(self) -> np.ndarray:
+        """Name of the data set of every row, str as objects (N,)."""
+        codes = self.table["dataset"].combine_chunks()
+        names = np.array(codes.dictionary.to_pylist(), dtype=object)
+        return names[codes.indices.to_numpy()]
+
+    def places(self) -> list[tuple[str, int | None]]:
+        """File and slice of every row: the same image under two names is found by where it lies."""
+        root = os.path.abspath(self.image_root)
+        files = (os.path.normpath(os.path.join(root, image)) for image in self.table["image"].to_pylist())
+        return list(zip(files, self.table["slice"].to_pylist(), strict=True))
 
     def fields_with(self, min_present: int = 20, split: str | None = None, *, min_absent: int = 0) -> list[str]:
         """Fields present at least ``min_present`` and absent at least ``min_absent`` times, in one split or in all.
