@@ -58,9 +58,19 @@ def test_messages_are_plain_lines_on_stderr_once(capsys):
     assert capsys.readouterr().err == "step 3: saved\n"
 
 
-@pytest.mark.parametrize(("n", "most", "expected"), [(3, 5, [0, 1, 2]), (4, 4, [0, 1, 2, 3]), (10, 3, [0, 3, 6])])
-def test_indices_are_spread_evenly(n, most, expected):
-    assert evenly(n, most) == expected
+@pytest.mark.parametrize(
+    ("datasets", "most", "expected"),
+    [
+        ("aaa", 5, [0, 1, 2]),
+        ("aaaa", 4, [0, 1, 2, 3]),
+        ("a" * 10, 3, [0, 3, 6]),
+        ("a" * 10 + "bb", 3, [0, 3, 6, 10, 11]),
+        ("abababab", 2, [0, 1, 4, 5]),
+        ("", 3, []),
+    ],
+)
+def test_images_of_each_data_set_are_spread_evenly(datasets, most, expected):
+    assert evenly(list(datasets), most) == expected
 
 
 def padded(loader: list[dict], most: int, monkeypatch: pytest.MonkeyPatch) -> InStep:

@@ -216,6 +216,14 @@ def test_validation_answers_do_not_depend_on_the_truth():
     torch.testing.assert_close(first["blank"]["log_probs"], blank["log_probs"])
 
 
+def test_validation_says_which_data_set_an_image_is_of_where_that_is_known():
+    network, batch, names = make_pretrainer(), make_batch(), [*"abcabc"]
+    assert "dataset" not in ValidationStep()(make_engine(network), batch)["states"]
+    assert ValidationStep()(make_engine(network), {**batch, "dataset": names})["states"]["dataset"] == names
+    padding = {**batch, "dataset": names, "padding": True}
+    assert ValidationStep()(make_engine(network), padding)["states"]["dataset"] == []
+
+
 class Similarity(Objective):
     """A toy of contrastive learning: images of the same first finding are to be alike (softmax over the batch)."""
 

@@ -55,6 +55,19 @@ def test_auroc_is_scikit_learns_over_present_and_absent_of_all_batches():
     assert list(measured)[:4] == ["macro_auroc", "nll_own", "nll_shuffled", "nll_blank"]
 
 
+def test_each_of_several_data_sets_has_a_macro_auroc_of_its_own():
+    output = make_output()
+    output["dataset"] = ["nih", "kermany", "nih"] * 20
+    measured = measure(*split(output))
+    for name in ("nih", "kermany"):
+        rows = np.array(output["dataset"]) == name
+        alone = measure({"blank": output["blank"], **{key: output[key][rows] for key in ("log_probs", "states")}})
+        assert measured[f"macro_auroc/{name}"] == alone["macro_auroc"]
+    plain = measure(*split(make_output()))
+    assert {key: value for key, value in measured.items() if not key.startswith("macro_auroc/")} == plain
+    assert measure({**output, "dataset": ["nih"] * 60}).keys() == plain.keys(), "of one data set, all is said already"
+
+
 def test_macro_leaves_out_fields_with_too_few_of_one_state():
     output = make_output()
     output["states"][:, 0] = torch.where(output["states"][:, 0] == 1, 0, output["states"][:, 0])

@@ -161,7 +161,7 @@ def _draw_curves(rows: list[dict[str, float]], path: Path) -> None:
 
     panels = {
         "training loss (nats)": r"train/(?!.*(penalty|grad_norm)$)",
-        "validation macro AUROC": r"val/.*macro_auroc$",
+        "validation macro AUROC": r"val/.*macro_auroc(/|$)",
         "validation state NLL (nats)": r"val/.*nll_(own|shuffled|blank)$",
         "SPD overlap (mean |cos|)": r"train/.*penalty$",
     }

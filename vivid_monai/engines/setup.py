@@ -4,11 +4,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 import torch.distributed as dist
 from monai.utils import set_determinism
@@ -76,10 +77,22 @@ def setup(*, seed: int, distributed: bool = False, threads: int | None = None) -
     set_determinism(seed=seed, use_deterministic_algorithms=None)
 
 
-def evenly(n: int, most: int) -> list[int]:
-    """At most ``most`` of the indices 0 … n - 1, in order and evenly spread; all of them where they are not more."""
-    k = min(n, most)
-    return [i * n // k for i in range(k)]
+def evenly(datasets: Sequence[str], most: int) -> list[int]:
+    """At most ``most`` images of each data set, evenly spread; all of them where they are not more.
+
+    Args:
+        datasets: of every image, the name of its data set.
+
+    Returns:
+        Places of the images, in order.
+    """
+    _, codes = np.unique(np.asarray(datasets, dtype=str), return_inverse=True)
+    chosen: list[int] = []
+    for code in range(codes.max(initial=-1) + 1):
+        places = np.flatnonzero(codes == code)
+        k = min(len(places), most)
+        chosen += [int(places[i * len(places) // k]) for i in range(k)]
+    return sorted(chosen)
 
 
 def teardown() -> None:

@@ -166,8 +166,9 @@ class PretrainStep:
 class ValidationStep:
     """What the network predicts for a validation batch; no prediction depends on a target.
 
-    Returns (as ``engine.state.output``): by the name of each objective what its ``predict`` says, B images each, and
-    under ``"blank"`` what it says of one image that is an even grey, computed once for a pass. B is 0 for padding
+    Returns (as ``engine.state.output``): by the name of each objective what its ``predict`` says, B images each; under
+    ``"dataset"`` the name of each image's data set, where the batch has them; and under ``"blank"`` what is said of one
+    image that is an even grey, computed once for a pass. B is 0 for padding
     (:class:`~vivid_monai.engines.setup.InStep`).
     """
 
@@ -184,8 +185,9 @@ class ValidationStep:
             if engine.state.iteration == 1:
                 first = {key: value[:1] for key, value in whole.items()}
                 self._blank = network.predict({**first, "image": torch.zeros_like(first["image"])})
+        datasets = {"dataset": whole["dataset"]} if "dataset" in whole else {}
         return {
-            name: {**{key: value[:kept] for key, value in output.items()}, "blank": self._blank[name]}
+            name: {**{key: value[:kept] for key, value in (output | datasets).items()}, "blank": self._blank[name]}
             for name, output in predicted.items()
         }
 

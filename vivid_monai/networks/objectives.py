@@ -66,8 +66,8 @@ class Objective(nn.Module, ABC):
         """Ignite metrics of a validation pass, the key metric first.
 
         Args:
-            pick: takes the evaluator's output to what `predict` returned for the batch, and under "blank" for one
-                image that is an even grey.
+            pick: takes the evaluator's output to what `predict` returned for the batch, under "blank" for one image
+                that is an even grey, and under "dataset" the name of each image's data set, where it is known.
         """
         return {}
 
@@ -202,12 +202,14 @@ class StateMetrics(Metric):
     Adds to the evaluator's metrics, all gathered over the processes: ``macro_auroc``, present against absent, over the
     fields with enough of both; ``nll_own``, ``nll_shuffled`` and ``nll_blank``, nats of the true state among the three,
     judged by the image itself, by that of another record, and by an even grey: a network that looks at images has
-    the first clearly below the others; ``auroc/FIELD`` and ``ap/FIELD``. NaN where nothing can be measured.
+    the first clearly below the others; ``auroc/FIELD`` and ``ap/FIELD``; and where the images are of several data sets
+    ``macro_auroc/DATASET``, on the images of each alone. NaN where nothing can be measured.
 
     Args:
         fields: their names.
         min_present, min_absent: what a field needs of each to count in the macro AUROC.
-        pick: takes the evaluator's output to ``log_probs``, ``states`` and ``blank`` as :class:`Objective` says.
+        pick: takes the evaluator's output to ``log_probs``, ``states``, ``blank`` and ``dataset`` as
+            :class:`Objective` says.
     """
 
     def __init__(
@@ -224,11 +226,13 @@ class StateMetrics(Metric):
     def reset(self) -> None:
         self._log_probs: list[Tensor] = []
         self._states: list[Tensor] = []
+        self._datasets: list[str] = []
         self._blank: Tensor | None = None
 
     def update(self, output: Mapping[str, Any]) -> None:
         self._log_probs.append(output["log_probs"].detach().cpu())
         self._states.append(output["states"].detach().cpu())
+        self._datasets += output.get("dataset", ())
         self._blank = output["blank"]["log_probs"].detach().cpu()
 
     def iteration_completed(self, engine: Any) -> None:
@@ -242,8 +246,10 @@ class StateMetrics(Metric):
         if not self._log_probs or self._blank is None:
             raise RuntimeError("the validation pass saw no batch, so there is nothing to measure")
         # The gathered order is by rank; that is enough: the measures below take the pairs (answer, state) as a set.
-        parts: Any = idist.all_gather((torch.cat(self._log_probs), torch.cat(self._states)))
-        log_probs, states = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+        parts: Any = idist.all_gather((torch.cat(self._log_probs), torch.cat(self._states), self._datasets))
+        *tensors, names = zip(*parts, strict=True)
+        log_probs, states = (torch.cat(part).numpy() for part in tensors)
+        datasets = np.array([name for part in names for name in part], dtype=object)
         log_probs, n = log_probs.astype(np.float64), len(states)
         score = log_probs[..., PRESENT] - log_probs[..., ABSENT]
         auroc, precision = masked_auroc(score, states), masked_average_precision(score, states)
@@ -251,6 +257,10 @@ class StateMetrics(Metric):
         # Far away, so rarely of the same patient, and never itself.
         shuffled = np.roll(log_probs, 1 + n // 2 if n > 2 else 1, axis=0)
         blank = np.broadcast_to(self._blank.numpy().astype(np.float64), log_probs.shape)
+        alone = {}
+        for name in sorted(set(datasets)) if len(set(datasets)) > 1 else ():
+            own = datasets == name
+            alone[f"macro_auroc/{name}"] = macro(masked_auroc(score[own], states[own]), *counts(states[own]), **enough)
         return {
             "macro_auroc": macro(auroc, *counts(states), **enough),
             "nll_own": _mean_nll(log_probs, states),
@@ -258,6 +268,7 @@ class StateMetrics(Metric):
             "nll_blank": _mean_nll(blank, states),
             **{f"auroc/{field}": float(value) for field, value in zip(self.fields, auroc, strict=True)},
             **{f"ap/{field}": float(value) for field, value in zip(self.fields, precision, strict=True)},
+            **alone,
         }
 
 
