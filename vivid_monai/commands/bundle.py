@@ -23,7 +23,8 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of the training run")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the bundle; it ends in _classification")
-    add("--manifest", type=Path, metavar="FILE", help="the run's data set (default: as the run has it)")
+    what = "the run's data set, or its data sets in their order (default: as the run has them)"
+    add("--manifest", type=Path, nargs="+", metavar="FILE", help=what)
     share = "share of {} validation images that '{}' may not be said of"
     add("--sensitivity", type=float, default=0.9, help=share.format("present", "absent"))
     add("--specificity", type=float, default=0.9, help=share.format("absent", "present"))

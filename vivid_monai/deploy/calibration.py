@@ -12,6 +12,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from vivid_monai.data.manifest import Manifest
+from vivid_monai.data.union import load_manifest
 from vivid_monai.deploy.model import load_run
 from vivid_monai.deploy.ood import OODDetector, ThumbnailEncoder
 from vivid_monai.deploy.postprocessing import DecisionRules
@@ -96,7 +97,7 @@ class CalibratedModel:
 def load_calibrated(
     run: Path,
     *,
-    manifest: Path | None = None,
+    manifest: Path | Sequence[Path] | None = None,
     sensitivity: float = 0.9,
     specificity: float = 0.9,
     accepted: float = 0.99,
@@ -104,7 +105,7 @@ def load_calibrated(
     """Read a run of ``configs/train.json`` and calibrate its classifier on its validation images.
 
     Args:
-        manifest: the run's data set; None: where the run's config has it.
+        manifest: the run's data set, or its data sets in their order; None: where the run's results have it.
         sensitivity, specificity: of :func:`calibrate`; accepted: of :meth:`OODDetector.fit`.
 
     Raises:
@@ -115,10 +116,12 @@ def load_calibrated(
     results = Results.load(run / "results.json")
     if results.kind != "findings" or ENCODER not in results.encoders:
         raise VividError(f"{run}: is not a training run with findings; give the folder of a run of configs/train.json")
-    path = manifest or Path(results.run.get("data", {}).get("manifest") or "unknown")
-    if not path.is_file():
-        raise VividError(f"{path}: the run's data set is not there; say where it is (--manifest)")
-    table, compute = Manifest.load(path), FeatureStore(None)
+    given = manifest or results.run.get("data", {}).get("manifest") or "unknown"
+    paths = [Path(one) for one in ([given] if isinstance(given, (str, Path)) else given)]
+    for path in paths:
+        if not path.is_file():
+            raise VividError(f"{path}: the run's data set is not there; say where it is (--manifest)")
+    table, compute = load_manifest(paths), FeatureStore(None)
     kept = FeatureStore(run / FEATURES, exact=False) if (run / FEATURES).is_dir() else compute
     train, val, test = (kept.features(encoder, table, split, fields, title=split) for split in SPLITS)
     thumbnail = ThumbnailEncoder(encoder.preprocess)
@@ -127,7 +130,8 @@ def load_calibrated(
     }
     check_leakage(train, val, test)
     if images_digest(test.ids) != results.test["images_sha256"]:
-        raise VividError(f"{path}: its test images are not those of the run; give the run's own data set (--manifest)")
+        found = ", ".join(map(str, paths))
+        raise VividError(f"{found}: its test images are not those of the run; give the run's own data set (--manifest)")
     calibrations = calibrate(
         probe.logits(val.x),
         val.states,

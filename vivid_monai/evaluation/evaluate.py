@@ -1,8 +1,9 @@
 """Evaluation: probes on frozen features of encoders, and everything that is measured on their scores."""
 
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,9 @@ from vivid_monai.evaluation.measure import Scored, measure
 from vivid_monai.evaluation.probes import Probe, fit_probe
 from vivid_monai.evaluation.results import Results
 from vivid_monai.evaluation.task import Task
+from vivid_monai.ums.states import ABSENT, PRESENT
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,14 @@ class Evaluated:
     Attributes:
         results: the numbers.
         scored: encoder name → probabilities of the validation and the test images.
-        test: ids, patients and states of the test images.
+        validation, test: features of the first encoder for these images, with their ids, patients and states.
         probes: encoder name → its probes, one per seed.
         seconds: encoder name → seconds for "features" and for "probes", all seeds together.
     """
 
     results: Results
     scored: dict[str, Scored]
+    validation: Features
     test: Features
     probes: dict[str, list[Probe]]
     seconds: dict[str, dict[str, float]]
@@ -124,4 +129,55 @@ def evaluate(
         min_absent=min_absent,
         n_resamples=n_resamples,
     )
-    return Evaluated(results, scored, first[1], probes, seconds)
+    return Evaluated(results, scored, *first, probes, seconds)
+
+
+def of_datasets(evaluated: Evaluated) -> dict[str, Evaluated]:
+    """The same encoders and probes, measured on the test images of each data set alone, where there are several.
+
+    Fields are those that its test images answer, thresholds those of its own validation images. A data set without a
+    field that can be measured is left out, and told.
+
+    Returns:
+        Name of the data set → what was measured, in the order of the test images.
+    """
+    whole, names = evaluated.results, list(dict.fromkeys(evaluated.test.datasets.tolist()))
+    exclusive = whole.kind == "classes"
+    options = {name: whole.intervals[name] for name in ("min_present", "min_absent", "seed")}
+    alone = {}
+    for name in names if len(names) > 1 else ():
+        own_test, own_validation = (part.datasets == name for part in (evaluated.test, evaluated.validation))
+        answered = np.isin(evaluated.test.states[own_test], (PRESENT, ABSENT)).any(axis=0)
+        columns = np.flatnonzero(answered | exclusive).tolist()
+        validation, test = (
+            evaluated.validation.select(own_validation, columns),
+            evaluated.test.select(own_test, columns),
+        )
+        scored = {
+            encoder: replace(
+                one,
+                validation=one.validation[:, own_validation][:, :, columns],
+                test=one.test[:, own_test][:, :, columns],
+                # What is said of each field is said of all fields, and belongs to the whole.
+                probes=[{k: v for k, v in probe.items() if not isinstance(v, (list, dict))} for probe in one.probes],
+                untrained=tuple(columns.index(column) for column in one.untrained if column in columns),
+            )
+            for encoder, one in evaluated.scored.items()
+        }
+        try:
+            results = measure(
+                scored,
+                task=f"{whole.task}, {name}",
+                fields=[whole.fields[column] for column in columns],
+                exclusive=exclusive,
+                validation_states=validation.states,
+                test=test,
+                seeds=whole.seeds,
+                n_resamples=whole.intervals["resamples"],
+                **options,
+            )
+        except VividError as error:
+            logger.warning(f"no numbers for {name!r} alone: {error}")
+            continue
+        alone[name] = replace(evaluated, results=results, scored=scored, validation=validation, test=test)
+    return alone

@@ -4,9 +4,9 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Features:
         patients, ids: str (N,).
         skipped: images that could not be read, ``(path, reason)``; they have no row.
         encoder: fingerprint of the encoder; "" where it is not known.
+        datasets: name of each row's data set, str (N,); empty where it is not known.
     """
 
     x: np.ndarray
@@ -48,6 +49,13 @@ class Features:
     ids: np.ndarray
     skipped: tuple[tuple[str, str], ...] = ()
     encoder: str = ""
+    datasets: np.ndarray = field(default_factory=lambda: np.empty(0, str))
+
+    def select(self, rows: np.ndarray, columns: Sequence[int] | slice = slice(None)) -> Self:
+        """Some of the rows (bool (N,) or their places) and of the columns of the states."""
+        parts = {name: getattr(self, name)[rows] for name in ("x", "patients", "ids")}
+        datasets = self.datasets[rows] if len(self.datasets) else self.datasets
+        return replace(self, **parts, states=self.states[rows][:, columns], datasets=datasets)
 
 
 class FeatureStore:
@@ -143,7 +151,7 @@ class FeatureStore:
         x = rows.array[kept] if missing else rows.array
         ids = np.array(part.table["id"].to_pylist())[kept]
         states = part.states(fields).astype(np.int64)[kept]
-        return Features(x, states, part.patients()[kept], ids, skipped, own)
+        return Features(x, states, part.patients()[kept], ids, skipped, own, part.datasets()[kept].astype(str))
 
     def _extract(self, encoder: "Encoder", items: Sequence[dict[str, Any]], first: int) -> Iterator[Chunk]:
         """Features of the images from ``first`` on, a multiple of the batch size, batch by batch in evaluation mode."""

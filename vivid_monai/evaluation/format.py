@@ -1,5 +1,6 @@
 """Numbers as text, and results as sentences and as the table of the terminal."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from vivid_monai.evaluation.results import ALL, CLASS_METRICS, MACRO, METRICS, Results, Row
@@ -146,6 +147,23 @@ def summary_table(results: Results) -> str:
         reasons = "; ".join(f"{field} ({reason})" for field, reason in results.excluded.items())
         lines.append(f"* not in the macro averages: {reasons}")
     lines += [f"WARNING: {warning}" for warning in results.warnings]
+    return "\n".join(lines)
+
+
+def datasets_table(datasets: Iterable[Results]) -> str:
+    """A row per data set with the macro AUROC and 95 % interval of each encoder on its test images alone."""
+    lines: list[str] = []
+    for one in datasets:
+        names = list(one.encoders)
+        if not lines:
+            head = ["macro AUROC, each data set alone", "images", "fields", *names]
+            lines = [
+                "  ".join([f"{head[0]:32s}", *(f"{word:>6s}" for word in head[1:3]), *(f"{n:>20s}" for n in names)])
+            ]
+            lines.append("-" * len(lines[0]))
+        cells = [f"{estimate(one.get('auroc', MACRO, name)):>20s}" for name in names]
+        counts = (one.test["n_images"], len(one.macro_fields))
+        lines.append("  ".join([f"{one.run['data']['dataset']:32s}", *(f"{n:>6d}" for n in counts), *cells]))
     return "\n".join(lines)
 
 

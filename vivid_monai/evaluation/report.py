@@ -2,11 +2,13 @@
 
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -39,6 +41,14 @@ from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.states import PRESENT
 
 TEMPLATES = Path(__file__).parent / "templates"
+DATASETS = "datasets"
+"""Folder of an evaluation's results on each of several data sets alone."""
+
+
+def read_datasets(folder: Path) -> dict[Path, Results]:
+    """Folder → results on one data set alone, of the folder of an evaluation; empty where it is of one data set."""
+    paths = sorted((folder / DATASETS).glob("*/results.json"))
+    return {path.parent: Results.load(path) for path in paths}
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
@@ -65,6 +75,10 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         title=f"{results.task}: evaluation",
         headline=words.headline(results),
         intervals=words.interval_words(results),
+        datasets={
+            quote(os.path.relpath(one / "report.html", page.parent)): alone
+            for one, alone in read_datasets(folder).items()
+        },
         examples=_shown(Examples.load(stored), results, predictions) if stored.is_file() else None,
     )
     write_csv(folder / "metrics.csv", CSV_COLUMNS, csv_rows(results.rows, results.test))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import ignite.distributed as idist
 import torch
@@ -20,12 +22,12 @@ from monai.bundle import ConfigWorkflow
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import Encoder, VividEncoder, for_task, load_encoder
-from vivid_monai.evaluation.evaluate import Evaluated, evaluate
+from vivid_monai.evaluation.evaluate import Evaluated, evaluate, of_datasets
 from vivid_monai.evaluation.examples import collect_examples
 from vivid_monai.evaluation.features import FeatureStore
-from vivid_monai.evaluation.format import summary_table
+from vivid_monai.evaluation.format import datasets_table, summary_table
 from vivid_monai.evaluation.probes import LinearProbe, save_probe
-from vivid_monai.evaluation.report import write_report
+from vivid_monai.evaluation.report import DATASETS, read_datasets, write_report
 from vivid_monai.evaluation.results import Results, write_csv, write_predictions
 from vivid_monai.evaluation.task import Task
 from vivid_monai.images.preprocess import Preprocess
@@ -44,6 +46,7 @@ FILES = {
     "metrics.csv": "the same numbers as a table",
     "predictions.csv": "states and probabilities of every test image",
     "probes/": "the fitted probes, to apply elsewhere",
+    f"{DATASETS}/": "each data set alone: its page, numbers and predictions",
     "skipped.csv": "training, validation and test images that could not be read",
     "config.json": "the resolved config",
 }
@@ -229,8 +232,8 @@ def write_evaluation(
     """
     results = replace(evaluated.results, run={**provenance(), "seconds": evaluated.seconds, "data": _data(task)})
     results.save(folder / "results.json")
-    of_test = {name: one.test for name, one in evaluated.scored.items()}
-    write_predictions(folder / "predictions.csv", evaluated.test, results.fields, of_test, seeds=results.seeds)
+    _write_predictions(evaluated, folder)
+    _write_datasets(evaluated, folder / DATASETS, run=results.run)
     for name, probes in evaluated.probes.items():
         for seed, probe in zip(results.seeds, probes, strict=True):
             if isinstance(probe, LinearProbe):  # others are as large as their training sets
@@ -249,8 +252,27 @@ def write_evaluation(
     return results
 
 
+def _write_predictions(evaluated: Evaluated, folder: Path) -> None:
+    of_test, results = {name: one.test for name, one in evaluated.scored.items()}, evaluated.results
+    write_predictions(folder / "predictions.csv", evaluated.test, results.fields, of_test, seeds=results.seeds)
+
+
+def _write_datasets(evaluated: Evaluated, folder: Path, *, run: Mapping[str, Any]) -> None:
+    """A folder for each of several data sets, as that of the whole evaluation, without the encoders' own files."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run into the same folder
+    for name, alone in of_datasets(evaluated).items():
+        own = folder / quote(name, safe="")
+        data = {key: run["data"][key].get(name, {}) for key in ("splits", "card")}  # a union has them by data set
+        data |= {"dataset": name, "manifest": run["data"]["manifest"]}
+        replace(alone.results, run={**run, "data": data}).save(own / "results.json")
+        _write_predictions(alone, own)
+        write_report(own)
+
+
 def _print_output(results: Results, folder: Path, files: Mapping[str, str]) -> None:
     print("\n" + summary_table(results))
+    if datasets := read_datasets(folder):
+        print("\n" + datasets_table(datasets.values()))
     print(f"\nIn {folder}:")
     for name, words in files.items():
         if any((folder / one).exists() for one in name.split(", ")):
@@ -290,12 +312,14 @@ def _data(task: Task) -> dict[str, Any]:
     def datasets(manifest: Manifest) -> str:
         return ", ".join(sorted(set(manifest.table["dataset"].to_pylist())))
 
-    manifest = task.manifest
+    manifest, path = task.manifest, task.manifest.path
     return {
         "dataset": datasets(manifest),
         "source": None if task.source is None else datasets(task.source),
         "splits": manifest.splits,
         "image_root": str(manifest.image_root),
-        "manifest": None if manifest.path is None else os.path.abspath(manifest.path),
+        "manifest": [os.path.abspath(one) for one in path]
+        if isinstance(path, list)
+        else path and os.path.abspath(path),
         "card": manifest.card,
     }
