@@ -30,6 +30,7 @@ ALLOWED = {
         "data",
         "prepare",
         "networks",
+        "engines",
         "evaluation",
         "deploy",
     },

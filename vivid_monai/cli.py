@@ -20,6 +20,7 @@ COMMANDS = {
     "verify": ("records", "check UMS records"),
     "labels": ("records", "list or show label spaces"),
     "report": ("records", "write the page of an evaluation, or compare several"),
+    "compare": ("compare", "pretrain several ways, test them on the same images, judge who is better"),
     "bundle": ("bundle", "make a Model Zoo bundle from a finished training run"),
     "export": ("bundle", "write the classifier of a bundle as Hugging Face folder, TorchScript or ONNX"),
     "predict": ("bundle", "findings of image files, by a bundle"),

@@ -64,7 +64,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         VividError: a file is missing or broken, they are not of one run, or the page cannot be written.
     """
-    results, predictions = _load(folder)
+    results, predictions = load_run(folder)
     stored = folder / "examples.npz"
     page = out or folder / "report.html"
     _render(
@@ -109,7 +109,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
     labels = ["/".join(path.parts[-depth:]) for path in paths]
-    loaded = [_load(Path(folder)) for folder in folders]
+    loaded = [load_run(Path(folder)) for folder in folders]
     runs = {label: results for label, (results, _) in zip(labels, loaded, strict=True)}
     if len(kinds := {run.kind for run in runs.values()}) > 1:
         raise VividError(
@@ -146,7 +146,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def _load(folder: Path) -> tuple[Results, Predictions]:
+def load_run(folder: Path) -> tuple[Results, Predictions]:
     """What results.json and predictions.csv hold, where they are of one run."""
     results, predictions = Results.load(folder / "results.json"), read_predictions(folder / "predictions.csv")
     pairs = {
@@ -316,7 +316,7 @@ def _render(template: str, path: Path, results: Results, predictions: Prediction
     panels, without = _panels(results, predictions) if predictions else ([], {})
     numbers = count()
     page = (
-        _environment()
+        environment()
         .get_template(template)
         .render(
             r=results,
@@ -341,7 +341,8 @@ def _is_table(value: Mapping[str, Any]) -> bool:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of the pages."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -86,7 +86,7 @@ def run_evaluation(
         n_examples: test images that the page shows with the attention maps of SPD; 0 for none.
         seeds, options: as of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
     """
-    specs = named(encoder)
+    specs = named(encoder, taken=() if baseline == "none" else ("untrained", "baseline"))
     longest = max(len(members) for members in specs.values())
     seeds = list(range(longest)) if longest > 1 and list(seeds) == [0] else list(seeds)
     encoders = {name: [load_encoder(spec, pool=pool) for spec in members] for name, members in specs.items()}
@@ -108,14 +108,14 @@ def run_evaluation(
     return results
 
 
-def named(encoder: Specs) -> dict[str, list[str]]:
-    """Specs by name: ``"x.safetensors"`` → ``{"encoder": ["x.safetensors"]}``."""
+def named(encoder: Specs, *, taken: Sequence[str] = ("untrained", "baseline")) -> dict[str, list[str]]:
+    """Specs by name: ``"x.safetensors"`` → ``{"encoder": ["x.safetensors"]}``; ``taken`` are no names for them."""
     by_name = encoder if isinstance(encoder, Mapping) else {"encoder": encoder}
     specs = {name: [one] if isinstance(one, str) else list(one) for name, one in by_name.items()}
     if not specs or not all(one and all(one) for one in specs.values()):
         raise VividError("there is no encoder: give --encoder PATH, or a name and a path for each of several")
-    if taken := {"untrained", "baseline"} & specs.keys():
-        raise VividError(f"the name {taken.pop()!r} is taken by what --baseline adds: call this encoder otherwise")
+    if both := set(taken) & specs.keys():
+        raise VividError(f"the name {both.pop()!r} is taken by what --baseline adds: call this encoder otherwise")
     if wrong := [name for name in specs if not name.strip() or set("@:/") & set(name)]:
         raise VividError(f"{wrong[0]!r} cannot name an encoder: leave out @, : and /")
     return specs

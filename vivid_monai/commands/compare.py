@@ -1,0 +1,360 @@
+"""``vivid compare``: pretrain several ways with several seeds, test them on the same images, judge who is better."""
+
+import argparse
+import difflib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vivid_monai.engines.matrix import Cell, run_matrix, run_submitted, seconds_per_step
+from vivid_monai.errors import VividError
+from vivid_monai.evaluation.format import estimate
+from vivid_monai.evaluation.verdicts import MARGIN, as_row, rule, write_verdicts
+from vivid_monai.evaluation.workflows import INITIAL, PRETRAINED
+from vivid_monai.networks.checkpoint import read_checkpoint
+from vivid_monai.networks.modules import stored_parts
+
+ARMS = "arms.json"
+REFERENCES = ("thumbnails", "bce_vit", "none")
+TIMED = " (equal time)"
+OF_A_RUN = ("seed", "output_dir", "resume")
+"""Keys of a run's config in which the seeds of an arm differ."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of making an encoder: configs over configs/train.json, or an encoder that needs no training.
+
+    Attributes:
+        name: what it is called.
+        says: what it is, in words.
+        configs: overlays, later ones win.
+        knobs: options of the training, before which those of ``--set`` yield.
+        encoder: a spec of :func:`~vivid_monai.evaluation.encoders.load_encoder`, in place of all that.
+    """
+
+    name: str
+    says: str = ""
+    configs: tuple[str, ...] = ()
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    encoder: str = ""
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    parser.epilog = "Arms, verdicts and files: docs/compare.md. Run it in the checkout, where configs/ is."
+    add("data", type=Path, metavar="DATA", help="folder of a prepared data set; a new one called phantom is generated")
+    what = "names of configs/arms.json, or files of your own arms in its format"
+    add("--arms", nargs="+", default=["lm", "none", "bce_vit", "thumbnails"], metavar="ARM|FILE", help=what)
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="a run of each arm for each")
+    add("--out", type=Path, metavar="DIR", help="where all goes (default: runs/compare/NAME of the data)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of configs/train.json, of all arms")
+    add("--configs", nargs="+", default=[], metavar="FILE", help="overlays of configs/train.json, of all arms")
+    what = "overlay of configs/evaluate.json (default: that of the data set, else configs/eval/table.json)"
+    add("--task", metavar="FILE", help=what)
+    add("--evaluate", nargs="+", default=[], metavar="KEY=VALUE", help="options of configs/evaluate.json")
+    what = "images: as many steps; time: besides, each arm once more for as long as the slowest one took"
+    add("--equal", choices=("images", "time"), default="images", help=what)
+    add("--minutes", type=float, metavar="M", help="of training, in place of what the slowest arm took")
+    what = f"references besides untrained, {', '.join(REFERENCES)}"
+    add("--against", nargs="+", default=[], metavar="ARM", help=what)
+    add("--margin", type=float, default=MARGIN, help="difference in macro AUROC that is worth the name")
+    add("--processes", type=int, default=1, metavar="N", help="runs at a time")
+    add("--gpus", type=int, default=0, metavar="N", help="runs at a time, each on a GPU of its own")
+    add("--launcher", choices=("local", "submitit"), default="local", help="submitit: jobs of Slurm")
+    what = "of submitit: timeout_min=120 gpus_per_node=1 slurm_partition=gpu"
+    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help=what)
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Train every arm with every seed, each run in a process of its own, test all encoders and their untrained twins on
+    the same images, and judge which is better. The same command goes on where it stopped: what is done is not repeated,
+    a run that was interrupted resumes from its last save, and two commands on one folder share the work."""
+    if args.processes < 1 or args.gpus < 0 or len(set(args.seeds)) < len(args.seeds):
+        raise VividError("--processes must be at least 1, --gpus not negative, and each seed given once")
+    matrix = Matrix(args)
+    failed = matrix.train(matrix.cells())
+    if args.equal == "time":
+        failed |= matrix.train(matrix.timed())
+    if not matrix.complete():
+        raise VividError(f"no arm has all its runs, so nothing can be compared: {_listed(failed)}")
+    evaluation = matrix.evaluate()
+    claims = matrix.claims()
+    judged = write_verdicts(
+        evaluation,
+        matrix.out / "report.html",
+        claims,
+        {name: matrix.told(name) for name in matrix.encoders()},
+        title=f"{args.data.name}: {len(matrix.arms)} arms, {len(args.seeds)} seeds",
+        equal=matrix.equal(),
+        failed=failed,
+        margin=args.margin,
+    )
+    print(f"\n{rule(args.margin)}\n")
+    width = max(len(f"{one.arm} better than {one.reference}") for one in judged) if judged else 0
+    for one in judged:
+        print(f"{f'{one.arm} better than {one.reference}':{width}s}  {one.verdict:9s}  {estimate(as_row(one))}")
+    if failed:
+        print(f"\nFailed: {_listed(failed)}\nThe same command tries them again.")
+    print(f"\nNext: open {matrix.out / 'report.html'}; all findings: {evaluation / 'report.html'}")
+    return 1 if failed else 0
+
+
+def read_arms(names: Sequence[str], configs: Path) -> dict[str, Arm]:
+    """Arms by their names, from the table in `configs` and from files of one's own.
+
+    Raises:
+        VividError: an arm that is not known or given twice; a file that is no table of arms.
+    """
+    known, chosen = _table(configs / ARMS, configs), dict[str, Arm]()
+    for name in names:
+        own = _table(Path(name), configs) if name.endswith(".json") else {}
+        if not own and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise VividError(
+                f"there is no arm {name!r}{f'; did you mean {near[0]!r}?' if near else ''} Known: {', '.join(known)}; "
+                "or give a .json file of your own"
+            )
+        for arm in own.values() or [known[name]]:
+            if arm.name in chosen or arm.name.startswith("untrained"):
+                raise VividError(f"the arm {arm.name!r} is given twice, or has the name of the untrained twins")
+            chosen[arm.name] = arm
+    return chosen
+
+
+def _table(path: Path, configs: Path) -> dict[str, Arm]:
+    """The arms of a file; their configs lie beside it, or in `configs`."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VividError(f"{path}: no table of arms: {error}; run this in the checkout, where configs/ is") from error
+    arms = {}
+    for name, said in table.items() if isinstance(table, dict) else ():
+        if not isinstance(said, dict) or (odd := said.keys() - {"says", "configs", "knobs", "encoder"}):
+            what = f"has {', '.join(sorted(odd))}" if isinstance(said, dict) else "is no table"
+            raise VividError(f"{path}: the arm {name!r} {what}; it takes says, configs, knobs and encoder")
+        if ("encoder" in said) == ("configs" in said or "knobs" in said):
+            raise VividError(f"{path}: the arm {name!r} needs either configs and knobs, or an encoder")
+        overlays = tuple(_find(config, (path.parent, configs), path) for config in said.get("configs", ()))
+        arms[name] = Arm(name, said.get("says", ""), overlays, said.get("knobs", {}), said.get("encoder", ""))
+    if not arms:
+        raise VividError(f"{path}: holds no arm; configs/arms.json shows how they are written")
+    return arms
+
+
+def _find(name: str, folders: Sequence[Path], where: Path) -> str:
+    for folder in folders:
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise VividError(f"{where}: there is no {name} beside it or in {folders[-1]}")
+
+
+class Matrix:
+    """The runs of arms × seeds in a folder, and what becomes of them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.configs = args, Path("configs")
+        self.out = args.out or Path("runs", "compare", args.data.name)
+        self.arms = read_arms(args.arms, self.configs)
+        self._seconds: dict[str, float] = {}
+        for name in args.against:
+            if name not in self.arms:
+                raise VividError(f"--against {name}: it is none of the arms {', '.join(self.arms)}")
+        if not (args.data / "manifest.parquet").exists() and args.data.name != "phantom":
+            raise VividError(f"{args.data}: no manifest.parquet in it; make one with `vivid prepare`")
+
+    def folder(self, arm: str, seed: int) -> Path:
+        """Of a run."""
+        kind, name = ("time", arm.removesuffix(TIMED)) if arm.endswith(TIMED) else ("images", arm)
+        return self.out / kind / name / str(seed)
+
+    def cells(self) -> list[Cell]:
+        """A run of every arm that is trained, for every seed: seed by seed, so that whole comparisons come early."""
+        overlay = self._of_data("data", self.args.data.name)
+        first = [str(self.configs / "train.json"), overlay, *self.args.configs]
+        common = {"name": self.args.data.name, "dataset_dir": self.args.data, "bundle_root": self.out, "n_examples": 0}
+        common |= _pairs(self.args.set, "--set")
+        return [
+            Cell(
+                f"{arm.name}, seed {seed}",
+                str(self.folder(arm.name, seed)),
+                (*first, *arm.configs),
+                {**common, **arm.knobs, "seed": seed},
+            )
+            for seed in self.args.seeds
+            for arm in self.arms.values()
+            if not arm.encoder
+        ]
+
+    def timed(self) -> list[Cell]:
+        """The runs again, each with as many steps as it can train in the time of the slowest arm, which is left out."""
+        names = [arm.name for arm in self.arms.values() if not arm.encoder and self._done(arm.name)]
+        minutes = self.args.minutes
+        target = 60 * minutes if minutes else max(map(self.seconds, names), default=0)
+        again = []
+        for cell in self.cells():
+            name, _, seed = cell.name.rpartition(", seed ")
+            if name not in names:
+                continue
+            config, ratio = self._config(name), target / self.seconds(name)
+            steps = {"epoch_length": max(1, round(ratio * config["epoch_length"]))}
+            if steps["epoch_length"] == config["epoch_length"]:
+                continue
+            total = steps["epoch_length"] * config["max_epochs"]
+            steps["warmup_steps"] = min(round(ratio * config["warmup_steps"]), total - 1)
+            folder = str(self.folder(name + TIMED, int(seed)))
+            called = f"{name}{TIMED}, seed {seed}"
+            again.append(replace(cell, name=called, folder=folder, knobs={**cell.knobs, **steps}))
+        return again
+
+    def train(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """Run what is not done; what failed, with the reason."""
+        for cell in cells:
+            cell.ask()
+        return self._launch(cells)
+
+    def _launch(self, cells: Sequence[Cell]) -> dict[str, str]:
+        args = self.args
+        if args.launcher == "submitit":
+            return run_submitted(cells, self.out / "submitit", _pairs(args.slurm, "--slurm", numbers=True))
+        return run_matrix(cells, processes=args.processes, gpus=args.gpus)
+
+    def complete(self) -> list[str]:
+        """Names of the arms that have all their runs, and of those among them that need none."""
+        names = [arm.name for arm in self.arms.values() if arm.encoder or self._done(arm.name)]
+        timed = [arm + TIMED for arm in self.arms if self.args.equal == "time" and self._done(arm + TIMED)]
+        return names + timed
+
+    def encoders(self) -> dict[str, list[str]]:
+        """Name → an encoder for each seed: of every complete arm, and of the untrained twins."""
+        specs: dict[str, list[str]] = {}
+        for name in self.complete():
+            arm = self.arms[name.removesuffix(TIMED)]
+            folders = [self.folder(name, seed) for seed in self.args.seeds]
+            specs[name] = [arm.encoder] if arm.encoder else [str(folder / PRETRAINED) for folder in folders]
+        for name, twin in self.twins().items():
+            specs.setdefault(twin, [str(self.folder(name, seed) / INITIAL) for seed in self.args.seeds])
+        return specs
+
+    def twins(self) -> dict[str, str]:
+        """Trained arm → the name of its untrained twin: one for all arms that start from the same kind of network."""
+        known: dict[str, str] = {}
+        twins = {}
+        for name in self.complete():
+            if self.arms[name.removesuffix(TIMED)].encoder:
+                continue
+            stored = stored_parts(read_checkpoint(self.folder(name, self.args.seeds[0]) / INITIAL, tensors=False)) or {}
+            start = [stored["kind"], stored["config"], stored["preprocess"], self._config(name).get("vit_weights")]
+            called = f"untrained {name}" if known else "untrained"
+            twins[name] = known.setdefault(json.dumps(start, sort_keys=True), called)
+        return twins
+
+    def claims(self) -> list[tuple[str, str]]:
+        """(arm, reference): each arm against its untrained twin, and against the references that are there."""
+        names, twins = self.complete(), self.twins()
+        claims = []
+        for name in names:
+            suffix = TIMED if name.endswith(TIMED) else ""
+            references = [twins[name]] if name in twins else []
+            for reference in dict.fromkeys([*REFERENCES, *self.args.against]):
+                reference += suffix if reference + suffix in names else ""
+                references += [reference] if reference in names else []
+            others = [one for one in references if one.removesuffix(TIMED) != name.removesuffix(TIMED)]
+            claims += [(name, one) for one in others if (one, name) not in claims]
+        return claims
+
+    def evaluate(self) -> Path:
+        """One evaluation of all encoders on the same images; its folder."""
+        data, folder = self.args.data, self.out / "evaluation"
+        task = self.args.task or self._of_data("eval", data.name, f"{data.name}_probe")
+        knobs = {"dataset_dir": data, "manifest": data / "manifest.parquet", "bundle_root": self.out}
+        knobs |= {"encoder": self.encoders(), "baseline": "none", "seeds": self.args.seeds, "n_examples": 0}
+        knobs |= {"cache_dir": self.out / "features", **_pairs(self.args.evaluate, "--evaluate")}
+        cell = Cell("evaluation", str(folder), (str(self.configs / "evaluate.json"), task), knobs, "evaluating")
+        if cell.done and self._newest() > (folder / "results.json").stat().st_mtime:
+            shutil.rmtree(folder)
+        try:
+            cell.ask()
+        except VividError:  # of other arms or seeds: the features of most are kept
+            shutil.rmtree(folder)
+            cell.ask()
+        if not cell.done and (failed := self._launch([cell])):
+            raise VividError(f"the evaluation failed: {failed[cell.name]}")
+        return folder
+
+    def _newest(self) -> float:
+        """When the last run ended."""
+        runs = [self.folder(name, seed) / "results.json" for name in self.complete() for seed in self.args.seeds]
+        return max((path.stat().st_mtime for path in runs if path.exists()), default=0)
+
+    def told(self, name: str) -> dict[str, Any]:
+        """What the page says of an encoder."""
+        arm = self.arms.get(name.removesuffix(TIMED))
+        if arm is None or arm.encoder:
+            says = arm.says if arm else "the network before training, drawn anew for each seed"
+            return {"says": says, "images": 0, "minutes": None, "settings": arm.encoder if arm else ""}
+        settings = [*(Path(one).stem for one in arm.configs), *(f"{key}={value}" for key, value in arm.knobs.items())]
+        config = self._config(name)
+        images = config["batch_size"] * config["max_epochs"] * config["epoch_length"]
+        return {"says": arm.says, "images": images, "minutes": self.seconds(name) / 60, "settings": ", ".join(settings)}
+
+    def equal(self) -> str:
+        """What the arms have in common."""
+        words = "All arms were trained for the same number of steps and images; the table says how many."
+        if len({self.told(name)["images"] for name in self.twins() if not name.endswith(TIMED)}) > 1:
+            words = "Arms were trained on different numbers of images, as the table says: they set them themselves."
+        if self.args.equal == "time":
+            how = f"for {self.args.minutes:g} minutes" if self.args.minutes else "as long as the slowest of them"
+            words += f" Where it says{TIMED}, an arm was trained anew {how}, by the time of a step in its first runs."
+        return words
+
+    def seconds(self, name: str) -> float:
+        """Of training of one run, mean over the seeds: the time of its steps, without validation."""
+        if name not in self._seconds:
+            config = self._config(name)
+            steps = config["max_epochs"] * config["epoch_length"]
+            of_runs = [steps * seconds_per_step(self.folder(name, seed)) for seed in self.args.seeds]
+            self._seconds[name] = sum(of_runs) / len(of_runs)
+        return self._seconds[name]
+
+    def _done(self, name: str) -> bool:
+        return all((self.folder(name, seed) / "results.json").exists() for seed in self.args.seeds)
+
+    def _config(self, name: str) -> dict[str, Any]:
+        """The config of an arm's runs, which have to agree in it."""
+        first: dict[str, Any] = {}
+        for seed in self.args.seeds:
+            path = self.folder(name, seed) / "config.json"
+            config = {key: one for key, one in json.loads(path.read_text()).items() if key not in OF_A_RUN}
+            if odd := [key for key in first or config if config.get(key) != (first or config).get(key)]:
+                raise VividError(f"{path}: differs from the arm's first run in {', '.join(odd)}; delete one of them")
+            first = first or config
+        return first
+
+    def _of_data(self, kind: str, *names: str) -> str:
+        """The overlay of the data set, by the name of its folder, or that of any table."""
+        return _find_first([self.configs / kind / f"{name}.json" for name in (*names, "table")])
+
+
+def _find_first(paths: Sequence[Path]) -> str:
+    return str(next((path for path in paths if path.is_file()), paths[-1]))
+
+
+def _pairs(words: Sequence[str], option: str, *, numbers: bool = False) -> dict[str, Any]:
+    """KEY=VALUE words as a mapping."""
+
+    def split() -> Iterator[tuple[str, Any]]:
+        for word in words:
+            key, equals, value = word.partition("=")
+            if not key or not equals:
+                raise VividError(f"{option} {word}: write KEY=VALUE")
+            yield key, int(value) if numbers and value.isdecimal() else value
+
+    return dict(split())
+
+
+def _listed(failed: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in failed.items())
