@@ -16,6 +16,7 @@ from vivid_monai.commands.compare import Matrix, read_arms
 from vivid_monai.errors import VividError
 from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.resnet import ResNet
+from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def parsed(*words: str, data: str = "data/mine") -> argparse.Namespace:
     return build_parser("compare").parse_args(["compare", data, *words])
 
 
-def run_folder(made: Matrix, arm: str, seed: int, network=None, **config) -> None:
+def run_folder(made: Matrix, arm: str, seed: int, network=None, spd=None, **config) -> None:
     """What a finished run leaves that a comparison looks at."""
     folder = made.folder(arm, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def run_folder(made: Matrix, arm: str, seed: int, network=None, **config) -> Non
     (folder / "config.json").write_text(json.dumps(config))
     network = network or ViT(img_size=16, patch_size=8, preset="micro")
     kind = "resnet" if isinstance(network, ResNet) else "vit"
-    save_module(network, folder / "initial_vit.safetensors", kind=kind, preprocess=PREPROCESS.to_dict())
+    save_module(network, folder / "initial_vit.safetensors", kind=kind, spd=spd, preprocess=PREPROCESS.to_dict())
     (folder / "results.json").write_text("{}")
 
 
@@ -111,6 +112,9 @@ def test_a_run_for_every_arm_and_seed_that_is_trained(checkout):
     assert (cells[0].knobs["groups"], cells[3].knobs["groups"]) == ("2", 8)
     assert (cells[3].knobs["seed"], cells[3].knobs["vit"], cells[0].knobs["layout"]) == (5, "tiny", "phrases")
     assert matrix(data="data/phantom").cells()[0].configs[1] == "configs/data/phantom.json"
+    both = matrix("data/mine", "--arms", "lm").cells()[0]
+    assert both.configs[1] == "configs/data/union.json"
+    assert both.knobs["dataset_dir"] == ["data/mine", "data/mine"]
 
 
 def test_an_arm_that_lacks_a_run_is_left_out(checkout):
@@ -128,18 +132,16 @@ def test_an_arm_that_lacks_a_run_is_left_out(checkout):
 
 
 def test_each_kind_of_network_has_an_untrained_twin(checkout):
-    made = matrix("--arms", "lm", "bce_vit", "none", "resnet18", "thumbnails", "--seeds", "0")
+    made = matrix("--arms", "lm", "bce_vit", "none", "resnet18", "one_group", "thumbnails", "--seeds", "0")
     for arm in ("lm", "bce_vit"):
         run_folder(made, arm, 0)
     run_folder(made, "none", 0, vit_weights="imagenet.safetensors")  # starts elsewhere
     run_folder(made, "resnet18", 0, ResNet(img_size=16, width=8))
-    twins = {"lm": "untrained", "bce_vit": "untrained", "none": "untrained none", "resnet18": "untrained resnet18"}
+    run_folder(made, "one_group", 0, spd=SPD(128, groups=1, queries=8))
+    own = ("none", "resnet18", "one_group")
+    twins = {"lm": "untrained", "bce_vit": "untrained"} | {name: f"untrained {name}" for name in own}
     assert made.twins() == twins
-    assert [one for one in made.encoders() if "untrained" in one] == [
-        "untrained",
-        "untrained none",
-        "untrained resnet18",
-    ]
+    assert list(made.encoders())[-4:] == ["untrained", *(f"untrained {name}" for name in own)]
     claims = made.claims()
     assert set(twins.items()) <= set(claims)
     assert {("lm", "none"), ("resnet18", "bce_vit"), ("bce_vit", "thumbnails")} <= set(claims)

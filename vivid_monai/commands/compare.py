@@ -46,7 +46,8 @@ class Arm:
 def add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     parser.epilog = "Arms, verdicts and files: docs/compare.md. Run it in the checkout, where configs/ is."
-    add("data", type=Path, metavar="DATA", help="folder of a prepared data set; a new one called phantom is generated")
+    what = "folder of a prepared data set, or several, asked in the union of their fields; a new phantom is generated"
+    add("data", nargs="+", type=Path, metavar="DATA", help=what)
     what = "names of configs/arms.json, or files of your own arms in its format"
     add("--arms", nargs="+", default=["lm", "none", "bce_vit", "thumbnails"], metavar="ARM|FILE", help=what)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="a run of each arm for each")
@@ -88,7 +89,7 @@ def run_compare(args: argparse.Namespace) -> int:
         matrix.out / "report.html",
         claims,
         {name: matrix.told(name) for name in matrix.encoders()},
-        title=f"{args.data.name}: {len(matrix.arms)} arms, {len(args.seeds)} seeds",
+        title=f"{matrix.name}: {len(matrix.arms)} arms, {len(args.seeds)} seeds",
         equal=matrix.equal(),
         failed=failed,
         margin=args.margin,
@@ -157,14 +158,16 @@ class Matrix:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.configs = args, Path("configs")
-        self.out = args.out or Path("runs", "compare", args.data.name)
+        self.name = args.data[0].name if len(args.data) == 1 else "union"
+        self.out = args.out or Path("runs", "compare", self.name)
         self.arms = read_arms(args.arms, self.configs)
         self._seconds: dict[str, float] = {}
         for name in args.against:
             if name not in self.arms:
                 raise VividError(f"--against {name}: it is none of the arms {', '.join(self.arms)}")
-        if not (args.data / "manifest.parquet").exists() and args.data.name != "phantom":
-            raise VividError(f"{args.data}: no manifest.parquet in it; make one with `vivid prepare`")
+        for folder in args.data:
+            if not (folder / "manifest.parquet").exists() and (self.name, len(args.data)) != ("phantom", 1):
+                raise VividError(f"{folder}: no manifest.parquet in it; make one with `vivid prepare`")
 
     def folder(self, arm: str, seed: int) -> Path:
         """Of a run."""
@@ -173,9 +176,9 @@ class Matrix:
 
     def cells(self) -> list[Cell]:
         """A run of every arm that is trained, for every seed: seed by seed, so that whole comparisons come early."""
-        overlay = self._of_data("data", self.args.data.name)
+        overlay = self._of_data("data", self.name)
         first = [str(self.configs / "train.json"), overlay, *self.args.configs]
-        common = {"name": self.args.data.name, "dataset_dir": self.args.data, "bundle_root": self.out, "n_examples": 0}
+        common = {"name": self.name, "dataset_dir": self._dataset_dir(), "bundle_root": self.out, "n_examples": 0}
         common |= _pairs(self.args.set, "--set")
         return [
             Cell(
@@ -247,7 +250,8 @@ class Matrix:
             if self.arms[name.removesuffix(TIMED)].encoder:
                 continue
             stored = stored_parts(read_checkpoint(self.folder(name, self.args.seeds[0]) / INITIAL, tensors=False)) or {}
-            start = [stored["kind"], stored["config"], stored["preprocess"], self._config(name).get("vit_weights")]
+            network = {key: stored[key] for key in ("kind", "config", "preprocess", "spd", "pool")}
+            start = [network, self._config(name).get("vit_weights")]
             called = f"untrained {name}" if known else "untrained"
             twins[name] = known.setdefault(json.dumps(start, sort_keys=True), called)
         return twins
@@ -268,9 +272,11 @@ class Matrix:
 
     def evaluate(self) -> Path:
         """One evaluation of all encoders on the same images; its folder."""
-        data, folder = self.args.data, self.out / "evaluation"
-        task = self.args.task or self._of_data("eval", data.name, f"{data.name}_probe")
-        knobs = {"dataset_dir": data, "manifest": data / "manifest.parquet", "bundle_root": self.out}
+        folder = self.out / "evaluation"
+        task = self.args.task or self._of_data("eval", self.name, f"{self.name}_probe")
+        knobs: dict[str, Any] = {"dataset_dir": self._dataset_dir(), "bundle_root": self.out}
+        if len(self.args.data) == 1:  # phantoms are there by now
+            knobs["manifest"] = self.args.data[0] / "manifest.parquet"
         knobs |= {"encoder": self.encoders(), "baseline": "none", "seeds": self.args.seeds, "n_examples": 0}
         knobs |= {"cache_dir": self.out / "features", **_pairs(self.args.evaluate, "--evaluate")}
         cell = Cell("evaluation", str(folder), (str(self.configs / "evaluate.json"), task), knobs, "evaluating")
@@ -319,6 +325,10 @@ class Matrix:
             of_runs = [steps * seconds_per_step(self.folder(name, seed)) for seed in self.args.seeds]
             self._seconds[name] = sum(of_runs) / len(of_runs)
         return self._seconds[name]
+
+    def _dataset_dir(self) -> str | list[str]:
+        folders = [str(folder) for folder in self.args.data]
+        return folders[0] if len(folders) == 1 else folders
 
     def _done(self, name: str) -> bool:
         return all((self.folder(name, seed) / "results.json").exists() for seed in self.args.seeds)

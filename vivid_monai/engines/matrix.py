@@ -209,7 +209,7 @@ def run_submitted(cells: Sequence[Cell], folder: Path, options: Mapping[str, Any
     try:
         import submitit
     except ImportError as error:
-        raise VividError("--launcher submitit needs submitit: pip install submitit") from error
+        raise VividError("--launcher submitit needs submitit: pip install -c constraints.txt -e '.[slurm]'") from error
     parameters = dict(options)
     executor = submitit.AutoExecutor(folder / "%j", cluster=parameters.pop("cluster", None))
     try:
