@@ -1,65 +1,77 @@
-"""Pretrain the tiny teacher that comes with the package, and write its card. Needs torch 2.9 or newer.
+"""Pretrain the tiny teacher that comes with the package, or the small one, and write its card (torch 2.9 or newer).
 
-    python scripts/train_tiny_teacher.py            # eight to ten minutes on one CPU core
+    python scripts/train_tiny_teacher.py                  # about ten minutes on one CPU core
+    python scripts/train_tiny_teacher.py --size small     # twice the parameters, to models/small_teacher
     python scripts/train_tiny_teacher.py --steps 20 --out try
 
-A Llama of about a million parameters and a byte-level BPE, both made from the texts of `tiny_teacher_text.py` alone.
-The same seed on the same machine with the same versions gives the same weights; elsewhere they differ by rounding that
-training amplifies, so the numbers in the card are what to compare.
+A Llama and a byte-level BPE, both made from the texts of `tiny_teacher_text.py` alone, in the teachers' own layouts
+(`tiny_teacher_tokens.py`). The same seed on the same machine with the same versions gives the same weights; elsewhere
+they differ by rounding that training amplifies, so the numbers in the card are what to compare.
 """
 
 import argparse
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
 import transformers
 from tiny_teacher_report import HELD_OUT_POPULATION, measure, write_card
-from tiny_teacher_text import Text, Texts
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny_teacher_text import Texts, phrases
+from tiny_teacher_tokens import NO_TARGET, allowed, batches, make_tokenizer
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vivid_monai.assets import tiny_teacher_path
-from vivid_monai.networks.teacher.text import tokenize
+from vivid_monai.networks.language import additive
 
 POPULATION = 1_000_003
-EOS, PAD = "<|endoftext|>", "<|pad|>"
-VOCABULARY = 1024
 TOKENIZER_TEXTS = 4000
 
 
-def make_tokenizer(texts: Iterator[Text]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: any text can be written in it, and nothing is ever unknown."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[EOS, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(("".join(p.text for p in text) for text in islice(texts, TOKENIZER_TEXTS)), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False, model_max_length=2048
-    )
+@dataclass(frozen=True)
+class Size:
+    """A teacher's size; `synonyms`: how often its texts use them, with whole clinical phrases in the vocabulary."""
+
+    out: Path
+    vocabulary: int
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    steps: int
+    synonyms: float = 0.0
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+SIZES = {
+    "tiny": Size(tiny_teacher_path(), vocabulary=1024, width=128, inner=384, layers=5, heads=8, steps=3200),
+    "small": Size(
+        Path("models/small_teacher"),
+        vocabulary=2048,
+        width=192,
+        inner=512,
+        layers=5,
+        heads=8,
+        steps=2000,
+        synonyms=0.5,
+    ),
+}
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, size: Size) -> LlamaForCausalLM:
     """A Llama with tied embeddings."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=5,
-            num_attention_heads=8,
-            num_key_value_heads=8,
+            hidden_size=size.width,
+            intermediate_size=size.inner,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.heads,
             initializer_range=0.06,  # 0.02 is for wider models: here it learns at half the speed
             max_position_embeddings=2048,
             tie_word_embeddings=True,
@@ -70,32 +82,57 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, texts: Iterator[Text], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Token ids int64 (B, L) and weights float32 (B, L): 0 padding, 1 text, 2 states.
-
-    Texts of similar length go together, taken from a pool of 16 batches, so that little is computed on padding.
-    """
-    order = torch.Generator().manual_seed(0)
-    while True:
-        pool = []
-        for text in islice(texts, 16 * size):
-            tokens = tokenize(tokenizer, text)
-            ids = [token.id for token in tokens] + [tokenizer.eos_token_id]
-            pool.append((ids, [2.0 if token.is_state else 1.0 for token in tokens] + [1.0]))
-        pool.sort(key=lambda text: len(text[0]))
-        for at in torch.randperm(16, generator=order).tolist():
-            part = pool[at * size : (at + 1) * size]
-            width = max(len(ids) for ids, _ in part)
-            filled = [ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in part]
-            yield torch.tensor(filled), torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in part])
+def predict(model: LlamaForCausalLM, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits float32 (N, vocabulary) at the places of a batch that have a target, and those places (N, 5)."""
+    ids, targets, _, position, owner = batch.unbind(-1)
+    mask = additive(allowed(owner)[:, None], model.dtype)
+    hidden = model.model(input_ids=ids, attention_mask=mask, position_ids=position).last_hidden_state
+    known = targets != NO_TARGET
+    return model.lm_head(hidden[known]), batch[known]
 
 
-def step_loss(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def step_loss(model: LlamaForCausalLM, batch: Tensor) -> tuple[Tensor, Tensor]:
     """Mean NLL of all tokens and of the state tokens, in nats. Both count: without the second, layout drowns states."""
-    logits = model(input_ids=ids, attention_mask=(weights > 0).long()).logits[:, :-1]
-    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    kinds = weights[:, 1:]
-    return nll[kinds > 0].mean(), nll[kinds == 2].mean() if (kinds == 2).any() else nll.new_zeros(())
+    logits, places = predict(model, batch)
+    _, targets, is_state, *_ = places.unbind(-1)
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    states = is_state.bool()
+    return nll.mean(), nll[states].mean() if states.any() else nll.new_zeros(())
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal (Jordan 2024, https://kellerjordan.github.io/posts/muon), of matrices.
+
+    `torch.optim.Muon` in float32, all matrices of a shape at once: without bfloat16 in hardware a fifth of the time.
+    """
+
+    def __init__(self, matrices: list[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        shapes = dict.fromkeys(matrix.shape for matrix in matrices)
+        groups = [{"params": [matrix for matrix in matrices if matrix.shape == shape]} for shape in shapes]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            matrices, rate, momentum = group["params"], group["lr"], group["momentum"]
+            gradient = torch.stack([matrix.grad for matrix in matrices])
+            mean = self.state[matrices[0]].setdefault("mean", torch.zeros_like(gradient))
+            mean.lerp_(gradient, 1 - momentum)
+            rows, columns = gradient.shape[1:]
+            updates = orthogonal(gradient.lerp(mean, momentum)) * max(1, rows / columns) ** 0.5
+            for matrix, update in zip(matrices, updates, strict=True):
+                matrix.mul_(1 - rate * group["weight_decay"]).sub_(update, alpha=rate)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """(N, rows, columns) with all singular values near 1, by five steps of Newton and Schulz."""
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonal(matrices.mT).mT
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x
 
 
 def make_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
@@ -103,14 +140,12 @@ def make_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Op
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01),
+        Muon(matrices, lr=rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
-def train(
-    model: LlamaForCausalLM, data: Iterator[tuple[Tensor, Tensor]], steps: int, rate: float
-) -> tuple[int, list[float]]:
+def train(model: LlamaForCausalLM, data: Iterator[Tensor], steps: int, rate: float) -> tuple[int, list[float]]:
     """Warm-up and cosine; returns tokens read and the state NLL of every step."""
     optimizers = make_optimizers(model, rate)
     warm = max(steps // 20, 1)
@@ -120,25 +155,26 @@ def train(
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
     tokens, history = 0, []
-    bar = tqdm(islice(data, steps), total=steps, desc="tiny teacher", unit="step")
-    for ids, weights in bar:
-        text_nll, state_nll = step_loss(model, ids, weights)
+    bar = tqdm(islice(data, steps), total=steps, desc="teacher", unit="step")
+    for batch in bar:
+        text_nll, state_nll = step_loss(model, batch)
         model.zero_grad()
         (text_nll + 2 * state_nll).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
-        tokens += int((weights > 0).sum())
+        tokens += int((batch[..., 4] >= 0).sum())
         history.append(state_nll.item())
         bar.set_postfix(text=f"{text_nll.item():.3f}", state=f"{sum(history[-50:]) / len(history[-50:]):.3f}")
     return tokens, history
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Pretrain the tiny teacher and write its card.")
-    parser.add_argument("--out", type=Path, default=tiny_teacher_path(), help="folder (default: the package's)")
-    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps (default: %(default)s)")
+    parser = argparse.ArgumentParser(description="Pretrain a small teacher and write its card.")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder (default: the package's; of small: models/small_teacher)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: the size's)")
     parser.add_argument("--batch", type=int, default=8, help="texts per step (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=6e-3, help="Muon's peak learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and texts (default: %(default)s)")
@@ -146,32 +182,36 @@ def main() -> None:
         "--studies", type=int, default=400, help="held-out studies to measure on (default: %(default)s)"
     )
     args = parser.parse_args()
+    size = SIZES[args.size]
+    out, steps = args.out or size.out, args.steps or size.steps
 
     started = time.process_time()
     torch.set_num_threads(1)  # sums in one order: the same seed, the same weights
     torch.manual_seed(args.seed)
-    tokenizer = make_tokenizer(iter(Texts(args.seed, POPULATION)))
-    model = make_model(tokenizer)
-    texts = iter(Texts(args.seed + 1, POPULATION))
-    tokens, history = train(model, batches(tokenizer, texts, args.batch), args.steps, args.rate)
+    samples = islice(Texts(args.seed, POPULATION, synonyms=size.synonyms), TOKENIZER_TEXTS)
+    tokenizer = make_tokenizer(samples, size.vocabulary, phrases() if size.synonyms else ())
+    model = make_model(tokenizer, size)
+    texts = iter(Texts(args.seed + 1, POPULATION, synonyms=size.synonyms))
+    tokens, history = train(model, batches(tokenizer, texts, args.batch), steps, args.rate)
     minutes = (time.process_time() - started) / 60
 
-    args.out.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    numbers = measure(args.out, studies=args.studies, train_population=POPULATION)
+    out.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    synonyms = size.synonyms > 0
+    numbers = measure(out, studies=args.studies, train_population=POPULATION, synonyms=synonyms)
     facts = {
         "parameters": f"{model.num_parameters():,}",
         "vocabulary": f"{len(tokenizer):,}",
         "seed": str(args.seed),
-        "steps": f"{args.steps:,} of {args.batch} texts, {tokens:,} tokens, Muon, peak learning rate {args.rate:g}",
+        "steps": f"{steps:,} of {args.batch} texts, {tokens:,} tokens, Muon, peak learning rate {args.rate:g}",
         "last training state NLL": f"{sum(history[-50:]) / len(history[-50:]):.3f}",
         "time": f"{minutes:.1f} minutes of one CPU core",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "populations": f"trained on reports of phantom population {POPULATION}, tested on {HELD_OUT_POPULATION}",
     }
-    write_card(args.out / "README.md", facts, numbers)
-    print((args.out / "README.md").read_text())
+    write_card(out / "README.md", args.size, facts, numbers, synonyms=synonyms)
+    print((out / "README.md").read_text())
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def test_a_name_that_cannot_be_had_says_what_to_download_and_where():
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no-such-folder", "a/b/c"])
 def test_a_missing_folder_is_not_looked_for_on_the_hub(path):
-    with pytest.raises(VividError, match=r"no such folder$"):
+    with pytest.raises(VividError, match=rf"no such folder; give .* --out {path}$"):
         load_language_model(path)
 
 

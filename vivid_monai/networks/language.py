@@ -410,7 +410,10 @@ def _find(path: str | Path, read: Callable[..., _Loaded]) -> _Loaded:
         except OSError as error:
             raise VividError(f"LM {folder}: {first_line(error)}") from error
     if not HUB_NAME.fullmatch(str(path)):
-        raise VividError(f"LM {path}: no such folder")
+        raise VividError(
+            f"LM {path}: no such folder; give that of a transformers model, or make the small teacher there: "
+            f"python scripts/train_tiny_teacher.py --size small --out {path}"
+        )
     with suppress(OSError):
         return read(str(path), offline=True)
     try:
