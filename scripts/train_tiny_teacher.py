@@ -1,6 +1,6 @@
 """Pretrain the tiny teacher that comes with the package, or the small one, and write its card (torch 2.9 or newer).
 
-    python scripts/train_tiny_teacher.py                  # about ten minutes on one CPU core
+    python scripts/train_tiny_teacher.py                  # about ten minutes on one idle CPU core
     python scripts/train_tiny_teacher.py --size small     # twice the parameters, to models/small_teacher
     python scripts/train_tiny_teacher.py --steps 20 --out try
 
@@ -56,8 +56,8 @@ SIZES = {
         inner=512,
         layers=5,
         heads=8,
-        steps=2000,
-        synonyms=0.5,
+        steps=1600,
+        synonyms=0.4,
     ),
 }
 
