@@ -1,15 +1,18 @@
 """Hugging Face folders: transformers' own classes compute the same."""
 
 import json
+import sys
+from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, dynamic_module_utils
 
 from tests.deploy.small import FIELDS, PREPROCESS, SIZE, make_classifier, make_images
 from vivid_monai.deploy import export as module
 from vivid_monai.deploy.export import export_huggingface
 from vivid_monai.errors import VividError
+from vivid_monai.evaluation.encoders import load_encoder
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import NAMINGS, load_vit_weights, rename_vit_weights
@@ -24,6 +27,7 @@ pytestmark = pytest.mark.numeric
         {"norm_eps": 1e-2, "in_channels": 3, "preset": "tiny", "drop_path": 0.5},
         {"pool": "mean"},
         {"pool": "cls+mean", "norm_eps": 1e-2},
+        {"pool": "spd"},
     ],
 )
 def test_equals_pytorch(options, tmp_path):
@@ -32,23 +36,40 @@ def test_equals_pytorch(options, tmp_path):
     folder = export_huggingface(
         ours, tmp_path / "new" / "folder", preprocess=Preprocess(size=SIZE, channels=channels), fields=FIELDS
     )
-    theirs = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True).eval()
+    by_spd = options.get("pool") == "spd"
+    load = partial(AutoModelForImageClassification.from_pretrained, folder, local_files_only=True)
+    theirs = load(trust_remote_code=by_spd).eval()
     body = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     images = make_images(3, channels=channels)
     with torch.inference_mode():
         torch.testing.assert_close(theirs(images).logits, ours(images), rtol=0, atol=1e-5)
         torch.testing.assert_close(body(images).last_hidden_state, ours.encoder(images), rtol=0, atol=1e-5)
-    assert type(theirs).__name__ == ("Dinov2" if "pool" in options else "ViT") + "ForImageClassification"
+    kind = "ViT" if by_spd or "pool" not in options else "Dinov2"
+    assert type(theirs).__name__ == f"{kind}ForImageClassification{'BySPD' * by_spd}"
     assert theirs.config.id2label == dict(enumerate(FIELDS))
     assert theirs.config.label2id == {field: i for i, field in enumerate(FIELDS)}
     loss = theirs(images, labels=torch.full((3, 5), 0.5)).loss
     expected = torch.nn.functional.binary_cross_entropy_with_logits(ours(images), torch.full((3, 5), 0.5))
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
-    assert "auto_map" not in json.loads((folder / "config.json").read_text())
-    files = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
-    assert sorted(one.name for one in folder.iterdir()) == files
+    assert ("auto_map" in json.loads((folder / "config.json").read_text())) == by_spd
+    files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    files |= {"errors.py", "modeling_vivid.py", "spd.py"} if by_spd else set()
+    assert {one.name for one in folder.iterdir()} == files
+    if by_spd:
+        with pytest.raises(RuntimeError, match="classifier"):  # and never another network under the same name
+            load(trust_remote_code=False)
+        assert "trust_remote_code=True" in (folder / "README.md").read_text()
+        encoder = load_encoder(str(folder), pool="mean")
+        torch.testing.assert_close(encoder.tokens(images), ours.encoder(images), rtol=0, atol=1e-5)
     assert [one.name for one in folder.parent.iterdir()] == ["folder"]
     assert folder.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o777
+
+
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path_factory, monkeypatch):
+    """transformers keeps the code of folders in a place of its own."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    monkeypatch.setattr("sys.path", [*sys.path])
 
 
 def test_its_encoder_can_be_trained_on(tmp_path):

@@ -3,9 +3,8 @@
 import hashlib
 import io
 import json
-import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from importlib.metadata import distributions, version
@@ -22,6 +21,7 @@ from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.deploy.predict import RADIOGRAPHS
 from vivid_monai.deploy.quantize import write_int8
 from vivid_monai.deploy.readme import bundle_docs
+from vivid_monai.deploy.scripts import MODULES, module_files
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.results import MACRO
 from vivid_monai.images.augment import Augment
@@ -38,13 +38,6 @@ NEEDED = (
 )
 LARGE = 25 * 2**20
 """Bytes from which on the zoo wants a file to be listed in large_files.yml instead of in git."""
-MODULES = (
-    "networks/classifier.py",
-    "images/preprocess.py",
-    "deploy/ood_score.py",
-    "deploy/postprocessing.py",
-)
-"""The files of this package that the configs of a classification bundle name."""
 WORDING = {
     "title": "",
     "version": "0.1.0",
@@ -209,38 +202,6 @@ def bundle_configs(network: Config, preprocess: Preprocess) -> dict[str, Config]
     shift = round(Augment().translate * preprocess.size, 3)
     train["train"]["random_transforms"][0]["translate_range"] = [shift, shift]
     return configs
-
-
-def module_files(modules: Iterable[str] = MODULES) -> dict[str, str]:
-    """File name in the bundle's `scripts/` → its text: files of this package, with all that they import of it.
-
-    Imports of the package are made relative. A bundle so reads images and writes findings as this package does; it
-    needs none of MONAI's readers, which show DICOM otherwise, alias ribs when they shrink an image, and take truncated
-    files for images.
-    """
-    root = resources.files("vivid_monai")
-    texts: dict[str, str] = {}
-    waiting = list(modules)
-    while waiting:
-        if (name := waiting.pop()) not in texts:
-            texts[name] = (root / name).read_text(encoding="utf-8")
-            waiting += [f"{one.replace('.', '/')}.py" for one in re.findall(_IMPORT, texts[name], flags=re.MULTILINE)]
-    places = {name: name.rpartition("/")[2] for name in sorted(texts)}
-    if len(set(places.values())) < len(places):
-        raise AssertionError(f"two files of a bundle's scripts/ have one name: {sorted(places)}")
-    shipped = {places[name]: _relative(text, places) for name, text in texts.items()}
-    return {"__init__.py": '"""Files of vivid-monai: network, reading of images, findings."""\n', **shipped}
-
-
-_IMPORT = r"^from vivid_monai\.([\w.]+) import"
-
-
-def _relative(text: str, places: Mapping[str, str]) -> str:
-    for name, place in places.items():
-        full, short = (re.escape(one.removesuffix(".py").replace("/", ".")) for one in (name, place))
-        text = re.sub(rf"^from vivid_monai\.{full} import", f"from .{short} import", text, flags=re.MULTILINE)
-        text = re.sub(rf"\bvivid_monai\.{full}\b", f"scripts.{short}", text)
-    return re.sub(r":\w+:`~?vivid_monai\.(?:[\w.]+\.)?(\w+)`", r"`\1` of vivid-monai", text)
 
 
 def _metadata(

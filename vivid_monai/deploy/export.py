@@ -16,8 +16,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Dinov2Config, PreTrainedConfig, ViTConfig
 
+from vivid_monai.deploy.modeling_vivid import ViTForImageClassificationBySPD
 from vivid_monai.deploy.onnx import FORMAT, INPUT, OUTPUTS, OnnxClassifier
 from vivid_monai.deploy.readme import render
+from vivid_monai.deploy.scripts import module_files
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.logs import quiet
@@ -34,6 +36,8 @@ OPSET = 20
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 _BLACK = 2**-16
 _HEAD = "ForImageClassification"
+MODELING = "deploy/modeling_vivid.py"
+"""What a Hugging Face folder needs of this package where a classifier reads through SPD."""
 
 
 def describe(classifier: Classifier, preprocess: Preprocess, fields: Sequence[str]) -> dict[str, Any]:
@@ -179,10 +183,14 @@ def export_huggingface(
     """Write a folder as ``save_pretrained`` does, whole or not at all.
 
     ``AutoModel``, ``AutoModelForImageClassification`` and ``AutoImageProcessor`` load it, without network or code of
-    ours. What pools by "cls" becomes a ``ViTForImageClassification``; that architecture knows no other pooling, so
-    "mean" and "cls+mean" become a ``Dinov2ForImageClassification``, whose head sees both (a "mean" head has zeros for
-    the CLS token) and whose layer scales are 1. The image processor resizes in 8 bits per direction where ours rounds
-    once: single pixels differ by one grey level of 255. The folder's README.md tells how to get the exact input.
+    ours, where the pool is not "spd". What pools by "cls" becomes a ``ViTForImageClassification``; that architecture
+    knows no other pooling, so "mean" and "cls+mean" become a ``Dinov2ForImageClassification``, whose head sees both (a
+    "mean" head has zeros for the CLS token) and whose layer scales are 1. What reads through SPD becomes a
+    :class:`~vivid_monai.deploy.modeling_vivid.ViTForImageClassificationBySPD`, whose few lines lie in the folder and
+    run with ``trust_remote_code=True`` only; ``AutoModel`` loads the ViT without them.
+
+    The image processor resizes in 8 bits per direction where ours rounds once: single pixels differ by one grey level
+    of 255. The folder's README.md tells how to get the exact input.
 
     Raises:
         VividError: preprocessing or fields of another classifier, preprocessing for which there is no image processor,
@@ -193,7 +201,7 @@ def export_huggingface(
     processor = _processor(preprocess)
     network = for_export(classifier)
     config = _config(network, fields)
-    architecture = type(config).__name__.removesuffix("Config") + _HEAD
+    (architecture,) = config.architectures
     readme = render("huggingface.md.j2", **description, p=preprocess, architecture=architecture)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -206,8 +214,12 @@ def export_huggingface(
             (part / "model.safetensors").write_bytes(save(_weights(network), metadata={"format": "pt"}))
             (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
             (part / "README.md").write_text(readme, encoding="utf-8")
+            for name, text in module_files([MODELING]).items() if network.spd else ():
+                if name != "__init__.py":
+                    (part / name).write_text(text, encoding="utf-8")
             AutoImageProcessor.from_pretrained(part, local_files_only=True)
-            model = AutoModelForImageClassification.from_pretrained(part, local_files_only=True).eval()
+            auto = ViTForImageClassificationBySPD if network.spd else AutoModelForImageClassification
+            model = auto.from_pretrained(part, local_files_only=True).eval()
             check_same(
                 folder,
                 network,
@@ -222,8 +234,6 @@ def export_huggingface(
 
 def _config(network: Classifier, fields: Sequence[str]) -> PreTrainedConfig:
     vit, given = network.encoder, network.encoder.config
-    if network.spd is not None:
-        raise VividError("transformers has no architecture with SPD's read-out; export ONNX or TorchScript")
     if not isinstance(vit, ViT) or given.get("spatial_dims") == 3 or "stem" in given:
         raise VividError(f"{vit.architecture}: is no architecture of transformers; export ONNX or TorchScript")
     options: dict[str, Any] = {
@@ -240,6 +250,12 @@ def _config(network: Classifier, fields: Sequence[str]) -> PreTrainedConfig:
         "problem_type": "multi_label_classification",
         "dtype": "float32",
     }
+    if network.spd is not None:
+        if network.spd.out_dim == vit.embed_dim:  # transformers' own classifier would take the head for its own
+            raise VividError("an SPD of one query cannot be told from CLS by transformers; export ONNX or TorchScript")
+        name = ViTForImageClassificationBySPD.__name__
+        options |= {"spd": network.spd.config, "auto_map": {f"AutoModel{_HEAD}": f"{Path(MODELING).stem}.{name}"}}
+        return ViTConfig(intermediate_size=4 * vit.embed_dim, architectures=[name], **options)
     if network.pool == "cls":
         return ViTConfig(intermediate_size=4 * vit.embed_dim, architectures=["ViT" + _HEAD], **options)
     return Dinov2Config(mlp_ratio=4, use_mask_token=False, architectures=["Dinov2" + _HEAD], **options)
@@ -247,7 +263,9 @@ def _config(network: Classifier, fields: Sequence[str]) -> PreTrainedConfig:
 
 def _weights(network: Classifier) -> dict[str, Tensor]:
     head = {"classifier.weight": network.head.weight, "classifier.bias": network.head.bias}
-    if network.pool == "cls":
+    if network.spd is not None:
+        head |= {f"spd.{name}": tensor for name, tensor in network.spd.state_dict().items()}
+    if network.pool in ("cls", "spd"):
         tensors = rename_vit_weights(network.encoder, TRANSFORMERS)
         return {f"vit.{name}": tensor for name, tensor in tensors.items()} | head
     if network.pool == "mean":

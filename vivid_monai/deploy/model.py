@@ -283,4 +283,6 @@ def load_run(folder: Path) -> tuple[VividEncoder, LinearProbe, tuple[str, ...]]:
         raise VividError(f"{path}: cannot be read: {error}; give the folder of a finished training run") from error
     encoder = load_encoder(str(folder / ENCODER), pool=pool)
     assert isinstance(encoder, VividEncoder)
-    return encoder, *load_probe(folder / "probes" / "pretrained-0.safetensors", encoder=encoder.fingerprint())
+    probe, fields = load_probe(folder / "probes" / "pretrained-0.safetensors", encoder=encoder.fingerprint())
+    assert isinstance(probe, LinearProbe), "of pooled features"
+    return encoder, probe, fields

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders import Encoder
+from vivid_monai.evaluation.encoders import Encoder, TokenEncoder
 from vivid_monai.evaluation.features import Features, FeatureStore
 from vivid_monai.evaluation.measure import Scored, measure
 from vivid_monai.evaluation.probes import Probe, fit_probe
@@ -62,7 +62,8 @@ def evaluate(
             runs), each probed with its seed.
         task: images and fields.
         store: where features come from.
-        probe: "linear", "knn" or "published"; ``probe_options`` go to :func:`~vivid_monai.evaluation.probes.fit_probe`.
+        probe: "linear", "knn", "published" or "attentive" (on tokens); ``probe_options`` go to
+            :func:`~vivid_monai.evaluation.probes.fit_probe`.
         seeds: of the probes. They never touch the split, the bootstrap or the test images.
         train_fraction: share of the training patients that the probe sees, drawn by the seed.
         keep: names of the encoders whose features the store keeps; None: all.
@@ -73,6 +74,8 @@ def evaluate(
         VividError: neither one encoder nor one per seed, encoders that could read different images, and whatever task,
             store, probe and :func:`~vivid_monai.evaluation.measure.measure` raise.
     """
+    if probe == "attentive":
+        encoders = {name: [TokenEncoder(one) for one in members] for name, members in encoders.items()}
     fit = partial(fit_probe, kind=probe, exclusive=task.exclusive, train_fraction=train_fraction)
     scored: dict[str, Scored] = {}
     probes: dict[str, list[Probe]] = {}

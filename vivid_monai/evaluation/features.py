@@ -35,7 +35,7 @@ class Features:
     """Features of images, row by row.
 
     Attributes:
-        x: float32 (N, D); mapped into memory where it comes from a cache.
+        x: float32 (N, D), or float16 (N, T, D) for tokens; mapped into memory where it comes from a cache.
         states: int64 (N, F), codes of :mod:`vivid_monai.ums.states`.
         patients, ids: str (N,).
         skipped: images that could not be read, ``(path, reason)``; they have no row.
@@ -136,12 +136,13 @@ class FeatureStore:
         if rows is None:
             # A record after every batch: a batch may take as long as the rest of the work of a killed process.
             cache = ArrayCache(root, option="--cache_dir", checksum=True, seconds=0)
-            rows = cache.get(key, fill, n, shape=(encoder.dim,), title=title)
+            rows = cache.get(key, fill, n, shape=encoder.shape, dtype=_dtype(encoder), title=title)
         if rows.folder is not None:
             size = sum(file.stat().st_size for file in rows.folder.iterdir()) / 1e6
             how = f"{computed} images in {time.perf_counter() - started:.1f} s, now" if computed else "found"
             readable = n - len(rows.unreadable)
-            logger.info(f"{title}: {readable} x {encoder.dim} features, {how} in {rows.folder} ({size:.1f} MB)")
+            width = " x ".join(map(str, encoder.shape))
+            logger.info(f"{title}: {readable} x {width} features, {how} in {rows.folder} ({size:.1f} MB)")
         missing = sorted(rows.unreadable)
         skipped = tuple((rows.unreadable[index].path, rows.unreadable[index].reason) for index in missing)
         if skipped:
@@ -166,21 +167,27 @@ class FeatureStore:
             for batch in ordered_loader(rest, self.batch_size, num_workers=self.num_workers):
                 with torch.no_grad():
                     x = encoder(batch["image"].to(self.device, non_blocking=True)).float().cpu().numpy()
+                x = x.astype(_dtype(encoder), copy=False)
                 ids, lost, n = batch["id"], batch["skipped"], len(batch["id"])
-                if x.shape != (n, encoder.dim):
-                    raise VividError(f"the encoder gave {x.shape} for {n} images; it promised {encoder.dim} each")
-                if not (finite := np.isfinite(x).all(1)).all():
+                if x.shape != (n, *encoder.shape):
+                    raise VividError(f"the encoder gave {x.shape} for {n} images; it promised {encoder.shape} each")
+                if not (finite := np.isfinite(x).reshape(n, -1).all(1)).all():
                     bad = ids[int(np.argmin(finite))]
                     raise VividError(f"the encoder's features of image {bad} are not finite; its weights are broken")
                 # The loader reports a batch without any image together with its neighbour.
                 places = np.array([position[key] for key in ids]) - first
-                rows = np.zeros((n + len(lost), encoder.dim), np.float32)
+                rows = np.zeros((n + len(lost), *encoder.shape), x.dtype)
                 rows[places] = x
                 missing = (np.delete(np.arange(len(rows)), places) + first).tolist()
                 yield rows, dict(zip(missing, lost, strict=True))
                 first += len(rows)
         finally:
             encoder.train(training)
+
+
+def _dtype(encoder: "Encoder") -> type:
+    """Tokens take hundreds of times the room of features: half of it must do."""
+    return np.float32 if len(encoder.shape) == 1 else np.float16
 
 
 def _close_enough(root: Path, wanted: dict[str, Any]) -> Rows | None:

@@ -26,7 +26,7 @@ from vivid_monai.evaluation.evaluate import Evaluated, evaluate, of_datasets
 from vivid_monai.evaluation.examples import collect_examples
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.format import datasets_table, summary_table
-from vivid_monai.evaluation.probes import LinearProbe, save_probe
+from vivid_monai.evaluation.probes import AttentiveProbe, LinearProbe, save_probe
 from vivid_monai.evaluation.report import DATASETS, read_datasets, write_report
 from vivid_monai.evaluation.results import Results, write_csv, write_predictions
 from vivid_monai.evaluation.task import Task
@@ -236,7 +236,7 @@ def write_evaluation(
     _write_datasets(evaluated, folder / DATASETS, run=results.run)
     for name, probes in evaluated.probes.items():
         for seed, probe in zip(results.seeds, probes, strict=True):
-            if isinstance(probe, LinearProbe):  # others are as large as their training sets
+            if isinstance(probe, LinearProbe | AttentiveProbe):  # others are as large as their training sets
                 save_probe(probe, folder / "probes" / f"{name}-{seed}.safetensors", fields=results.fields)
     if isinstance(shown, VividEncoder) and n_examples and shown.preprocess.kind == "image":
         items = task.manifest.select("test").items(task.manifest.fields)

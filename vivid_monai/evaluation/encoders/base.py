@@ -30,7 +30,7 @@ class Encoder(nn.Module):
             "cls+mean" or "pooled" (the network's own pooled output).
         prefix: tokens before those of the grid.
         spd: what the pool "spd" reads the tokens through; None for other pools.
-        dim: width D of the features.
+        shape: of an image's features: (D,), or (T, D) for tokens. dim: their width D.
         source: where the weights came from, as the user said it.
         settings: what the tensors do not show of the network (heads, epsilons, activations), as JSON.
 
@@ -62,7 +62,8 @@ class Encoder(nn.Module):
         self.architecture = architecture or self.architecture
         self.settings = json.loads(json.dumps(settings, sort_keys=True, default=str))
         self.eval()
-        self.dim = self._measure()
+        self.shape = self._measure()
+        self.dim = self.shape[-1]
 
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens (B, prefix + grid, D) of images."""
@@ -97,7 +98,7 @@ class Encoder(nn.Module):
         said = {name: getattr(self, name) for name in ("kind", "architecture", "settings", "pool")}
         return fingerprint(self, {**said, "preprocess": self.preprocess.to_dict()})
 
-    def _measure(self) -> int:
+    def _measure(self) -> tuple[int, ...]:
         shape = self.preprocess.shape
         device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
         try:
@@ -108,7 +109,7 @@ class Encoder(nn.Module):
                 f"{self.source}: the network ({self.architecture}) does not take the images that its preprocessing "
                 f"makes, {' x '.join(map(str, shape))}: {first_line(error)}"
             ) from error
-        return int(features.shape[1])
+        return tuple(features.shape[1:])
 
 
 def structure(network: nn.Module) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def for_task(encoder: Encoder, *, window: tuple[float, float] | None = None, sli
 
 
 class SliceEncoder(Encoder):
-    """A one-channel encoder that encodes each of several slices; the features lie side by side, lowest slice first."""
+    """A one-channel encoder that encodes each of several slices; features or tokens lie side by side, lowest first."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.kind, self.architecture = encoder.kind, encoder.architecture
@@ -195,4 +196,21 @@ class SliceEncoder(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         batch, slices = images.shape[:2]
         features = self.network(images.flatten(0, 1).unsqueeze(1))
-        return torch.unflatten(features, 0, (batch, slices)).flatten(1)
+        return torch.unflatten(features, 0, (batch, slices)).flatten(1, 2)
+
+
+class TokenEncoder(Encoder):
+    """The tokens (B, T, D) of an encoder as its features, those before the grid's included.
+
+    Raises:
+        VividError: it gives no tokens.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.kind, self.architecture = encoder.kind, encoder.architecture
+        super().__init__(encoder, encoder.preprocess, pool="tokens", source=encoder.source, settings=encoder.settings)
+        if len(self.shape) != 2:
+            raise VividError(f"{self.source}: {self.architecture} gives no tokens to attend to; take --probe linear")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.tokens(images).float()

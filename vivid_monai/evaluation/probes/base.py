@@ -82,7 +82,7 @@ def choose(
         VividError: no field can be judged.
     """
     means = np.full((len(losses), len(taught)), np.nan)
-    means[:, taught] = [_mean(loss, states[:, taught], exclusive) for loss in losses]
+    means[:, taught] = [mean_loss(loss, states[:, taught], exclusive) for loss in losses]
     judged = ~np.isnan(means).any(0)
     if not judged.any():
         raise VividError("the probe's settings cannot be chosen: no fitted field has an answered validation record")
@@ -91,7 +91,8 @@ def choose(
     return np.where(own, np.argmin(np.where(judged, means, np.inf), axis=0), overall), means
 
 
-def _mean(loss: np.ndarray, states: np.ndarray, exclusive: bool) -> np.ndarray:
+def mean_loss(loss: np.ndarray, states: np.ndarray, exclusive: bool) -> np.ndarray:
+    """Mean over the answered rows of the losses (M, n) of n columns, (n,); NaN where none is; classes have the same."""
     if exclusive:
         known = (states == PRESENT).any(1)  # an image of a class that no training image showed can teach nothing here
         return np.full(loss.shape[1], loss[known].sum(1).mean() if known.any() else np.nan)

@@ -1,4 +1,4 @@
-"""Fitting any kind of probe, and linear probes on disk."""
+"""Fitting any kind of probe, and probes on disk."""
 
 import inspect
 import math
@@ -14,13 +14,19 @@ from torch import nn
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
+from vivid_monai.evaluation.probes.attentive import AttentiveHead, AttentiveProbe, chunks, fit_attentive
 from vivid_monai.evaluation.probes.base import Probe
 from vivid_monai.evaluation.probes.knn import fit_knn
 from vivid_monai.evaluation.probes.linear import LinearProbe, fit_linear, fit_published
 from vivid_monai.networks.modules import load_module, save_module
 from vivid_monai.ums.states import ABSENT, PRESENT
 
-KINDS: dict[str, Callable[..., Probe]] = {"linear": fit_linear, "knn": fit_knn, "published": fit_published}
+KINDS: dict[str, Callable[..., Probe]] = {
+    "linear": fit_linear,
+    "knn": fit_knn,
+    "published": fit_published,
+    "attentive": fit_attentive,
+}
 
 
 def fit_probe(
@@ -37,12 +43,12 @@ def fit_probe(
 
     Args:
         train, validation: of different patients.
-        kind: "linear", "knn" or "published".
+        kind: "linear", "knn", "published" or, on tokens, "attentive".
         exclusive: the fields are classes, of which exactly one is present.
-        seed: draws the training patients where ``train_fraction`` < 1; of "published" also the first weights and the
-            order of the images. With all patients, "linear" and "knn" do not depend on it.
+        seed: draws the training patients where ``train_fraction`` < 1; of "published" and "attentive" also the first
+            weights and the order of the images. With all patients, "linear" and "knn" do not depend on it.
         train_fraction: share of the training patients, in (0, 1]; validation keeps all of its own.
-        options: of :func:`fit_linear`, :func:`fit_knn` or :func:`fit_published`.
+        options: of :func:`fit_linear`, :func:`fit_knn`, :func:`fit_published` or :func:`fit_attentive`.
 
     Raises:
         VividError: an unknown kind or option; features that are not usable; as the fit.
@@ -52,10 +58,10 @@ def fit_probe(
     known = set(inspect.signature(KINDS[kind]).parameters) - {"train", "validation", "exclusive", "seed"}
     if unknown := sorted(options.keys() - known):
         raise VividError(f"the {kind} probe has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    _check(train, validation, exclusive)
+    _check(train, validation, exclusive, axes=3 if kind == "attentive" else 2)
     started = time.perf_counter()
     drawn = _draw_patients(train, train_fraction, seed)
-    if kind == "published":
+    if kind in ("published", "attentive"):
         options["seed"] = seed
     probe = KINDS[kind](drawn, validation, exclusive=exclusive, **options)
     description = {
@@ -73,15 +79,15 @@ def fit_probe(
     return replace(probe, description=description)
 
 
-def _check(train: Features, validation: Features, exclusive: bool) -> None:
+def _check(train: Features, validation: Features, exclusive: bool, *, axes: int) -> None:
     for name, part in (("training", train), ("validation", validation)):
         lengths = {len(part.x), len(part.states), len(part.patients), len(part.ids)}
-        if lengths == {0} or len(lengths) > 1 or part.x.ndim != 2 or part.states.ndim != 2:
+        if lengths == {0} or len(lengths) > 1 or part.x.ndim != axes or part.states.ndim != 2:
             raise VividError(
                 f"the {name} features are not usable: x {part.x.shape}, states {part.states.shape}, "
                 f"{len(part.patients)} patients, {len(part.ids)} ids"
             )
-        finite = np.isfinite(part.x).all(1)
+        finite = np.concatenate([np.isfinite(rows).reshape(len(rows), -1).all(1) for rows in chunks(part.x)])
         if not finite.all():
             raise VividError(f"the {name} features of image {part.ids[np.argmin(finite)]} are not finite")
         one = ((part.states == PRESENT).sum(1) == 1) & ((part.states == ABSENT).sum(1) == part.states.shape[1] - 1)
@@ -90,13 +96,17 @@ def _check(train: Features, validation: Features, exclusive: bool) -> None:
                 f"classes exclude each other here, but the {name} image {part.ids[np.argmin(one)]} has the states "
                 f"{part.states[np.argmin(one)].tolist()}: exactly one must be present and all others absent"
             )
-    if train.x.shape[1] != validation.x.shape[1] or train.states.shape[1] != validation.states.shape[1]:
+    if train.x.shape[1:] != validation.x.shape[1:] or train.states.shape[1] != validation.states.shape[1]:
         raise VividError(
-            f"training and validation do not go together: features {train.x.shape[1]} and {validation.x.shape[1]}, "
+            f"training and validation do not go together: features {_size(train)} and {_size(validation)}, "
             f"fields {train.states.shape[1]} and {validation.states.shape[1]}"
         )
     if train.encoder != validation.encoder:
         raise VividError("the training and validation features are of different encoders; extract both with the same")
+
+
+def _size(part: Features) -> str:
+    return " x ".join(map(str, part.x.shape[1:]))
 
 
 def _draw_patients(train: Features, fraction: float, seed: int) -> Features:
@@ -111,37 +121,42 @@ def _draw_patients(train: Features, fraction: float, seed: int) -> Features:
     return replace(train, **{name: getattr(train, name)[rows] for name in ("x", "states", "patients", "ids")})
 
 
-def save_probe(probe: LinearProbe, path: str | PathLike, *, fields: Sequence[str]) -> None:
-    """Write a linear or published probe, fitted on features of a known encoder, with the names of its columns."""
-    columns, dim = probe.weight.shape
+def save_probe(probe: LinearProbe | AttentiveProbe, path: str | PathLike, *, fields: Sequence[str]) -> None:
+    """Write a probe, fitted on features of a known encoder, with the names of its columns."""
+    columns = len(probe.weight) if isinstance(probe, LinearProbe) else probe.module.head.out_features
     if len(set(fields)) != columns or len(fields) != columns or not probe.encoder:
         raise VividError(f"{path}: a probe of {columns} columns needs a name for each and its encoder's fingerprint")
-    head = nn.Linear(dim, columns, device="meta")
-    head.load_state_dict({"weight": torch.tensor(probe.weight), "bias": torch.tensor(probe.bias)}, assign=True)
     extra = {name: getattr(probe, name) for name in EXTRA}
-    save_module(
-        head, path, kind="probe", config={"in_features": dim, "out_features": columns}, fields=fields, extra=extra
-    )
+    if isinstance(probe, AttentiveProbe):
+        save_module(probe.module, path, kind="attentive", fields=fields, extra=extra)
+        return
+    config = {"in_features": probe.weight.shape[1], "out_features": columns}
+    head = nn.Linear(**config, device="meta")
+    head.load_state_dict({"weight": torch.tensor(probe.weight), "bias": torch.tensor(probe.bias)}, assign=True)
+    save_module(head, path, kind="probe", config=config, fields=fields, extra=extra)
 
 
 EXTRA = ("encoder", "exclusive", "untrained", "description")
 
 
-def load_probe(path: str | PathLike, *, encoder: str) -> tuple[LinearProbe, tuple[str, ...]]:
+def load_probe(path: str | PathLike, *, encoder: str) -> tuple[LinearProbe | AttentiveProbe, tuple[str, ...]]:
     """The probe and the names of its columns from a file of :func:`save_probe`.
 
     Raises:
         VividError: no such file, not a probe, broken, or its fingerprint of the encoder is not ``encoder``.
     """
-    saved = load_module(path, {"probe": nn.Linear})
-    extra, fields = saved.extra, saved.fields or ()
-    if len(fields) != saved.module.out_features or not extra.keys() >= {*EXTRA}:
+    saved = load_module(path, {"probe": nn.Linear, "attentive": AttentiveHead})
+    extra, fields, attentive = saved.extra, saved.fields or (), isinstance(saved.module, AttentiveHead)
+    head: nn.Linear = saved.module.head if attentive else saved.module
+    if len(fields) != head.out_features or not extra.keys() >= {*EXTRA}:
         raise VividError(f"{path}: is not a whole probe: {len(fields)} fields, {', '.join(extra) or 'nothing else'}")
     if extra["encoder"] != encoder:
         raise VividError(
             f"{path}: this probe takes features of the encoder {extra['encoder'][:12]}…, not of {encoder[:12]}…; "
             "weights, pooling and preprocessing must be the very same. Fit a probe for this encoder"
         )
-    weight, bias = (one.detach().numpy() for one in (saved.module.weight, saved.module.bias))
     values = {name: extra[name] for name in EXTRA} | {"untrained": tuple(extra["untrained"])}
+    if attentive:
+        return AttentiveProbe(saved.module.eval(), **values), fields
+    weight, bias = (one.detach().numpy() for one in (head.weight, head.bias))
     return LinearProbe(weight, bias, **values), fields

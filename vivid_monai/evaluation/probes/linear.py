@@ -16,7 +16,16 @@ from tqdm import tqdm
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
-from vivid_monai.evaluation.probes.base import Probe, check_width, choose, columns_taught, is_answered, moments, told
+from vivid_monai.evaluation.probes.base import (
+    Probe,
+    check_width,
+    choose,
+    columns_taught,
+    is_answered,
+    mean_loss,
+    moments,
+    told,
+)
 from vivid_monai.metrics.masked import counts, masked_auroc
 from vivid_monai.ums.states import PRESENT
 
@@ -128,6 +137,8 @@ def solve(
 
 
 STRENGTHS = tuple(float(s) for s in np.logspace(-6, 2, 17))
+RISING = 3
+"""Strengths in a row by which the validation loss of every field must have risen for weaker ones to be left out."""
 WORTH_TELLING = 0.005
 """Nats of validation loss that the last step of the grid must win before a reader is troubled with it."""
 UNSEEN = -1e4
@@ -170,6 +181,9 @@ def fit_linear(
     cross-entropy with one strength), on features standardised by the training rows. Each field gets the strength with
     the lowest validation log loss; :func:`~vivid_monai.evaluation.probes.base.choose` says which field has its own.
 
+    The grid is fitted from the strongest on. It ends early once every field's validation loss has risen three times in
+    a row and lies over its least by more than .005 nats: weak strengths take the longest, and overfit.
+
     Args:
         strengths: the grid, L2 weights > 0.
 
@@ -189,21 +203,35 @@ def fit_linear(
 
     path = np.zeros((len(grid), len(taught), u.shape[1] + 1))
     w = np.zeros((target.shape[1], u.shape[1] + 1))
-    losses, evaluations = [], 0
+    losses: list[np.ndarray] = []
+    means: list[np.ndarray] = []
+    evaluations = 0
     for step, strength in enumerate(tqdm(grid, "fitting", unit="strength", delay=2, leave=False)):
         w, needed = solve(u, target, share, strength, loss=loss, variance=axes.variance, start=w)
         evaluations += needed
         path[step, taught] = w
         losses.append(loss(u_val @ w[:, :-1].T + w[:, -1], target_val)[0])
-    chosen, means = choose(losses, validation.states, taught, exclusive=exclusive)
+        means.append(mean_loss(losses[-1], validation.states[:, taught], exclusive))
+        if _only_rises(np.array(means)):
+            break
+    chosen, tried = choose(losses, validation.states, taught, exclusive=exclusive)
 
     weight, bias = axes.unfold(path[chosen, np.arange(len(taught))])
     if exclusive:
         bias -= bias[taught].mean()  # probabilities do not depend on it; one solution of many
         bias[~taught] = UNSEEN
-    description = told("strengths", grid, chosen, means, taught) | {"evaluations": evaluations}
-    description["warnings"] = _warnings(np.array(grid), means, chosen, taught)
+    description = told("strengths", grid[: len(tried)], chosen, tried, taught) | {"evaluations": evaluations}
+    description["warnings"] = _warnings(np.array(grid), tried, chosen, taught)
     return _probe(weight, bias, train, taught, exclusive, description)
+
+
+def _only_rises(means: np.ndarray) -> bool:
+    """Whether no weaker strength than those tried is worth a try: mean losses (S, n), NaN where there is none."""
+    judged = means[:, ~np.isnan(means[0])]
+    if len(judged) <= RISING or not judged.size:
+        return False
+    risen = (np.diff(judged[-RISING - 1 :], axis=0) > 0).all(0)
+    return bool((risen & (judged[-1] > judged.min(0) + WORTH_TELLING)).all())
 
 
 def _probe(
@@ -216,7 +244,10 @@ def _probe(
 def _warnings(grid: np.ndarray, losses: np.ndarray, chosen: np.ndarray, taught: np.ndarray) -> list[dict[str, Any]]:
     """A strength at the end of the grid says that a better one may lie beyond, where the last step still mattered."""
     out = []
-    for edge, before, side in ((0, 1, "strongest"), (-1, -2, "weakest")) if len(grid) > 1 else ():
+    edges = [(0, 1, "strongest"), (-1, -2, "weakest")] if len(losses) > 1 else []
+    if len(losses) < len(grid):  # the weakest was not tried
+        del edges[1:]
+    for edge, before, side in edges:
         gain = losses[before] - losses[edge]
         columns = np.flatnonzero(taught & (grid[chosen] == grid[edge]) & (gain > WORTH_TELLING))
         if columns.size:
