@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tests.evaluation.made_features import classes, findings
 from vivid_monai.errors import VividError
+from vivid_monai.evaluation.probes import linear
 from vivid_monai.evaluation.probes.linear import STRENGTHS, Axes, LinearProbe, fit_linear, sigmoid_loss, softmax_loss
 
 pytestmark = pytest.mark.numeric
@@ -81,11 +82,32 @@ def test_axes_are_standardised_uncorrelated_and_turn_back():
     np.testing.assert_allclose(x @ weight.T + bias, u @ w[:, :-1].T + w[:, -1], atol=1e-9)
 
 
+def test_strengths_too_weak_to_be_chosen_are_not_tried(monkeypatch):
+    train, validation = findings(n=80, d=40, seed=1), findings(n=300, d=40, seed=2)
+    early = fit_linear(train, validation)
+    monkeypatch.setattr(linear, "RISING", 99)
+    whole = fit_linear(train, validation)
+    assert 5 < len(early.description["tried"]) < len(whole.description["tried"]) == 17
+    np.testing.assert_array_equal(early.weight, whole.weight)
+    assert early.description["warnings"] == whole.description["warnings"]
+    for losses in zip(*list(early.description["tried"].values())[-4:], strict=True):
+        assert list(losses) == sorted(losses)
+
+
+def test_a_grid_goes_on_while_one_field_gains():
+    falls, rises = np.linspace(0.9, 0.5, 8), np.linspace(0.5, 0.9, 8)
+    assert linear._only_rises(np.stack([rises, rises + 1], 1))
+    assert not linear._only_rises(np.stack([rises, falls], 1))
+    assert not linear._only_rises(rises[:3, None])
+    assert not linear._only_rises(np.array([0.5, 0.501, 0.502, 0.503])[:, None]), "too little to be sure"
+    assert linear._only_rises(np.stack([rises, np.full(8, np.nan)], 1)), "what is not judged does not count"
+
+
 def test_every_field_gets_the_strength_that_is_best_for_it_on_validation():
     train, validation = findings(n=80, d=40, seed=1), findings(n=300, d=40, seed=2)
     told = fit_linear(train, validation).description
     tried = {float(strength): losses for strength, losses in told["tried"].items()}
-    assert sorted(tried) == pytest.approx(sorted(STRENGTHS), rel=1e-4)
+    assert list(tried) == pytest.approx(sorted(STRENGTHS, reverse=True)[: len(tried)], rel=1e-4)
     for f, strength in enumerate(told["strengths"]):
         assert min(losses[f] for losses in tried.values()) == tried[min(tried, key=lambda s: abs(s - strength))][f]
     assert len(set(told["strengths"])) > 1, "the fields differ"
