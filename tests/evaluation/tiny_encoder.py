@@ -16,7 +16,7 @@ class TinyEncoder(nn.Module):
     def __init__(self, *, dim: int = 5, size: int = 8, seed: int = 0, **preprocess) -> None:
         super().__init__()
         self.preprocess = Preprocess(size=size, **preprocess)
-        self.dim = dim
+        self.dim, self.shape = dim, (dim,)
         self.dropout = nn.Dropout(0.5)
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(dim, size * size, generator=generator))
