@@ -12,7 +12,6 @@ from tests.deploy.small import FIELDS, PREPROCESS, SIZE, make_classifier, make_i
 from vivid_monai.deploy import export as module
 from vivid_monai.deploy.export import export_huggingface
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders import load_encoder
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import NAMINGS, load_vit_weights, rename_vit_weights
@@ -61,8 +60,6 @@ def test_equals_pytorch(options, tmp_path):
         ):  # and never another network under the same name
             load(trust_remote_code=False)
         assert "trust_remote_code=True" in (folder / "README.md").read_text()
-        encoder = load_encoder(str(folder), pool="mean")
-        torch.testing.assert_close(encoder.tokens(images), ours.encoder(images), rtol=0, atol=1e-5)
     assert [one.name for one in folder.parent.iterdir()] == ["folder"]
     assert folder.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o777
 

@@ -295,7 +295,7 @@ def test_features_that_are_not_finite_are_refused(manifest):
 def test_features_of_another_shape_are_refused(manifest):
     encoder = TinyEncoder(dim=5)
     encoder.shape = (6,)
-    with pytest.raises(VividError, match=r"\(4, 5\) for 4 images; it promised 6"):
+    with pytest.raises(VividError, match=r"\(4, 5\) for 4 images; it promised \(6,\)"):
         uncached(manifest, encoder)
 
 

@@ -32,7 +32,7 @@ PREFIX = {
 # What a checkpoint may hold beside the encoder: heads, decoders and the text towers of pairs.
 BESIDE = {
     *("classifier", "cls_classifier", "distillation_classifier", "decoder", "head", "lm_head"),
-    *("logit_bias", "logit_scale", "spd", "text_model", "text_projection", "visual_projection"),
+    *("logit_bias", "logit_scale", "text_model", "text_projection", "visual_projection"),
 }
 # Tensors without influence on a frozen network: they may be absent or left over.
 INERT = ("mask_token", "num_batches_tracked", "position_ids")
