@@ -16,7 +16,8 @@ def blocks(page: str) -> list[str]:
 
 
 def test_the_pages_are_read_in_an_hour():
-    assert sum(len(page.read_text(encoding="utf-8").split()) for page in PAGES) <= 16_000
+    written = [page for page in PAGES if page.name != "results.md"]  # a script's tables
+    assert sum(len(page.read_text(encoding="utf-8").split()) for page in written) <= 16_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
