@@ -56,7 +56,7 @@ SIZES = {
         inner=512,
         layers=5,
         heads=8,
-        steps=1600,
+        steps=1300,
         synonyms=0.4,
     ),
 }
