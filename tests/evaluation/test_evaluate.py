@@ -6,6 +6,7 @@ import torch
 
 from tests.evaluation.small import data_set, encoder
 from vivid_monai.errors import VividError
+from vivid_monai.evaluation.encoders import TokenEncoder
 from vivid_monai.evaluation.evaluate import evaluate
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.task import Task
@@ -27,6 +28,18 @@ def test_scores_are_the_probes_own_on_the_test_features(task):
         np.testing.assert_array_equal(got.scored[name].test[0], got.probes[name][0].probabilities(test.x))
     assert set(got.seconds["a"]) == {"features", "probes"}
     assert (got.scored["a"].test != got.scored["b"].test).any()
+
+
+def test_the_attentive_probe_reads_the_tokens_of_the_same_images(task, tmp_path):
+    few = {"probe_options": {"epochs": 1, "lrs": [1e-3], "weight_decays": [0.0]}, **FEW}
+    store = FeatureStore(tmp_path)
+    for _ in range(2):  # computed, then from the cache
+        got = evaluate({"a": [encoder(1)]}, task, store, probe="attentive", **few)
+        _, _, test = task.parts(TokenEncoder(encoder(1)), store)
+        assert (test.x.shape, test.x.dtype) == ((len(test.ids), 5, 128), np.float16)
+        np.testing.assert_array_equal(got.scored["a"].test[0], got.probes["a"][0].probabilities(test.x))
+    assert got.results.encoders["a"]["encoder"]["pool"] == "tokens"
+    assert got.results.encoders["a"]["probes"][0]["kind"] == "attentive"
 
 
 def test_one_encoder_per_seed_or_one_for_all(task):
