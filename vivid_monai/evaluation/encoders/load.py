@@ -115,5 +115,4 @@ def load_encoder(spec: str, *, pool: str | None = None, seed: int = 0) -> Encode
     except VividError as error:
         raise VividError(f"{path}: {error}") from error
     source = path if path == spec else f"{spec} (seed {seed})"
-    pool = pool or saved.pool or ("cls" if saved.module.prefix else None)
-    return VividEncoder(saved.module, preprocess, spd=saved.spd, pool=pool, source=source)
+    return VividEncoder(saved.module, preprocess, spd=saved.spd, pool=pool or saved.pool, source=source)

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from scipy.special import expit, softmax
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from tqdm import tqdm
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
-from vivid_monai.evaluation.probes.base import Probe, columns_taught, is_answered, mean_loss
+from vivid_monai.evaluation.probes.base import Probe, batch_loss, columns_taught, is_answered, mean_loss
 from vivid_monai.evaluation.probes.linear import UNSEEN, sigmoid_loss, softmax_loss
 from vivid_monai.networks.spd import SPD
 from vivid_monai.ums.states import PRESENT
@@ -169,12 +168,7 @@ def _train_epoch(
     for start in range(0, len(order), batch_size):
         rows = np.sort(order[start : start + batch_size])
         logits = module(_tensor(train.x[rows], module))
-        target = torch.from_numpy((train.states[rows] == PRESENT).astype(np.float32)).to(logits.device)
-        if exclusive:
-            loss = cross_entropy(logits, target.argmax(1))
-        else:
-            known = torch.from_numpy(counted[rows]).to(logits.device)
-            loss = binary_cross_entropy_with_logits(logits[known], target[known])
+        loss = batch_loss(logits, train.states[rows], counted[rows], exclusive=exclusive)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from vivid_monai.errors import VividError
 from vivid_monai.metrics.masked import counts
@@ -62,7 +65,7 @@ def check_width(x: np.ndarray, dim: int) -> None:
 
 
 def choose(
-    losses: Sequence[np.ndarray], states: np.ndarray, taught: np.ndarray, *, exclusive: bool
+    tried: Sequence[np.ndarray], states: np.ndarray, taught: np.ndarray, *, exclusive: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which of several settings each field gets, by its mean validation loss; classes get the same.
 
@@ -70,8 +73,7 @@ def choose(
     other one the setting that is best on average over the fields that have a loss. Of equal ones the first is taken.
 
     Args:
-        losses: of each of S settings the log losses (M, n) of the validation rows in the n columns that were taught; of
-            classes 0 but for the one that is present.
+        tried: of each of S settings the :func:`mean_loss` (n,) of the n columns that were taught.
         states: (M, F) of the validation rows.
         taught: bool (F,).
 
@@ -81,8 +83,8 @@ def choose(
     Raises:
         VividError: no field can be judged.
     """
-    means = np.full((len(losses), len(taught)), np.nan)
-    means[:, taught] = [mean_loss(loss, states[:, taught], exclusive) for loss in losses]
+    means = np.full((len(tried), len(taught)), np.nan)
+    means[:, taught] = tried
     judged = ~np.isnan(means).any(0)
     if not judged.any():
         raise VividError("the probe's settings cannot be chosen: no fitted field has an answered validation record")
@@ -92,13 +94,25 @@ def choose(
 
 
 def mean_loss(loss: np.ndarray, states: np.ndarray, exclusive: bool) -> np.ndarray:
-    """Mean over the answered rows of the losses (M, n) of n columns, (n,); NaN where none is; classes have the same."""
+    """Mean over the answered rows of the log losses (M, n) of n columns, (n,); NaN where none is.
+
+    Classes have the same; their losses are 0 but for the one that is present.
+    """
     if exclusive:
         known = (states == PRESENT).any(1)  # an image of a class that no training image showed can teach nothing here
         return np.full(loss.shape[1], loss[known].sum(1).mean() if known.any() else np.nan)
     answered = is_answered(states)
     total, n = np.where(answered, loss, 0).sum(0), answered.sum(0)
     return np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+
+
+def batch_loss(logits: Tensor, states: np.ndarray, counted: np.ndarray, *, exclusive: bool) -> Tensor:
+    """Mean binary cross-entropy over the states (B, F) that are `counted`, or the mean cross-entropy of classes: ()."""
+    target = torch.from_numpy((states == PRESENT).astype(np.float32)).to(logits.device)
+    if exclusive:
+        return cross_entropy(logits, target.argmax(1))
+    known = torch.from_numpy(counted).to(logits.device)
+    return binary_cross_entropy_with_logits(logits[known], target[known])
 
 
 def told(name: str, settings: Sequence[float], chosen: np.ndarray, means: np.ndarray, taught: np.ndarray) -> dict:

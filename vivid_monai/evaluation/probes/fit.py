@@ -118,7 +118,7 @@ def _draw_patients(train: Features, fraction: float, seed: int) -> Features:
     patients = np.unique(train.patients)
     drawn = np.random.default_rng(seed).permutation(patients)[: math.ceil(fraction * len(patients))]
     rows = np.flatnonzero(np.isin(train.patients, drawn))
-    return replace(train, **{name: getattr(train, name)[rows] for name in ("x", "states", "patients", "ids")})
+    return train.select(rows)
 
 
 def save_probe(probe: LinearProbe | AttentiveProbe, path: str | PathLike, *, fields: Sequence[str]) -> None:

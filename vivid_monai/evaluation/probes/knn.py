@@ -8,7 +8,16 @@ from sklearn.neighbors import NearestNeighbors
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
-from vivid_monai.evaluation.probes.base import Probe, check_width, choose, columns_taught, is_answered, moments, told
+from vivid_monai.evaluation.probes.base import (
+    Probe,
+    check_width,
+    choose,
+    columns_taught,
+    is_answered,
+    mean_loss,
+    moments,
+    told,
+)
 from vivid_monai.ums.states import PRESENT
 
 KS = (200, 100, 50, 20, 10, 5, 2, 1)
@@ -68,7 +77,8 @@ def fit_knn(
     losses = []
     for k in ks:
         p = by_k[k][:, taught]
-        losses.append(-np.log(np.where(truth, p, 1 if exclusive else 1 - p)))
+        loss = -np.log(np.where(truth, p, 1 if exclusive else 1 - p))
+        losses.append(mean_loss(loss, validation.states[:, taught], exclusive))
     chosen, means = choose(losses, validation.states, taught, exclusive=exclusive)
     description = {**told("k", ks, chosen, means, taught), "temperature": TEMPERATURE, "warnings": []}
     untrained = tuple(np.flatnonzero(~taught).tolist())

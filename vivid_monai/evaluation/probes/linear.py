@@ -10,7 +10,6 @@ from scipy.linalg import eigh
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_softmax, softmax
 from threadpoolctl import threadpool_limits
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import BatchSampler, RandomSampler
 from tqdm import tqdm
 
@@ -18,6 +17,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
 from vivid_monai.evaluation.probes.base import (
     Probe,
+    batch_loss,
     check_width,
     choose,
     columns_taught,
@@ -203,25 +203,24 @@ def fit_linear(
 
     path = np.zeros((len(grid), len(taught), u.shape[1] + 1))
     w = np.zeros((target.shape[1], u.shape[1] + 1))
-    losses: list[np.ndarray] = []
-    means: list[np.ndarray] = []
+    tried: list[np.ndarray] = []
     evaluations = 0
     for step, strength in enumerate(tqdm(grid, "fitting", unit="strength", delay=2, leave=False)):
         w, needed = solve(u, target, share, strength, loss=loss, variance=axes.variance, start=w)
         evaluations += needed
         path[step, taught] = w
-        losses.append(loss(u_val @ w[:, :-1].T + w[:, -1], target_val)[0])
-        means.append(mean_loss(losses[-1], validation.states[:, taught], exclusive))
-        if _only_rises(np.array(means)):
+        of_rows = loss(u_val @ w[:, :-1].T + w[:, -1], target_val)[0]
+        tried.append(mean_loss(of_rows, validation.states[:, taught], exclusive))
+        if _only_rises(np.array(tried)):
             break
-    chosen, tried = choose(losses, validation.states, taught, exclusive=exclusive)
+    chosen, means = choose(tried, validation.states, taught, exclusive=exclusive)
 
     weight, bias = axes.unfold(path[chosen, np.arange(len(taught))])
     if exclusive:
         bias -= bias[taught].mean()  # probabilities do not depend on it; one solution of many
         bias[~taught] = UNSEEN
-    description = told("strengths", grid[: len(tried)], chosen, tried, taught) | {"evaluations": evaluations}
-    description["warnings"] = _warnings(np.array(grid), tried, chosen, taught)
+    description = told("strengths", grid[: len(means)], chosen, means, taught) | {"evaluations": evaluations}
+    description["warnings"] = _warnings(np.array(grid), means, chosen, taught)
     return _probe(weight, bias, train, taught, exclusive, description)
 
 
@@ -308,12 +307,7 @@ def fit_published(
     for step, batch in enumerate(tqdm(batches, "published protocol", unit="step", delay=2, leave=False), 1):
         rows = np.sort(shown[batch])
         logits = torch.from_numpy(train.x[rows]) @ weight.T + bias
-        target = torch.from_numpy((train.states[rows] == PRESENT).astype(np.float32))
-        if exclusive:
-            loss = cross_entropy(logits, target.argmax(1))
-        else:
-            counted = torch.from_numpy(answered[rows])
-            loss = binary_cross_entropy_with_logits(logits[counted], target[counted])
+        loss = batch_loss(logits, train.states[rows], answered[rows], exclusive=exclusive)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
