@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from vivid_monai.engines.matrix import step_ends
 
 ROOT = Path(__file__).parents[1]
 IMPORT = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s*(\w+)")
@@ -120,9 +120,7 @@ def job(
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{done.stderr.strip().splitlines()[-1]}\nin: {' '.join(command)}\n{done.stderr[-3000:]}")
-    events = EventAccumulator(output + "/tensorboard", size_guidance={"scalars": 0}).Reload()
-    losses = next(tag for tag in events.Tags()["scalars"] if "loss" in tag.lower())
-    return started, [event.wall_time for event in events.Scalars(losses)], done.stderr
+    return started, step_ends(Path(output)), done.stderr
 
 
 if __name__ == "__main__":

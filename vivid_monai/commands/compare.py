@@ -4,7 +4,7 @@ import argparse
 import difflib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -355,15 +355,13 @@ def _find_first(paths: Sequence[Path]) -> str:
 
 def _pairs(words: Sequence[str], option: str, *, numbers: bool = False) -> dict[str, Any]:
     """KEY=VALUE words as a mapping."""
-
-    def split() -> Iterator[tuple[str, Any]]:
-        for word in words:
-            key, equals, value = word.partition("=")
-            if not key or not equals:
-                raise VividError(f"{option} {word}: write KEY=VALUE")
-            yield key, int(value) if numbers and value.isdecimal() else value
-
-    return dict(split())
+    pairs: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise VividError(f"{option} {word}: write KEY=VALUE")
+        pairs[key] = int(value) if numbers and value.isdecimal() else value
+    return pairs
 
 
 def _listed(failed: Mapping[str, str]) -> str:

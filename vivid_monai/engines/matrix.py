@@ -270,19 +270,24 @@ class Progress:
             logger.info("[%d/%d] %s: %s%s", self._done + self._ended, self._n, cell.name, how, after)
 
 
+def step_ends(folder: Path) -> list[float]:
+    """When each step of a run ended, seconds of the clock, from what it wrote for TensorBoard; empty without that."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    if not (folder / "tensorboard").is_dir():
+        return []
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    losses = [tag for tag in events.Tags()["scalars"] if "loss" in tag.lower()][:1]
+    return [event.wall_time for tag in losses for event in events.Scalars(tag)]
+
+
 def seconds_per_step(folder: Path) -> float:
-    """The median over a run's steps, from what it wrote for TensorBoard; validation and saves do not count.
+    """The median over a run's steps, from :func:`step_ends`; validation and saves do not count.
 
     Raises:
         VividError: there are no two steps to be read.
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    times: list[float] = []
-    if (folder / "tensorboard").is_dir():
-        events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-        losses = [tag for tag in events.Tags()["scalars"] if "loss" in tag.lower()][:1]
-        times = [event.wall_time for tag in losses for event in events.Scalars(tag)]
+    times = step_ends(folder)
     if len(times) < 2:
         raise VividError(f"{folder}/tensorboard does not tell how long a step took, which --equal time needs")
     return statistics.median(after - before for before, after in pairwise(times))
