@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -42,6 +42,17 @@ def run_code(code: str, *, cwd: Path, timeout: float = 300, without: str = "") -
 def start_module(module: str, arguments: Sequence[object] = (), *, cwd: Path) -> BaseProcess:
     """``python -m module arguments``, started; nobody reads its output."""
     return _start(_module(module), [module, *map(str, arguments)], cwd, quiet(), os.devnull, os.devnull, "")
+
+
+def kill_once(process: BaseProcess, ready: Callable[[], bool], *, timeout: float = 300) -> None:
+    """Kill a process that was started as soon as something is so; a failure where it ends before, or never is so."""
+    deadline = time.monotonic() + timeout
+    while not ready():
+        assert process.is_alive(), "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.join()
 
 
 def quiet() -> dict[str, str]:

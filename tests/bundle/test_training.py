@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from tests.bundle.conftest import ROOT, SMALL, bundle_command
-from tests.processes import start_module
+from tests.processes import kill_once, start_module
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.evaluation.examples import Examples
@@ -90,13 +89,7 @@ def test_killed_and_resumed_equals_uninterrupted(bundle, tmp_path, phantoms):
     knobs = {"dataset_dir": phantoms, "output_dir": tmp_path / "cut", "bundle_root": tmp_path}
     command = bundle_command("teacher/none.json", **knobs)
     process = start_module(command[1], command[2:], cwd=tmp_path)
-    deadline = time.monotonic() + 300
-    while not any((tmp_path / "cut" / "checkpoints").glob("step_[2-7].pt")):
-        assert process.is_alive(), "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.join()
+    kill_once(process, lambda: any((tmp_path / "cut" / "checkpoints").glob("step_[2-7].pt")))
     assert not (tmp_path / "cut" / "pretrained_vit.safetensors").exists()
 
     done = bundle("teacher/none.json", output_dir=tmp_path / "cut", resume=True)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from tests.bundle.conftest import bundle_command
 from tests.bundle.test_training import last_words
 from tests.evaluation.small import data_set
-from tests.processes import run_module, start_module
+from tests.processes import kill_once, run_module, start_module
 from vivid_monai.deploy.calibration import load_calibrated
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.results import Results
@@ -78,13 +77,7 @@ def test_a_bundle_is_made_of_such_a_run(run, folders):
 def test_killed_and_resumed_equals_uninterrupted(run, folders, tmp_path):
     words = command(folders, tmp_path, output_dir=tmp_path / "cut")
     process = start_module(words[1], words[2:], cwd=tmp_path)
-    deadline = time.monotonic() + 300
-    while not any((tmp_path / "cut" / "checkpoints").glob("step_[2-7].pt")):
-        assert process.is_alive(), "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.join()
+    kill_once(process, lambda: any((tmp_path / "cut" / "checkpoints").glob("step_[2-7].pt")))
     done = run_module(words[1], [*words[2:], "--dataset_weights", "[1, 3]", "--resume", "True"], cwd=tmp_path)
     assert "dataset_weights was {'nih': 3, 'phantom': 1}, is [1, 3]" in done.stderr
     done = run_module(words[1], [*words[2:], "--resume", "True"], cwd=tmp_path)

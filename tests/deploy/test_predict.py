@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import nibabel
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.deploy.made_dicom import dicom
-from tests.processes import run_module, start_module
+from tests.processes import kill_once, run_module, start_module
 from vivid_monai.cli import main
 from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.predict import find_inputs, objection, predict
@@ -209,13 +208,7 @@ def test_killed_in_the_middle_nothing_is_done_twice(bundle_folder, images, pixel
     command = ["predict", images, "--bundle", bundle_folder, "--out", tmp_path / "out", "--batch-size", 4]
     journal = tmp_path / "out" / "journal.jsonl"
     process = start_module("vivid_monai.cli", command, cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.read_text().count("\n") > 20):
-        assert process.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.join()
+    kill_once(process, lambda: journal.exists() and journal.read_text().count("\n") > 20, timeout=120)
     done = journal.read_text().count("\n") - 1
     finished = run_module("vivid_monai.cli", command, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr[-2000:]
