@@ -2,7 +2,7 @@
 
     python scripts/gpu_report.py --tokenizer DIR --out docs/measured/gpu_report.json
     python scripts/gpu_report.py --show docs/measured/gpu_report.json     # the table of docs/performance.md
-    python scripts/gpu_report.py --tiny --out /tmp/tiny.json              # small shapes, on a CPU
+    python scripts/gpu_report.py --tiny --out tiny.json                   # small shapes, on a CPU
 
 ViT-B/16 at 224 px with a Qwen2 of the shapes of Qwen2.5-1.5B: its weights are random and made on the GPU, so nothing is
 downloaded. DIR holds the tokenizer of Qwen2.5 (a few MB); without it that of the tiny teacher cuts texts into other

@@ -103,7 +103,7 @@ def step_loss(model: LlamaForCausalLM, batch: Tensor) -> tuple[Tensor, Tensor]:
 class Muon(torch.optim.Optimizer):
     """Momentum, made orthogonal (Jordan 2024, https://kellerjordan.github.io/posts/muon), of matrices.
 
-    `torch.optim.Muon` in float32, all matrices of a shape at once: without bfloat16 in hardware a fifth of the time.
+    `torch.optim.Muon` in float32, all matrices of a shape at once: a quarter of the time without bfloat16 in hardware.
     """
 
     def __init__(self, matrices: list[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
