@@ -57,6 +57,25 @@ def test_loads_from_another_folder_without_data_or_teacher(tmp_path, monkeypatch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "vivid"]
 
 
+class Stays(torch.nn.Sequential):
+    """One that needs no GPU to be put on it."""
+
+    def to(self, *_):
+        return self
+
+
+@pytest.mark.parametrize(("folder", "name"), [("configs", "pretrainer"), ("vivid_monai/deploy/configs", "network_def")])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_processes_on_gpus_share_the_statistics_of_a_batch_norm(folder, name, device):
+    overlay = json.loads((ROOT / folder / "multi_gpu_train.json").read_text())
+    network = Stays(torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
+    parameters = list(network.parameters())
+    config = monai.bundle.ConfigParser({name: network, "device": torch.device(device), "network": overlay["network"]})
+    assert config.get_parsed_content("network#module") is network
+    assert isinstance(network[0][0], torch.nn.SyncBatchNorm) == (device == "cuda")
+    assert all(one is other for one, other in zip(network.parameters(), parameters, strict=True))
+
+
 def test_paper_recipe_has_the_papers_values():
     recipe = json.loads((ROOT / "configs" / "recipe" / "paper.json").read_text())
     assert recipe["batch_size"] == 32 == recipe["micro_batch_size"] * 8

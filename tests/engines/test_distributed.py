@@ -13,7 +13,7 @@ from ignite.engine import Events
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.engines.test_run import make_trainer
-from tests.engines.test_step import gradients, make_batch, make_engine, make_joint, make_pretrainer
+from tests.engines.test_step import gradients, make_batch, make_engine, make_joint, make_normed, make_pretrainer
 from tests.processes import run_module
 from tests.tolerance import close, float32
 from vivid_monai.engines.run import Interrupted, run, saves
@@ -56,6 +56,14 @@ def process(folder: Path) -> None:
         held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in lm.parameters())
         torch.save({"gradients": gradients(network), "output": output, "held": held}, folder / f"{way}-{rank}.pt")
 
+    network, half = make_normed(), slice(3 * rank, 3 * rank + 3)
+    engine, step = make_engine(DistributedDataParallel(network)), PretrainStep(clip_norm=None)
+    norm, seen = network.encoder.patch_embedding.patch_embeddings[1], []
+    for _ in range(2):
+        step(engine, {key: value[half] for key, value in make_batch().items()})
+        seen.append({"gradients": gradients(network), "mean": norm.running_mean.clone()})
+    torch.save(seen, folder / f"norm-{rank}.pt")
+
     trainer, _, checkpoint = make_trainer(folder / "checkpoints", every=100)
     trainer.add_event_handler(Events.ITERATION_STARTED, lambda: dist.barrier())
     at = 3 + rank
@@ -78,6 +86,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     done = run_module(__name__, [folder], cwd=Path(__file__).parents[2], ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "stderr.txt").write_text(done.stderr)
     return folder
 
 
@@ -93,6 +102,22 @@ def test_two_gloo_processes_equal_one(two: Path, way: str) -> None:
             lm = network.objectives["states"].teacher.lm.model
             whole, layers = (sum(p.numel() for p in part.parameters()) for part in (lm, lm.model.layers))
             assert got["held"] == whole - layers // 2
+
+
+def test_a_batch_norm_in_two_processes_takes_two_parts_and_goes_on_from_the_firsts_mean(two: Path) -> None:
+    network = make_normed()
+    PretrainStep(clip_norm=None)(make_engine(network), make_batch())
+    whole = gradients(network)
+    PretrainStep(clip_norm=None, micro_batch_size=3)(make_engine(network), make_batch())
+    ranks = [torch.load(two / f"norm-{rank}.pt", weights_only=True) for rank in range(2)]
+    first = ranks[0][0]["mean"]
+    for own, later in ranks:
+        for seen in (own, later):
+            torch.testing.assert_close(seen["gradients"], gradients(network), **close(depth=16, scale=7))
+        torch.testing.assert_close(later["mean"], 0.9 * first + own["mean"], **close(depth=4))
+    assert not torch.allclose(first, ranks[1][0]["mean"])
+    assert not torch.allclose(whole, gradients(network), rtol=1e-2)
+    assert (two / "stderr.txt").read_text().count("the network has batch norms") == 1
 
 
 def test_a_signal_that_reaches_two_processes_at_different_steps_stops_both_after_the_same(two: Path) -> None:

@@ -41,6 +41,16 @@ def make_pretrainer(seed: int = 0, *, orthogonality: float = 0.5, patch_size: in
     return Pretrainer(encoder, {"states": StateObjective(SPD(dim), projector, made, orthogonality=orthogonality)})
 
 
+def make_normed() -> Pretrainer:
+    """One with a batch norm in its encoder."""
+    network = make_pretrainer()
+    patches = network.encoder.patch_embedding
+    patches.patch_embeddings = torch.nn.Sequential(
+        patches.patch_embeddings, torch.nn.BatchNorm2d(network.encoder.embed_dim)
+    )
+    return network
+
+
 def make_batch(n: int = 6, seed: int = 1) -> dict:
     generator = torch.Generator().manual_seed(seed)
     states = torch.randint(-1, 3, (n, 3), generator=generator)
@@ -111,6 +121,18 @@ def test_micro_batches_change_nothing(size):
     [cut] = PretrainStep(clip_norm=None, micro_batch_size=size)(make_engine(network), batch)
     assert cut == pytest.approx(whole, rel=float32(depth=6))
     torch.testing.assert_close(gradients(network), expected, **close(depth=12))
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "parts"),
+    [(make_normed, 3, [2]), (make_normed, 6, []), (make_normed, None, []), (make_pretrainer, 3, [])],
+)
+def test_a_batch_norm_in_a_step_that_is_cut_is_told_once(caplog, build, size, parts):
+    step, engine = PretrainStep(micro_batch_size=size), make_engine(build())
+    for _ in range(2):
+        step(engine, make_batch())
+    assert [record.args for record in caplog.records] == [(number,) for number in parts]
+    assert all("normalised by itself" in record.message for record in caplog.records)
 
 
 def test_a_batch_without_any_answerable_field_moves_only_by_the_penalty():

@@ -1,5 +1,6 @@
 """One optimisation step and one validation step, as MONAI ``iteration_update`` functions; the learning rate's shape."""
 
+import logging
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -16,6 +18,8 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from vivid_monai.errors import VividError
 from vivid_monai.images.augment import RandomAugmentation
+
+logger = logging.getLogger(__name__)
 
 
 def warmup_cosine(
@@ -80,7 +84,8 @@ class PretrainStep:
 
     The network is a :class:`~vivid_monai.networks.pretrainer.Pretrainer`, the loss function its ``loss``. The counts of
     its terms are those of the whole step, taken before the first forward pass, so a step has the same gradient however
-    it is cut into micro-batches or spread over processes.
+    it is cut into micro-batches or spread over processes. Batch norms are the exception: each part of a step has its
+    own statistics (of several GPUs, all together: `SyncBatchNorm`), of which the first step warns.
 
     All numbers of a step are read from the device at once, after the backward pass and before the optimiser's step:
     this is the only time that the host waits for the device.
@@ -104,6 +109,7 @@ class PretrainStep:
             raise VividError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
         self.micro_batch_size = micro_batch_size
         self.clip_norm = clip_norm
+        self._first = True
 
     def __call__(self, engine: Any, batch: Mapping[str, Any]) -> list[dict[str, float]]:
         whole = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
@@ -121,6 +127,9 @@ class PretrainStep:
                 "compares them with each other: set it to null and take a smaller batch_size, or more processes"
             )
         world_size = dist.get_world_size() if dist.is_initialized() else 1
+        if self._first:
+            self._first = False
+            _tell_of_batch_norms(pretrainer, parts, world_size)
         terms = list(pretrainer.weights)
         own = pretrainer.counts(whole)
         counts = sum_over_ranks(torch.stack([own[term] for term in terms]).double()).clamp(min=1)
@@ -195,6 +204,18 @@ class ValidationStep:
 def unwrap(network: nn.Module) -> Any:
     """The module inside :class:`~torch.nn.parallel.DistributedDataParallel`, or the module itself."""
     return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def _tell_of_batch_norms(network: nn.Module, parts: int, world_size: int) -> None:
+    """Warn, in the first process, where a batch norm sees less than all images of a step."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    apart = 1 if all(isinstance(norm, nn.SyncBatchNorm) for norm in norms) else world_size
+    if norms and parts * apart > 1 and not (dist.is_initialized() and dist.get_rank()):
+        logger.warning(
+            "the network has batch norms, and each of the %d parts of a step is normalised by itself: the result "
+            "depends on --micro_batch_size and, on CPUs, on the number of processes",
+            parts * apart,
+        )
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
