@@ -1,4 +1,4 @@
-"""``vivid prepare``: read a data set as distributed, or your own table, into one validated manifest."""
+"""``vivid prepare``: read a data set as distributed, or your own table, into one validated manifest; make it harder."""
 
 import argparse
 import shlex
@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from vivid_monai.data.splits import SplitRule
+import numpy as np
+
+from vivid_monai.data.splits import SPLITS, SplitRule
 from vivid_monai.errors import VividError
-from vivid_monai.prepare import chexpert, medmnist, nih, table
+from vivid_monai.prepare import chexpert, conditions, medmnist, nih, table
 from vivid_monai.prepare.build import prepare
 from vivid_monai.prepare.card import to_markdown
 from vivid_monai.prepare.image_files import CHECKS
@@ -16,6 +18,7 @@ from vivid_monai.prepare.lidc.nodules import write_table
 from vivid_monai.prepare.lidc.source import CropRule, read_identities
 from vivid_monai.prepare.lidc.source import read as read_lidc
 from vivid_monai.prepare.source import Source, write_skip_list
+from vivid_monai.ums.states import ABSENT, NULL, PRESENT
 
 EPILOG = (
     "Written to --out, each whole or not at all: manifest.parquet, card.md and card.json (what is in it), skipped.csv "
@@ -95,6 +98,28 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     add("--unofficial-file", type=Path, metavar="NPZ", help=what)
     _output_options(one)
 
+    what = "a prepared folder under harder conditions: few, wrong, missing or hidden training labels"
+    one = sources.add_parser("conditions", help=what, formatter_class=parser.formatter_class)
+    one.description = _conditions.__doc__
+    _condition_options(one)
+
+
+def _condition_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "The same images, the same test labels: docs/data.md. Several may be combined."
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="a folder of vivid prepare or vivid phantom")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write manifest.parquet to")
+    add("--labels", type=float, default=1.0, metavar="X", help="share of the training patients that are kept")
+    what = "share of the patients with this finding that are kept in training and validation"
+    add("--rare", nargs="+", default=[], metavar="FIELD=X", help=what)
+    add("--noise", type=float, default=0.0, metavar="P", help="probability that present and absent are interchanged")
+    add("--missing", type=float, default=0.0, metavar="P", help="probability that a state becomes null")
+    add("--assume-absent", action="store_true", help="null becomes absent: what answerability is there to avoid")
+    add("--hide", nargs="+", default=[], metavar="FIELD", help="no training image answers these; validation does")
+    add("--shuffle", action="store_true", help="training states become those of another patient: a control")
+    add("--name", help="of the data set from now on; those of a union need different ones")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws")
+
 
 def _label_space(parser: argparse.ArgumentParser, default: str) -> None:
     what = "fields of the manifest; labels are taken over by concept, others are null"
@@ -127,6 +152,8 @@ def _split_options(
 
 def run_prepare(args: argparse.Namespace) -> int:
     """Read a data set as distributed, or your own table, into one validated manifest split by patient."""
+    if args.source == "conditions":
+        return _conditions(args)
     if args.workers < 1:
         raise VividError(f"--workers {args.workers}: at least 1")
     if args.table_only:
@@ -160,3 +187,38 @@ def _nodules_only(args: argparse.Namespace) -> int:
     print("\n".join([*notes, f"Skipped files, listed in skipped.csv: {len(skipped):,}."]))
     print(f"Wrote {args.out / 'nodules.csv'}. Without the CT: no patients, no slice indices, nothing in mm but z.")
     return 0
+
+
+def _conditions(args: argparse.Namespace) -> int:
+    """Write a manifest of the same images whose training and validation labels are harder to learn from. The test split
+    stays as it is, patients are kept whole, and all settings are in the manifest."""
+    rare = {}
+    for word in args.rare:
+        name, _, share = word.rpartition("=")
+        try:
+            rare[name] = float(share)
+        except ValueError as error:
+            raise VividError(f"--rare {word}: write FIELD=SHARE, such as Edema=0.1") from error
+    names = ("labels", "noise", "missing", "shuffle", "assume_absent", "name", "seed")
+    settings = {name: getattr(args, name) for name in names}
+    asked = conditions.Conditions(rare=rare, hide=tuple(args.hide), **settings)
+    before, made = conditions.prepare(args.folder, args.out, asked)
+    print(f"{args.out} ({conditions.told_of(made)}), in brackets {args.folder}\n")
+    for split in (one for one in SPLITS if one in made.table["split"].unique().to_pylist()):
+        now, then = (one.select(split).patients() for one in (made, before))
+        whom = f"{len(np.unique(now)):,} patients ({len(then):,} of {len(np.unique(then)):,})"
+        print(f"{split:5s} {len(now):,} images of {whom}")
+    print(f"\n{'training images':32s}" + "".join(f"{word:>16s}" for word in ("present", "absent", "null")))
+    counts = [_counts(one.select("train").states()) for one in (made, before)]
+    for name, now, then in zip(made.fields, *counts, strict=True):
+        print(f"{name:32s}" + "".join(f"{f'{a:,} ({b:,})':>16s}" for a, b in zip(now, then, strict=True)))
+    files = "\"['configs/train.json','configs/data/table.json']\""
+    manifest = shlex.quote(str(args.out / "manifest.parquet"))
+    print(f"\nNext: python -m monai.bundle run training --config_file {files} --manifest {manifest}")
+    print(f"or: vivid compare {shlex.quote(str(args.out))}")
+    return 0
+
+
+def _counts(states: np.ndarray) -> np.ndarray:
+    """How many are present, absent and null, (F, 3)."""
+    return np.stack([(states == state).sum(axis=0) for state in (PRESENT, ABSENT, NULL)], axis=1)
