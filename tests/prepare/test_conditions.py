@@ -93,6 +93,8 @@ def test_missing_states_are_null_and_may_be_taken_for_absent(base):
         assert set(after[lost]) == {NULL}
         assert lost[before != NULL].mean() == pytest.approx(0.4, abs=0.03)
         assert np.array_equal(assumed, np.where(after == NULL, ABSENT, after))
+        both = (before[::2] != NULL) & (before[1::2] != NULL)
+        assert np.array_equal(lost[::2][both], lost[1::2][both])
 
 
 def test_a_rare_finding_is_in_fewer_patients_and_all_others_stay(base):
@@ -139,6 +141,9 @@ def test_draws_do_not_depend_on_what_else_is_asked(base):
     kept = np.isin(plain.table["id"].to_pylist(), fewer.table["id"].to_pylist())
     others = [field for field in base.fields if field != "Edema"]
     assert np.array_equal(plain.states(others)[kept], fewer.states(others))
+    before, after = states(base, "train"), states(harder(base, Conditions(noise=0.3, missing=0.3)), "train")
+    left = ((before == PRESENT) | (before == ABSENT)) & (after != NULL)
+    assert (before != after)[left].mean() == pytest.approx(0.3, abs=0.04)
 
 
 def test_two_halves_of_the_questions_make_a_union(base, tmp_path):
