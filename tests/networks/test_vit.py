@@ -22,7 +22,8 @@ def vit() -> ViT:
 
 
 @pytest.mark.parametrize(
-    ("preset", "parameters"), [("micro", 1_313_664), ("tiny", 5_524_416), ("small", 21_665_664), ("base", 85_798_656)]
+    ("preset", "parameters"),
+    [("nano", 520_576), ("micro", 1_313_664), ("tiny", 5_524_416), ("small", 21_665_664), ("base", 85_798_656)],
 )
 def test_presets_have_their_published_sizes(preset: str, parameters: int) -> None:
     """The encoders of DeiT-Ti, DeiT-S and ViT-B/16, which hold one more vector: the position of the CLS token."""
@@ -120,13 +121,27 @@ def test_a_volume_is_tokens_on_a_grid_of_three_axes(stem: str) -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_convolutional_stem_gives_the_same_grid(dims: int) -> None:
     torch.manual_seed(0)
-    vit = ViT(img_size=32, preset="micro", depth=2, spatial_dims=dims, stem="conv").train().double()
+    vit = ViT(img_size=32, preset="nano", spatial_dims=dims, stem="conv").train().double()
+    convolutions = [m for m in vit.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
+    assert [m.out_channels for m in convolutions] == [16, 16, 32, 32, 64, 64, 128, 128, 128]
     x = torch.randn(2, 1, *[32] * dims, dtype=torch.float64)
     tokens = vit(x)
     assert tokens.shape == (2, 1 + 2**dims, 128)
-    torch.testing.assert_close(vit(x[:1]), tokens[:1], atol=1e-10, rtol=1e-10)  # no batch statistics
+    assert not torch.allclose(vit(x[:1]), tokens[:1])  # statistics of the batch, while training only
     (tokens * torch.randn(tokens.shape)).sum().backward()
     assert [name for name, p in vit.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_positions_may_start_from_sines_of_the_place() -> None:
+    vit = ViT(img_size=(32, 64), preset="nano", positions="sincos")
+    own = vit.patch_embedding.position_embeddings
+    assert own.requires_grad
+    rates = 1e4 ** (-torch.arange(32) / 32)
+    row, column = 1, 2
+    expected = torch.cat([wave(place * rates) for place in (column, row) for wave in (torch.sin, torch.cos)])
+    torch.testing.assert_close(own[0, row * 4 + column], expected, **close(depth=1))
+    volume = ViT(**VOLUME | {"width": 96}, positions="sincos").patch_embedding.position_embeddings[0]
+    assert torch.pdist(volume).min() > 0.1
 
 
 def test_explicit_sizes_equal_a_preset_and_the_config_keeps_what_differs() -> None:
@@ -160,6 +175,8 @@ def test_the_epsilon_reaches_every_norm() -> None:
         ({"spatial_dims": 1}, "spatial_dims=1"),
         ({"img_size": (32, 32), "spatial_dims": 3}, "3 numbers, one per axis"),
         ({"stem": "conv", "patch_size": 14}, "powers of two"),
+        ({"positions": "cosine"}, "normal or sincos"),
+        ({"positions": "sincos", "width": 62, "heads": 2}, "a multiple of 4, got 62"),
     ],
 )
 def test_bad_arguments_are_told(arguments: dict, message: str) -> None:

@@ -113,7 +113,7 @@ def load_vit_weights(
     else:
         saved = load_module(file, {"vit": ViT})
         its, its_spd = saved.module, saved.spd
-        keys = (its.config.keys() | vit.config.keys()) - {"img_size", "in_channels", "drop_path"}
+        keys = (its.config.keys() | vit.config.keys()) - {"img_size", "in_channels", "drop_path", "positions"}
         _refuse(file, {key: (its.config.get(key), vit.config.get(key)) for key in sorted(keys)})
         state, source = {name: tensor.float() for name, tensor in its.state_dict().items()}, its.grid
     weight, channels = state.get(f"{PATCHES}.weight"), vit.config["in_channels"]
@@ -250,7 +250,7 @@ def _foreign_state(vit: ViT, file: CheckpointFile) -> tuple[dict[str, Tensor], t
             f"{some(sorted(file.tensors))}"
         )
     if len(vit.grid) != 2 or "stem" in vit.config:
-        raise VividError(f"{file.path}: its weights are for images and linear patches, not for this ViT")
+        raise VividError(f"{file.path}: its weights are for images and linear patches, not for this ViT: --stem patch")
     config, patch = file.config if naming is not TIMM else {}, vit.config["patch_size"]
     expected = {
         "num_attention_heads": vit.heads,

@@ -26,9 +26,9 @@ def shape_of(rng: np.random.Generator, drawn: dict[str, Disease]) -> Shape:
         shape.broken_rib = BrokenRib(
             side=ill.sides[0],
             rib=int(rng.integers(3, 7)),
-            count=1 + int(3 * ill.severity * rng.random()),
+            count=2 + int(3 * ill.severity * rng.random()),
             distance=float(rng.uniform(0.17, 0.28)),
-            step=0.3 + 0.35 * ill.severity,
+            step=0.35 + 0.3 * ill.severity,
         )
     return shape
 
@@ -52,7 +52,7 @@ def _patch(rng: np.random.Generator, scene: Scene, side: str, zone: str, radius:
 def _opacity(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
     areas = [_patch(rng, scene, side, ill.zone, rng.uniform(0.06, 0.12), 0.2) for side in ill.sides]
     area = np.maximum.reduce(areas)
-    _fill(scene, area * (0.1 + 0.3 * ill.severity))
+    _fill(scene, area * (0.2 + 0.4 * ill.severity))
     return area
 
 
@@ -76,7 +76,7 @@ def _pneumonia(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
         for _ in range(int(rng.integers(2, 4))):
             area = np.maximum(area, _patch(rng, scene, side, ill.zone, rng.uniform(0.04, 0.09), 0.5))
     grain = 0.8 + 0.3 * texture(rng, scene.body_size, 29)
-    _fill(scene, np.clip(area * (0.2 + 0.35 * ill.severity) * grain, 0, 1))
+    _fill(scene, np.clip(area * (0.3 + 0.4 * ill.severity) * grain, 0, 1))
     return area
 
 
@@ -85,9 +85,9 @@ def _lesion(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
     for i in range(int(rng.choice([1, 1, 1, 2, 4]))):
         side = ill.sides[0] if i == 0 else SIDES[int(rng.integers(2))]
         centre = scene.locate(side, rng.uniform(0.2, 0.8), _ZONE_CENTRE[ill.zone] + rng.uniform(-0.12, 0.12))
-        radius = 0.018 + 0.034 * ill.severity * rng.uniform(0.6, 1.0)
+        radius = 0.022 + 0.04 * ill.severity * rng.uniform(0.6, 1.0)
         area = np.maximum(area, ellipse(scene.x, scene.y, centre, (radius, radius * rng.uniform(0.8, 1.2)), 0.0, 0.4))
-    _fill(scene, area * (0.35 + 0.35 * ill.severity))
+    _fill(scene, area * (0.5 + 0.4 * ill.severity))
     return area
 
 
@@ -115,7 +115,7 @@ def _atelectasis(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array:
             start, down, tilt = rng.uniform(0.05, 0.45), rng.uniform(0.74, 0.96), rng.normal(0, 0.06)
             end = start + rng.uniform(0.25, 0.5)
             points = np.array([scene.locate(side, start, down), scene.locate(side, end, down + tilt)])
-            stroke(ink, scene.pose.to_image(points), rng.uniform(0.003, 0.008), 0.05 + 0.1 * ill.severity)
+            stroke(ink, scene.pose.to_image(points), rng.uniform(0.005, 0.012), 0.1 + 0.12 * ill.severity)
         base = scene.lungs[side] * smoothstep((scene.down - 0.78) * 5)
         _fill(scene, base * (0.08 + 0.22 * ill.severity))
     np.maximum(scene.lines, ink, out=scene.lines)
@@ -128,11 +128,11 @@ def _pneumothorax(rng: np.random.Generator, scene: Scene, ill: Disease) -> Array
     width = depth * np.maximum(1.45 - 1.2 * scene.down, 0.05)
     area = scene.lungs[side] * smoothstep((scene.across - 1 + width) * 25)
     scene.marking *= 1 - area
-    scene.density -= 0.09 * area
+    scene.density -= 0.14 * area
     collapsed = scene.lungs[side] * (1 - area)
     scene.density += (0.05 * ill.severity) * collapsed
     edge = [scene.locate(side, 1 - float(depth) * max(1.45 - 1.2 * b, 0.05), b) for b in np.linspace(0.02, 0.95, 12)]
-    stroke(scene.lines, scene.pose.to_image(np.array(edge)), 0.0022, 0.07 + 0.07 * ill.severity)
+    stroke(scene.lines, scene.pose.to_image(np.array(edge)), 0.004, 0.12 + 0.08 * ill.severity)
     return area
 
 
@@ -169,8 +169,8 @@ _LATERAL = {
     "port catheter": ((0.25, 0.28), (0.33, 0.18), (0.43, 0.22), (0.44, 0.4)),
     "chest tube": ((0.7, 0.6), (0.64, 0.42), (0.55, 0.22)),
 }
-_HALF_WIDTH = {"endotracheal tube": 0.0045, "enteric tube": 0.0035, "chest tube": 0.0055}
-_BOX = {"pacemaker": 0.032, "port catheter": 0.017}
+_HALF_WIDTH = {"endotracheal tube": 0.012, "enteric tube": 0.007, "chest tube": 0.011}
+_BOX = {"pacemaker": 0.05, "port catheter": 0.032}
 
 
 def _moved(rng: np.random.Generator, scene: Scene, path: Array, amount: float) -> Array:
@@ -186,7 +186,7 @@ def draw_devices(rng: np.random.Generator, scene: Scene, names: Sequence[str], s
         if name == "chest tube" and side == "right" and not scene.lateral:
             points[:, 0] = 1 - points[:, 0]
         course = _moved(rng, scene, points, 0.012)
-        stroke(ink, course, _HALF_WIDTH.get(name, 0.0024), float(rng.uniform(0.1, 0.24)))
+        stroke(ink, course, _HALF_WIDTH.get(name, 0.004), float(rng.uniform(0.15, 0.3)))
         if (half := _BOX.get(name)) is not None:
             stroke(ink, course[:1] + np.array([[0.0, -0.4 * half], [0.0, 0.4 * half]]), half * 0.8, 0.5)
     np.maximum(scene.lines, ink, out=scene.lines)
@@ -231,6 +231,8 @@ def draw_findings(rng: np.random.Generator, scene: Scene, drawn: dict[str, Disea
         ribs = range(broken.rib, broken.rib + broken.count)
         places = [scene.rib(broken.side, rib, broken.distance) for rib in ribs]
         areas = [ellipse(scene.x, scene.y, place, (0.035, 0.035), 0.0, 0.1) for place in places]
+        callus = [ellipse(scene.x, scene.y, place, (0.026, 0.022), 0.0, 0.5) for place in places]
+        scene.density += (0.2 + 0.15 * drawn["Fracture"].severity) * np.maximum.reduce(callus)
         masks["Fracture"] = scene.full(np.maximum.reduce(areas)) > 0.5
     if "Support Devices" in drawn:
         side = drawn["Pneumothorax"].sides[0] if "Pneumothorax" in drawn else "left"

@@ -162,7 +162,7 @@ def _draw(rng: np.random.Generator, visit: Visit) -> dict[str, Disease]:
         "Lung Lesion": -3.9 + 1.6 * tumour - 0.3 * ward,
         "Pneumothorax": -3.3 + 0.9 * trauma + 0.6 * care + 0.5 * ward,
         "Pleural Effusion": -1.9 + 1.1 * failure + 0.6 * care + 0.5 * tumour + 0.7 * ward,
-        "Fracture": -3.9 + 1.6 * trauma + 0.3 * p.frailty,
+        "Fracture": -3.3 + 1.6 * trauma + 0.3 * p.frailty,
         "Support Devices": -1.9 + 1.2 * care + 1.9 * ward + 0.4 * failure,
         "Lung Opacity": -2.0 + 0.7 * infection + 0.3 * ward,
     }

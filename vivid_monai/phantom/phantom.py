@@ -79,7 +79,7 @@ def _fill(sentence: str, ill: Disease | None) -> str:
 
 
 # Raise it with every change of a picture, a label or a report: it is the dataset version of every record.
-VERSION = "1"
+VERSION = "2"
 MIN_SIZE, MAX_SIZE = 32, 4096
 _ONE_BOX = ("Cardiomegaly", "Enlarged Cardiomediastinum", "Support Devices")
 _SHAPES = ("Cardiomegaly", "Enlarged Cardiomediastinum")

@@ -1,12 +1,14 @@
 """The Vision Transformer that is trained and shipped, composed of MONAI's blocks."""
 
+import warnings
 from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from monai.networks.blocks import MLPBlock, PatchEmbeddingBlock, SABlock
-from monai.networks.layers import Conv, DropPath
+from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
+from monai.networks.layers import Conv, DropPath, Norm
 from torch import Tensor, nn
 
 from .errors import VividError
@@ -21,8 +23,9 @@ class Preset(NamedTuple):
 
 
 # tiny and small: Touvron et al. 2021 (DeiT), table 1; base: Dosovitskiy et al. 2021, table 1;
-# micro: ours, small enough to be pretrained on two CPU cores in minutes.
+# nano and micro: ours, small enough to be pretrained on two CPU cores in minutes.
 PRESETS = {
+    "nano": Preset(width=128, depth=2, heads=4),
     "micro": Preset(width=128, depth=6, heads=4),
     "tiny": Preset(width=192, depth=12, heads=3),
     "small": Preset(width=384, depth=12, heads=6),
@@ -52,16 +55,17 @@ class ViTBlock(nn.Module):
 
 
 class ConvStem(nn.Sequential):
-    """Patches embedded by a few 3-wide convolutions of stride 2 instead of one as wide as a patch.
+    """Patches embedded by 3-wide convolutions, two for each halving, instead of one as wide as a patch.
 
-    Xiao et al. 2021 (arXiv:2106.14881): a ViT then learns at more learning rates and from fewer images. Theirs has
-    batch norm; here it is group norm, the same for any batch, and no block of the transformer is taken away for it.
+    After Xiao et al. 2021 (arXiv:2106.14881): a ViT then learns from fewer images. Theirs has one convolution for each
+    halving; with a second one, images are told apart better here, and with group norm much worse (`docs/method.md`).
+    While training, an image's tokens depend on the images beside it, as in any network with batch norm.
 
     Maps (B, C, *spatial) to (B, width, *grid).
 
     Args:
         in_channels: channels C of an image.
-        width: of a token; halved towards the first convolution, a multiple of 8 there.
+        width: of a token; halved with each step towards the image.
         patch_size: of each axis, powers of two.
 
     Raises:
@@ -70,17 +74,18 @@ class ConvStem(nn.Sequential):
 
     def __init__(self, in_channels: int, width: int, patch_size: Sequence[int]) -> None:
         steps = max(patch_size).bit_length() - 1
-        if steps < 1 or any(side.bit_count() != 1 for side in patch_size) or width % (8 << (steps - 1)):
+        if steps < 1 or any(side.bit_count() != 1 for side in patch_size) or width % (1 << (steps - 1)):
             raise VividError(
                 f"stem='conv' needs patch_size={list(patch_size)} to be powers of two, at least one over 1, and "
-                f"width={width} to be a multiple of {8 << max(steps - 1, 0)}"
+                f"width={width} to be a multiple of {1 << max(steps - 1, 0)}"
             )
         dims, layers, before = len(patch_size), [], in_channels
         for step in range(steps):
             after = width >> (steps - 1 - step)
-            stride = [2 if side >> step > 1 else 1 for side in patch_size]
-            layers += [Conv["conv", dims](before, after, 3, stride=stride, padding=1, bias=False)]
-            layers += [nn.GroupNorm(8, after), nn.ReLU()]
+            halved = [2 if side >> step > 1 else 1 for side in patch_size]
+            for channels, stride in ((before, halved), (after, [1] * dims)):
+                layers += [Conv["conv", dims](channels, after, 3, stride=stride, padding=1, bias=False)]
+                layers += [Norm["batch", dims](after), nn.ReLU()]
             before = after
         super().__init__(*layers, Conv["conv", dims](width, width, 1))
 
@@ -95,13 +100,15 @@ class ViT(nn.Module):
         img_size: pixels or voxels of an image along each axis, or one number for all; multiples of `patch_size`.
         patch_size: of a patch, along each axis or one number for all.
         in_channels: channels of an image.
-        preset: "micro", "tiny", "small" or "base"; None where `width`, `depth` and `heads` are all given.
+        preset: "nano", "micro", "tiny", "small" or "base"; None where `width`, `depth` and `heads` are all given.
         drop_path: probability in [0, 1) of dropping a residual branch of the last block, per image, while training;
             it grows linearly from 0 at the first block (Huang et al. 2016, arXiv:1603.09382).
         norm_eps: epsilon of every LayerNorm: 1e-6 in timm, 1e-12 by default in transformers.
         spatial_dims: 2 for images, 3 for volumes.
         width, depth, heads: instead of the preset's; the width a multiple of the heads.
         stem: "patch" (one linear map of a patch) or "conv" (`ConvStem`).
+        positions: what the position embeddings, which are learned, start from: "normal" (noise) or "sincos" (sines and
+            cosines of the place, Vaswani et al. 2017; the width a multiple of 4, of 6 for volumes).
 
     Raises:
         VividError: an argument is out of its range.
@@ -123,14 +130,18 @@ class ViT(nn.Module):
         depth: int | None = None,
         heads: int | None = None,
         stem: str = "patch",
+        positions: str = "normal",
     ) -> None:
         super().__init__()
         if preset not in PRESETS and not (preset is None and width and depth and heads):
             raise VividError(
                 f"preset={preset!r} is unknown: choose one of {', '.join(PRESETS)}, or give width, depth and heads"
             )
-        if spatial_dims not in (2, 3) or stem not in ("patch", "conv"):
-            raise VividError(f"spatial_dims={spatial_dims} must be 2 or 3 and stem={stem!r} patch or conv")
+        if spatial_dims not in (2, 3) or stem not in ("patch", "conv") or positions not in ("normal", "sincos"):
+            raise VividError(
+                f"spatial_dims={spatial_dims} must be 2 or 3, stem={stem!r} patch or conv, and "
+                f"positions={positions!r} normal or sincos"
+            )
         size, patch = (
             [value] * spatial_dims if isinstance(value, int) else list(value) for value in (img_size, patch_size)
         )
@@ -149,6 +160,10 @@ class ViT(nn.Module):
         shape = Preset(*(own or theirs for own, theirs in zip((width, depth, heads), default, strict=True)))
         if min(shape) < 1 or shape.width % shape.heads:
             raise VividError(f"width, depth and heads must be positive, the width a multiple of the heads, got {shape}")
+        if positions == "sincos" and shape.width % (2 * spatial_dims):
+            raise VividError(
+                f"positions='sincos' needs a width that is a multiple of {2 * spatial_dims}, got {shape.width}"
+            )
         named = preset is not None and shape == default
         side = patch[0] if len(set(patch)) == 1 else patch
         # A key that was not there at first is kept only where it differs: files and fingerprints stay what they are.
@@ -162,6 +177,7 @@ class ViT(nn.Module):
             **({} if named else shape._asdict()),
             **({"spatial_dims": 3} if spatial_dims == 3 else {}),
             **({"stem": stem} if stem != "patch" else {}),
+            **({"positions": positions} if positions != "normal" else {}),
         }
         label = preset if named else "x".join(map(str, shape))
         patches = "x".join(map(str, patch)) if isinstance(side, list) else str(side)
@@ -187,9 +203,9 @@ class ViT(nn.Module):
             ViTBlock(width=shape.width, heads=shape.heads, norm_eps=norm_eps, drop_path=rate) for rate in rates
         )
         self.norm = nn.LayerNorm(shape.width, eps=norm_eps)
-        self._initialise()
+        self._initialise(positions)
 
-    def _initialise(self) -> None:
+    def _initialise(self, positions: str) -> None:
         """Truncated normals of 0.02, LeCun's for the patch projection, zero biases (Dosovitskiy et al. 2021)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
@@ -198,7 +214,11 @@ class ViT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.patch_embedding.position_embeddings, std=0.02)
+        own = self.patch_embedding.position_embeddings
+        nn.init.trunc_normal_(own, std=0.02)
+        if positions == "sincos":
+            with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # MONAI calls meshgrid as it was once
+                own.copy_(build_sincos_position_embedding(list(self.grid), self.embed_dim, len(self.grid)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens of a batch of images.
