@@ -29,11 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.targets import FieldSampler, StatesTarget
+from vivid_monai.engines.optimizer import build_optimizer
 from vivid_monai.engines.step import PrepareBatch, PretrainStep, autocast
 from vivid_monai.images.augment import RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.objectives import StateObjective
-from vivid_monai.networks.pretrainer import Pretrainer, parameter_groups
+from vivid_monai.networks.pretrainer import Pretrainer
 from vivid_monai.networks.projector import Projector
 from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
@@ -114,7 +115,7 @@ class Job:
         projector = Projector(vit.embed_dim, teacher.embed_dim, scale=teacher.embed_scale)
         self.states = StateObjective(spd, projector, teacher, pass_patches=way.patches)
         network = Pretrainer(vit, {"states": self.states}).to(args.device)
-        optimizer = torch.optim.AdamW(parameter_groups(network, lr_vit=2e-5, lr_projector=1e-4, weight_decay=0.01))
+        optimizer = build_optimizer(network, lr_vit=2e-5, lr_projector=1e-4, weight_decay=0.01)
         if args.compile:
             network.compile()
         self.device, self.amp = torch.device(args.device), args.dtype == "bfloat16"

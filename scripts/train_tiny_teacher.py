@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vivid_monai.assets import tiny_teacher_path
+from vivid_monai.engines.optimizer import Muon
 from vivid_monai.networks.language import additive
 
 POPULATION = 1_000_003
@@ -100,60 +101,27 @@ def step_loss(model: LlamaForCausalLM, batch: Tensor) -> tuple[Tensor, Tensor]:
     return nll.mean(), nll[states].mean() if states.any() else nll.new_zeros(())
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal (Jordan 2024, https://kellerjordan.github.io/posts/muon), of matrices.
-
-    `torch.optim.Muon` in float32, all matrices of a shape at once: a quarter of the time without bfloat16 in hardware.
-    """
-
-    def __init__(self, matrices: list[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
-        shapes = dict.fromkeys(matrix.shape for matrix in matrices)
-        groups = [{"params": [matrix for matrix in matrices if matrix.shape == shape]} for shape in shapes]
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            matrices, rate, momentum = group["params"], group["lr"], group["momentum"]
-            gradient = torch.stack([matrix.grad for matrix in matrices])
-            mean = self.state[matrices[0]].setdefault("mean", torch.zeros_like(gradient))
-            mean.lerp_(gradient, 1 - momentum)
-            rows, columns = gradient.shape[1:]
-            updates = orthogonal(gradient.lerp(mean, momentum)) * max(1, rows / columns) ** 0.5
-            for matrix, update in zip(matrices, updates, strict=True):
-                matrix.mul_(1 - rate * group["weight_decay"]).sub_(update, alpha=rate)
-
-
-def orthogonal(matrices: Tensor) -> Tensor:
-    """(N, rows, columns) with all singular values near 1, by five steps of Newton and Schulz."""
-    if matrices.shape[1] > matrices.shape[2]:
-        return orthogonal(matrices.mT).mT
-    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x
-
-
-def make_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+def make_optimizer(model: LlamaForCausalLM, rate: float) -> Muon:
     """Muon for the matrices of the layers, AdamW for embeddings and norms: in the same time, half the loss of AdamW."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    return [
-        Muon(matrices, lr=rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    return Muon(
+        [
+            {"params": matrices, "muon": True, "lr": rate, "weight_decay": 0.01},
+            {"params": others, "lr": 3e-3, "betas": (0.9, 0.98), "weight_decay": 0.0},
+        ]
+    )
 
 
 def train(model: LlamaForCausalLM, data: Iterator[Tensor], steps: int, rate: float) -> tuple[int, list[float]]:
     """Warm-up and cosine; returns tokens read and the state NLL of every step."""
-    optimizers = make_optimizers(model, rate)
+    optimizer = make_optimizer(model, rate)
     warm = max(steps // 20, 1)
 
     def factor(step: int) -> float:
         return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.02)
 
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     tokens, history = 0, []
     bar = tqdm(islice(data, steps), total=steps, desc="teacher", unit="step")
     for batch in bar:
@@ -161,9 +129,8 @@ def train(model: LlamaForCausalLM, data: Iterator[Tensor], steps: int, rate: flo
         model.zero_grad()
         (text_nll + 2 * state_nll).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
+        optimizer.step()
+        schedule.step()
         tokens += int((batch[..., 4] >= 0).sum())
         history.append(state_nll.item())
         bar.set_postfix(text=f"{text_nll.item():.3f}", state=f"{sum(history[-50:]) / len(history[-50:]):.3f}")

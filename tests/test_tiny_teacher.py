@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import train_tiny_teacher
 from tiny_teacher_text import SYNONYMS, Questions, Texts, phrases, written
 from tiny_teacher_tokens import batches, lay_out, make_tokenizer
-from train_tiny_teacher import POPULATION, Muon, predict
+from train_tiny_teacher import POPULATION, predict
 
 from vivid_monai.assets import tiny_teacher_path
 from vivid_monai.networks.teacher import build_teacher
@@ -166,22 +166,6 @@ def test_a_vocabulary_of_phrases_has_them_whole() -> None:
         assert len(tokenizer(text)["input_ids"]) == 1, text
     text = "No broken ribs; Größe: 3 µm\n\tnaïve "
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-@pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
-def test_muon_is_that_of_torch(shape: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    mine = [torch.nn.Parameter(torch.randn(shape)) for _ in range(3)]
-    theirs = [torch.nn.Parameter(matrix.detach().clone()) for matrix in mine]
-    optimizers = Muon(mine, lr=0.1, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1)
-    for _ in range(3):
-        for one, other in zip(mine, theirs, strict=True):
-            one.grad = torch.randn(shape)
-            other.grad = one.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    for one, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0.01)  # theirs rounds to bfloat16
 
 
 def test_the_small_one_is_made_and_taken(tmp_path, monkeypatch) -> None:

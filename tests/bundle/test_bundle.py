@@ -6,8 +6,13 @@ import monai.bundle
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from safetensors.torch import save_file
 
 from tests.bundle.conftest import ROOT, SMALL
+from tests.tolerance import close
+from vivid_monai.engines.setup import find_cause
+from vivid_monai.networks.vit import ViT
+from vivid_monai.networks.weights import TIMM, rename_vit_weights
 from vivid_monai.ums.label_space import load_label_space
 
 METADATA = json.loads((ROOT / "configs" / "metadata.json").read_text())
@@ -74,6 +79,30 @@ def test_processes_on_gpus_share_the_statistics_of_a_batch_norm(folder, name, de
     assert config.get_parsed_content("network#module") is network
     assert isinstance(network[0][0], torch.nn.SyncBatchNorm) == (device == "cuda")
     assert all(one is other for one, other in zip(network.parameters(), parameters, strict=True))
+
+
+def test_the_recipe_from_weights_starts_from_them_and_moves_the_first_layers_least(tmp_path):
+    torch.manual_seed(1)
+    start = ViT(img_size=32, in_channels=3, preset="micro")
+    save_file(rename_vit_weights(start, TIMM), tmp_path / "timm.safetensors")
+    config = monai.bundle.ConfigParser()
+    config.read_config([str(ROOT / "configs" / name) for name in ("train.json", "recipe/from_weights.json")])
+    config.update({"vit": "micro", "image_size": 32})
+    with pytest.raises(RuntimeError) as error:
+        config.get_parsed_content("run#0")
+    assert "start.safetensors: no such file" in str(find_cause(error.value))
+    colour = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    config.update({"vit_weights": str(tmp_path / "timm.safetensors"), "vit_weights_stats": colour})
+    config.parse(True)
+    config.get_parsed_content("run#0")
+    encoder = config.get_parsed_content("network_def").encoder.eval()
+    preprocess = config.get_parsed_content("preprocess")
+    grey = torch.rand(2, 1, 32, 32)
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in colour)
+    given = (grey - preprocess.mean[0]) / preprocess.std[0]
+    torch.testing.assert_close(encoder(given), start.eval()((grey - mean) / std), **close(depth=16))
+    rates = [group["lr"] for group in config.get_parsed_content("train#optimizer").param_groups]
+    assert min(rates[:-1]) == pytest.approx(config["learning_rate"] * config["layer_decay"] ** 7)
 
 
 def test_paper_recipe_has_the_papers_values():

@@ -116,7 +116,7 @@ def test_two_processes_train_and_close_once(bundle, tmp_path):
     [
         ("teacher/random.json", {"layout": "slots", "teacher_layers": 1}),
         ("teacher/tiny.json", {"layout": "published", "pass_patches": True}),
-        ("teacher/tiny.json", {"layout": "phrases", "teacher_bits": 8}),
+        ("teacher/tiny.json", {"layout": "phrases", "teacher_bits": 8, "optimizer": "muon", "min_asked": "all"}),
     ],
 )
 def test_other_teachers_and_layouts_train(bundle, overlay, knobs):

@@ -1,5 +1,7 @@
 """Field sampling: how many, how often a rare one, never an unanswerable one."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -65,13 +67,19 @@ def test_where_few_are_answerable_all_of_them_are_asked(answerable: int) -> None
     assert (draws(FieldSampler(FIELDS), states, 50) == (states >= 0)).all()
 
 
+@pytest.mark.parametrize(("n", "counts"), [(("all", 6), {9}), (["all", "all"], {9}), ((7, "all"), {7, 8, 9})])
+def test_all_asks_all_that_are_answerable(n: Any, counts: set[int]) -> None:
+    states = np.where(np.arange(12) < 9, ALL, -1)
+    assert set(draws(FieldSampler(FIELDS, n=n), states, 100).sum(1)) == counts
+
+
 def test_the_generator_is_the_only_source_of_randomness() -> None:
     sampler = FieldSampler(FIELDS)
     assert np.array_equal(draws(sampler, ALL, 20), draws(sampler, ALL, 20))
     assert len({tuple(row) for row in draws(sampler, ALL, 20)}) > 10
 
 
-@pytest.mark.parametrize("wrong", [{"n": (0, 4)}, {"n": (5, 4)}, {"n": (4,)}, {"p_rare": 1.1}])
+@pytest.mark.parametrize("wrong", [{"n": (0, 4)}, {"n": (5, 4)}, {"n": (4,)}, {"n": (4, "few")}, {"p_rare": 1.1}])
 def test_impossible_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(VividError, match=f"{next(iter(wrong))} must be"):
         FieldSampler(FIELDS, **wrong)

@@ -159,6 +159,17 @@ def test_other_settings_are_named(tmp_path):
         make_trainer(tmp_path, resume=True, settings={"batch_size": 8, "seed": 1})
 
 
+def test_the_optimizer_of_other_parameter_groups_is_named(tmp_path):
+    trainer, _, checkpoint = make_trainer(tmp_path)
+    run(trainer)
+    _, newest = max(saves(checkpoint.directory))
+    state = torch.load(newest, weights_only=True)
+    state["optimizer"]["param_groups"] *= 2
+    torch.save(state, newest)
+    with pytest.raises(VividError, match=rf"the optimizer of .*{newest.name} is another: .*different number"):
+        make_trainer(tmp_path, resume=True)
+
+
 def test_a_truncated_checkpoint_is_named(tmp_path):
     trainer, _, checkpoint = make_trainer(tmp_path)
     run(trainer)

@@ -11,10 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.tolerance import close
 from vivid_monai.errors import VividError
 from vivid_monai.networks.objectives import FindingsBCE, StateObjective
-from vivid_monai.networks.pretrainer import Pretrainer, parameter_groups
+from vivid_monai.networks.pretrainer import Pretrainer
 from vivid_monai.networks.projector import Projector
 from vivid_monai.networks.spd import SPD
-from vivid_monai.networks.teacher import StateClassifier
 from vivid_monai.networks.teacher.base import Teacher, TeacherOutput
 from vivid_monai.networks.vit import ViT
 
@@ -116,7 +115,7 @@ def test_a_checkpoint_of_version_0_1_is_loaded_whose_objective_was_the_pretraine
     assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in other.state_dict().items())
 
 
-def test_an_spd_that_two_objectives_read_is_stored_and_trained_once() -> None:
+def test_an_spd_that_two_objectives_read_is_stored_once() -> None:
     def both(seed: int) -> Pretrainer:
         states = build(seed=seed).objectives["states"]
         bce = FindingsBCE(["edema"], 128, pool="spd", spd=states.spd)
@@ -130,9 +129,6 @@ def test_an_spd_that_two_objectives_read_is_stored_and_trained_once() -> None:
     spd = other.objectives["states"].spd
     assert other.objectives["bce"].spd is spd
     assert torch.equal(spd.queries, trained.objectives["states"].spd.queries)
-    groups = parameter_groups(trained, lr_vit=1.0, lr_projector=1.0, weight_decay=0.1)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    assert len(parameters) == len({id(one) for one in parameters}) == len(list(trained.parameters()))
 
 
 def test_parts_of_different_widths_are_refused() -> None:
@@ -162,62 +158,3 @@ def test_distributed_training_finds_no_unused_parameter(tmp_path: Path, groups: 
         loss_of(plain).backward()
     for ours, theirs in zip(wrapped.module.parameters(), plain.parameters(), strict=True):
         assert ours.grad is None if theirs.grad is None else torch.allclose(ours.grad, theirs.grad, **close(depth=1))
-
-
-RATES = {"lr_vit": 2e-5, "lr_projector": 1e-4, "weight_decay": 0.01}
-
-
-@pytest.fixture
-def pretrainer() -> Pretrainer:
-    states = StateObjective(SPD(128), Projector(128, 24), StateClassifier(("edema", "fracture"), 24))
-    return Pretrainer(ViT(img_size=32, preset="micro"), {"states": states})
-
-
-def names_of(group: dict, pretrainer: Pretrainer) -> set[str]:
-    ids = {id(parameter) for parameter in group["params"]}
-    named = pretrainer.named_parameters()
-    return {name.removeprefix("objectives.states.") for name, parameter in named if id(parameter) in ids}
-
-
-def test_rates_and_decay_go_where_they_belong(pretrainer: Pretrainer) -> None:
-    groups = parameter_groups(pretrainer, **RATES)
-    assert [(g["name"], g["lr"], g["weight_decay"]) for g in groups] == [
-        ("vit", 2e-5, 0.01),
-        ("vit, no decay", 2e-5, 0.0),
-        ("projector", 1e-4, 0.01),
-        ("projector, no decay", 1e-4, 0.0),
-    ]
-    vit, vit_plain, rest, rest_plain = (names_of(group, pretrainer) for group in groups)
-    assert vit | vit_plain | rest | rest_plain == {
-        name.removeprefix("objectives.states.") for name, _ in pretrainer.named_parameters()
-    }
-    assert sum(len(group["params"]) for group in groups) == len(list(pretrainer.parameters()))
-    assert all(name.startswith("encoder.") and name.endswith("weight") for name in vit)
-    assert {"encoder.patch_embedding.patch_embeddings.weight", "encoder.blocks.5.mlp.linear2.weight"} <= vit
-    assert {"encoder.cls_token", "encoder.patch_embedding.position_embeddings", "encoder.norm.weight"} <= vit_plain
-    assert rest == {
-        "spd.key_weight",
-        "spd.value_weight",
-        "spd.out_weight",
-        "projector.0.weight",
-        "projector.3.weight",
-        "teacher.weight",
-    }
-    assert {"spd.queries", "spd.out_bias", "projector.4.weight", "teacher.query", "teacher.bias"} <= rest_plain
-    torch.optim.AdamW(groups)  # takes them as they are
-
-
-def test_frozen_parameters_are_left_out(pretrainer: Pretrainer) -> None:
-    pretrainer.objectives["states"].teacher.requires_grad_(False)
-    pretrainer.encoder.requires_grad_(False)
-    groups = parameter_groups(pretrainer, **RATES)
-    assert [group["name"] for group in groups] == ["projector", "projector, no decay"]
-    assert all(name.startswith(("spd.", "projector.")) for group in groups for name in names_of(group, pretrainer))
-    with pytest.raises(VividError, match="nothing to train"):
-        parameter_groups(pretrainer.requires_grad_(False), **RATES)
-
-
-@pytest.mark.parametrize("name", list(RATES))
-def test_negative_rates_are_told(pretrainer: Pretrainer, name: str) -> None:
-    with pytest.raises(VividError, match=f"{name}=-1"):
-        parameter_groups(pretrainer, **RATES | {name: -1})

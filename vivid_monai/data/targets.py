@@ -30,7 +30,7 @@ class FieldSampler:
 
     Args:
         fields: names of the columns of `states`, in order.
-        n: fewest and most fields to ask.
+        n: fewest and most fields to ask, either "all"; where the fewest are, so are the most.
         rare: names among `fields`.
         p_rare: probability in [0, 1].
 
@@ -42,18 +42,24 @@ class FieldSampler:
         self,
         fields: Sequence[str],
         *,
-        n: tuple[int, int] = (4, 6),
+        n: tuple[int | str, int | str] = (4, 6),
         rare: Sequence[str] = RARE_FIELDS,
         p_rare: float = 0.6,
     ) -> None:
-        if len(n) != 2 or not 1 <= n[0] <= n[1]:
-            raise VividError(f"field sampling: n must be (fewest, most) with 1 <= fewest <= most, not {tuple(n)}")
+        counts = [len(fields) if one == "all" else one for one in n]
+        if len(n) == 2 and n[0] == "all":
+            counts[1] = counts[0]
+        whole = [one for one in counts if isinstance(one, int)]
+        if not len(n) == len(whole) == 2 or not 1 <= whole[0] <= whole[1]:
+            raise VividError(
+                f"field sampling: n must be (fewest, most), numbers with 1 <= fewest <= most or all, not {tuple(n)}"
+            )
         if not 0 <= p_rare <= 1:
             raise VividError(f"field sampling: p_rare must be between 0 and 1, not {p_rare!r}")
         if unknown := [name for name in rare if name not in fields]:
             raise VividError(f"field sampling: rare fields {unknown} are not among the fields {list(fields)}; set rare")
         self.fields = tuple(fields)
-        self.n = (int(n[0]), int(n[1]))
+        self.n = (whole[0], whole[1])
         self.p_rare = p_rare
         self._rare = np.array([name in rare for name in fields])
 

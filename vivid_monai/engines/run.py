@@ -199,7 +199,12 @@ def _load(path: Path, objects: Mapping[str, Any]) -> None:
             f"{path} is no checkpoint of this kind of run: it holds {sorted(state)}, not {sorted(objects)}"
         )
     for name in sorted(objects, key=lambda name: name != "settings"):  # the plainest error first
-        objects[name].load_state_dict(state[name])
+        try:
+            objects[name].load_state_dict(state[name])
+        except VividError:
+            raise
+        except ValueError as error:  # PyTorch's, of an optimiser with other groups
+            raise VividError(f"cannot resume: the {name} of {path} is another: {error}") from error
 
 
 def run(trainer: Any) -> None:
