@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.processes import quiet, run_module
+from tests.processes import _to_the_end, quiet, run_module
+from vivid_monai.engines import matrix
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -61,3 +63,18 @@ def bundle(tmp_path, phantoms):
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=quiet(), timeout=600)
 
     return run
+
+
+@pytest.fixture
+def forks(monkeypatch):
+    """The processes of a matrix, forked where the imports are done; what they were."""
+    started = []
+
+    def run(command, *, env, stdout, stderr):
+        started.append(command[3])
+        done = _to_the_end(command[2], command[2:], Path.cwd(), 300, 1, "")
+        stdout.write(done.stdout + done.stderr)
+        return SimpleNamespace(returncode=done.returncode)
+
+    monkeypatch.setattr(matrix.subprocess, "run", run)
+    return started

@@ -1,30 +1,10 @@
 """A whole comparison, as a user runs it: runs in processes of their own, an evaluation, verdicts and their page."""
 
 import json
-from types import SimpleNamespace
-
-import pytest
 
 from tests.bundle.conftest import ROOT, SMALL
-from tests.processes import _to_the_end
 from vivid_monai.cli import main
-from vivid_monai.engines import matrix
 from vivid_monai.evaluation.results import Results
-
-
-@pytest.fixture
-def forks(monkeypatch):
-    """The processes of a matrix, forked where the imports are done; what they were."""
-    started = []
-
-    def run(command, *, env, stdout, stderr):
-        started.append(command[3])
-        done = _to_the_end(command[2], command[2:], ROOT, 300, 1, "")
-        stdout.write(done.stdout + done.stderr)
-        return SimpleNamespace(returncode=done.returncode)
-
-    monkeypatch.setattr(matrix.subprocess, "run", run)
-    return started
 
 
 def test_a_comparison_goes_on_where_it_stopped(tmp_path, phantoms, forks, monkeypatch, capsys):
