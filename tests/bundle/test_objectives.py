@@ -48,7 +48,7 @@ def volumes(folder, n=24):
 
 
 def test_plain_bce_trains_through_the_same_config(tmp_path, phantoms):
-    rows = train("objective/findings_bce.json", tmp_path, dataset_dir=str(phantoms))
+    rows = train("objective/findings_bce.json", tmp_path, dataset_dir=str(phantoms), pool="spd")
     assert [row["step"] for row in rows] == ["4", "8"]
     assert {"train/loss", "train/bce", "train/grad_norm", "val/macro_auroc", "val/auroc/Edema"} <= rows[0].keys()
     results = Results.load(tmp_path / "run" / "results.json")

@@ -41,10 +41,9 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     network.load_state_dict(weights, strict=True)
     assert not any("teacher" in name or "projector" in name for name in weights), "the LLM and projector stay behind"
-    assert saved.pool == "spd"
-    for prefix, part in (("encoder", vit), ("spd", saved.spd)):
-        for name, tensor in part.state_dict().items():
-            assert torch.equal(tensor, weights[f"{prefix}.{name}"])
+    assert saved.pool == "cls+mean"
+    for name, tensor in vit.state_dict().items():
+        assert torch.equal(tensor, weights[f"encoder.{name}"])
     first = load_module(run / "initial_vit.safetensors", BACKBONES)
     assert first.spd.config == saved.spd.config
     assert not torch.equal(first.spd.queries, saved.spd.queries), "SPD was trained, and its first weights kept"
@@ -56,8 +55,7 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
     assert len(predictions.ids) == results.test["n_images"]
     report = (run / "report.html").read_text()
     assert f"{results.get('auroc', '(macro)', 'pretrained').value:.3f}" in report
-    assert results.encoders["untrained"]["encoder"]["pool"] == "spd", "the untrained network is read out the same way"
-    assert results.encoders["untrained"]["encoder"]["dim"] == saved.spd.out_dim
+    assert results.encoders["untrained"]["encoder"]["pool"] == "cls+mean", "the untrained one is read out so too"
     assert Examples.load(run / "examples.npz").maps.shape[1] == 4
     # The head of the shipped network says what the table of predictions says.
     items = ImageDataset(

@@ -91,3 +91,15 @@ def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
 def test_images_of_another_size_are_refused(densenet: DenseNet) -> None:
     with pytest.raises(VividError, match="does not fit a DenseNet built for images"):
         densenet(images(densenet, 1)[..., 1:])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_batch_norm_is_of_the_whole_network_and_in_its_config(dims: int) -> None:
+    torch.manual_seed(0)
+    made = DenseNet(img_size=32, spatial_dims=dims, growth=4, norm="batch")
+    kinds = {type(module) for module in made.modules()}
+    assert nn.GroupNorm not in kinds
+    assert {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims] in kinds
+    assert DenseNet(**made.config).state_dict().keys() == made.state_dict().keys()
+    with pytest.raises(VividError, match="group"):
+        DenseNet(norm="layer")

@@ -97,3 +97,15 @@ def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
 def test_images_of_another_size_are_refused(resnet: ResNet) -> None:
     with pytest.raises(VividError, match="does not fit a ResNet built for images"):
         resnet(images(resnet, 1).flip(0)[..., 1:])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_batch_norm_is_of_the_whole_network_and_in_its_config(dims: int) -> None:
+    torch.manual_seed(0)
+    made = ResNet(img_size=32, spatial_dims=dims, depth=10, width=8, norm="batch")
+    kinds = {type(module) for module in made.modules()}
+    assert nn.GroupNorm not in kinds
+    assert {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims] in kinds
+    assert ResNet(**made.config).state_dict().keys() == made.state_dict().keys()
+    with pytest.raises(VividError, match="group or batch"):
+        ResNet(norm="layer")

@@ -20,11 +20,11 @@ STRIDE = 32  # of the last feature map
 
 
 class ResNet(nn.Module):
-    """ResNet (He et al. 2016, arXiv:1512.03385) with group norm that returns normalised tokens.
+    """ResNet (He et al. 2016, arXiv:1512.03385) that returns normalised tokens.
 
-    Group norm (Wu and He 2018, arXiv:1803.08494) in place of batch norm: an image's tokens then do not depend on the
-    images beside it, so one image is a batch, micro-batches and processes give the gradients of the whole batch, and
-    nothing has to be kept equal over processes.
+    With group norm (Wu and He 2018, arXiv:1803.08494) an image's tokens do not depend on the images beside it, so one
+    image is a batch, and micro-batches and processes give the gradients of the whole batch: for volumes. With batch
+    norm, as in the paper, small images were learned much faster.
 
     The grid has ⌈pixels / 32⌉ cells along each axis, and no token before it. Attributes: see
     `scripts.classifier.BACKBONES`; `architecture` is such as "resnet18" or "resnet18-3d".
@@ -35,6 +35,7 @@ class ResNet(nn.Module):
         in_channels: channels of an image.
         spatial_dims: 2 for images, 3 for volumes.
         width: channels of the first stage, even; 64 in the paper.
+        norm: "group" or "batch".
 
     Raises:
         VividError: an argument is out of its range.
@@ -50,6 +51,7 @@ class ResNet(nn.Module):
         in_channels: int = 1,
         spatial_dims: int = 2,
         width: int = 64,
+        norm: str = "group",
     ) -> None:
         super().__init__()
         size = [img_size] * spatial_dims if isinstance(img_size, int) else list(img_size)
@@ -58,14 +60,17 @@ class ResNet(nn.Module):
                 f"depth={depth} must be one of {', '.join(map(str, LAYERS))}, spatial_dims={spatial_dims} 2 or 3, and "
                 f"img_size={img_size} one number or one for each axis"
             )
-        if min(size) < 1 or in_channels < 1 or width < 2 or width % 2:
-            raise VividError(f"{img_size=}, {in_channels=} and {width=} must be positive, the width even")
+        if min(size) < 1 or in_channels < 1 or width < 2 or width % 2 or norm not in ("group", "batch"):
+            raise VividError(
+                f"{img_size=}, {in_channels=} and {width=} must be positive, the width even, and {norm=} group or batch"
+            )
         self.config: dict[str, Any] = {
             "img_size": size,
             "depth": depth,
             "in_channels": in_channels,
             "spatial_dims": spatial_dims,
             "width": width,
+            **({"norm": norm} if norm != "group" else {}),
         }
         self.architecture = f"resnet{depth}" + ("-3d" if spatial_dims == 3 else "")
         self.image_shape = (in_channels, *size)
@@ -85,7 +90,7 @@ class ResNet(nn.Module):
         )
         # MONAI's `norm` reaches the first norm only.
         for name, module in list(net.named_modules()):
-            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            if norm == "group" and isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
                 parent, _, last = name.rpartition(".")
                 channels = module.num_features
                 setattr(net.get_submodule(parent), last, nn.GroupNorm(gcd(32, channels // 2), channels))
