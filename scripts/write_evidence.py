@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from measure_answers import ask, measure
 from monai.bundle import ConfigParser
 
 from vivid_monai.cli import main as vivid
@@ -47,8 +48,8 @@ class Evidence:
     Attributes:
         table: "data" (name → "config" whose manifest it is, or "of" and conditions), "arms" (as configs/arms.json, and
             "data" in place of that of the experiment), "experiments" (name → "says", "data", "arms", "seeds", and
-            "configs", "set", "evaluate" of `vivid compare`, "probed_on", a data set whose labels the probes learn) and
-            "claims" ("says", "arm", "against").
+            "configs", "set", "evaluate" of `vivid compare`; "probed_on", a data set whose labels the probes learn;
+            "answers", arms whose own answers are measured) and "claims" ("says", "arm", "against").
         data, runs, store: folders.
         quick: as small as it gets, to see that all of it runs.
     """
@@ -112,9 +113,28 @@ class Evidence:
         }
         words = [str(word) for option, given in options.items() if given for word in (option, *given)]
         try:
-            return vivid(["compare", *map(str, folders), *words])
+            status = vivid(["compare", *map(str, folders), *words])
+            for arm in one.get("answers", ()):
+                self._measure(name, arm, drawn)
+            return status
         finally:
             self._store(name)
+
+    def _measure(self, name: str, arm: str, seeds: Sequence[int]) -> None:
+        """Measure what the networks of an arm answer themselves, where all its runs are done and it is not known."""
+        runs, path = [self.runs / name / "images" / arm / str(seed) for seed in seeds], self._answers(name, arm)
+        done = [run / "results.json" for run in runs]
+        if not all(one.exists() for one in done):
+            return
+        newest = max(one.stat().st_mtime for one in done)
+        if path.exists() and path.stat().st_mtime > newest and json.loads(path.read_text())["seeds"] == len(runs):
+            return
+        measured = measure([ask(run) for run in runs], n_resamples=50 if self.quick else 1000)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(measured), encoding="utf-8")
+
+    def _answers(self, name: str, arm: str) -> Path:
+        return self.runs / name / "answers" / f"{arm}.json"
 
     def _arm(self, name: str, seeds: Sequence[int]) -> str:
         """An arm as `vivid compare` takes it: its name, or a file of the table's own."""
@@ -141,6 +161,11 @@ class Evidence:
                 if (out / "images" / arm).is_dir()
             },
             "report": json.loads(report.read_text(encoding="utf-8")) if report.exists() else None,
+            "answers": {
+                arm: json.loads(path.read_text(encoding="utf-8"))
+                for arm in one.get("answers", ())
+                if (path := self._answers(name, arm)).exists()
+            },
         }
         text = json.dumps(_rounded(content), indent=1, ensure_ascii=False) + "\n"
         if found := re.search(r'["\' =(](/[\w.-]+/[\w./-]+)', text):
@@ -152,7 +177,7 @@ class Evidence:
         """What was stored of an experiment; nothing of one that has not been run."""
         path = self.store / f"{name}.json"
         if not path.exists():
-            return {"data": {}, "trained": {}, "report": None}
+            return {"data": {}, "trained": {}, "report": None, "answers": {}}
         return json.loads(path.read_text(encoding="utf-8"))
 
     def write_page(self, page: Path) -> None:
@@ -162,8 +187,13 @@ class Evidence:
         template = environment.from_string(Path(__file__).with_suffix(".md.j2").read_text(encoding="utf-8"))
         claims = [row for claim in self.table["claims"] for row in self._claim(claim, names)]
         experiments = [{"name": name, **self.table["experiments"][name], **self._arms(name)} for name in names]
+        asked = [(name, arm) for name in names for arm in self.table["experiments"][name].get("answers", ())]
+        unseen = [row for one in asked for row in self._unseen(*one)]
+        controls = [row for one in asked for row in self._controls(*one)]
         with whole_file(page) as part:
-            text = template.render(rule=rule(), claims=claims, experiments=experiments)
+            text = template.render(
+                rule=rule(), claims=claims, unseen=unseen, controls=controls, experiments=experiments
+            )
             part.write_text(text.rstrip() + "\n", encoding="utf-8")
 
     def _claim(self, claim: Mapping[str, str], names: Sequence[str]) -> Iterator[list[str]]:
@@ -188,6 +218,34 @@ class Evidence:
                 cells = ["–", f"{done} of {wanted}", "–", "not run"]
             yield [says, name, pair, *cells]
             says = ""
+
+    def _unseen(self, name: str, arm: str) -> Iterator[list[str]]:
+        """Rows of the fields that an arm was never asked in training."""
+        if not any("hide" in self.table["data"].get(data, {}) for data in self.table["experiments"][name]["data"]):
+            return
+        measured = self.stored(name)["answers"].get(arm)
+        if measured is None:
+            yield [name, arm, *["–"] * 5, "not run"]
+            return
+        for row in measured["rows"]:
+            if row["what"].startswith("unseen"):
+                auroc = "–" if row["auroc"] is None else f"{row['auroc']:.3f}"
+                against = row["what"].partition(" against ")[2] or "chance"
+                seeds, patients = f"{measured['seeds']}", f"{measured['patients']:,}"
+                yield [name, arm, row["field"], auroc, against, _signed(row), f"{seeds} / {patients}", row["verdict"]]
+
+    def _controls(self, name: str, arm: str) -> Iterator[list[str]]:
+        """Rows of what an arm's own answers are worth, and those that are to be at chance."""
+        measured = self.stored(name)["answers"].get(arm)
+        if measured is None:
+            yield [name, arm, *["–"] * 4, "not run"]
+            return
+        nll = {of: sum(values) / len(values) for of, values in measured["nll"].items()}
+        for row, of in zip(measured["rows"], ("own", "other patients"), strict=False):
+            auroc = "–" if row["auroc"] is None else f"{row['auroc']:.3f}"
+            chance = "undecided" if row["low"] is None else "no" if row["low"] > 0 or row["high"] < 0 else "yes"
+            yield [name, arm, "its own" if of == "own" else of, auroc, _signed(row), f"{nll[of]:.3f}", chance]
+        yield [name, arm, "an even grey", "0.500", "one answer for all images", f"{nll['grey']:.3f}", "yes"]
 
     def _arms(self, name: str) -> dict[str, Any]:
         """Data and encoders of an experiment."""

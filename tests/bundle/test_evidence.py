@@ -20,7 +20,7 @@ BCE = ["objective/findings_bce.json"]
 TABLE = {
     "data": {
         "made": {"config": "data/phantom.json"},
-        "few": {"of": "made", "labels": 0.05},
+        "few": {"of": "made", "labels": 0.05, "hide": ["Cardiomegaly"]},
         "mixed": {"of": "made", "shuffle": True, "seed": "each"},
     },
     "arms": {"shuffled": {"says": "other patients' labels", "configs": BCE, "data": "mixed"}},
@@ -29,6 +29,7 @@ TABLE = {
             "says": "half of them",
             "data": ["few"],
             "arms": ["bce_vit", "shuffled"],
+            "answers": ["bce_vit"],
             "seeds": 3,
             "probed_on": "made",
         },
@@ -65,7 +66,10 @@ def test_experiments_are_run_once_and_the_page_tells_them(checkout, forks, capsy
     assert f"{row} 1 of 3 | {verdict['patients']} | **undecided** |" in page
     assert "|  | real | bce_vit − shuffled | – | 0 of 2 | – | not run |" in page
     assert "| the second | small | shuffled − untrained |" in page
-    assert "few: labels=0.5, seed=0, " in page
+    assert "few: labels=0.5, hide=Cardiomegaly, seed=0, " in page
+    own = stored["answers"]["bce_vit"]["rows"][0]
+    assert f"| small | bce_vit | its own | {own['auroc']:.3f} |" in page
+    assert "| small | bce_vit | Cardiomegaly | 0.500 | chance | +0.000 | 1 / " in page  # an untaught column of zeros
     data = small / "data" / "evidence"
     assert told_of(Manifest.load(data / "mixed-0" / "manifest.parquet")) == "shuffle, seed=0"
     trained = {arm: small / "small" / "images" / arm / "0" / "model.pt" for arm in ("bce_vit", "shuffled")}
@@ -81,11 +85,12 @@ def test_experiments_are_run_once_and_the_page_tells_them(checkout, forks, capsy
 
 def test_what_is_partly_trained_says_so(tmp_path):
     evidence = Evidence(TABLE, store=tmp_path)
-    partly = {"data": {}, "trained": {"bce_vit": [0, 1], "shuffled": [0]}, "report": None}
+    partly = {"data": {}, "trained": {"bce_vit": [0, 1], "shuffled": [0]}, "report": None, "answers": {}}
     (tmp_path / "small.json").write_text(json.dumps(partly))
     evidence.write_page(tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "| labels teach | small | bce_vit − shuffled | – | 1 of 3 | – | not run |" in page
+    assert "| small | bce_vit | – | – | – | – | not run |" in page
     assert "supported" not in page.partition("## Claims")[2]
 
 
