@@ -1,6 +1,7 @@
 """A small classifier with weights that are nearly nowhere zero."""
 
 import torch
+from torch import nn
 
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.classifier import Classifier
@@ -22,6 +23,11 @@ def make_classifier(*, pool: str = "cls", seed: int = 0, **options) -> Classifie
                 parameter.add_(torch.randn_like(parameter) * 0.05)
             for block in vit.blocks:  # as in a new network: the ONNX exporter makes equal weights one
                 block.mlp.linear2.bias.zero_()
+            for norm in vit.modules():
+                if isinstance(norm, nn.BatchNorm2d):  # of a trained one
+                    norm.running_mean.normal_(std=0.2)
+                    norm.running_var.uniform_(0.5, 2)
+                    norm.num_batches_tracked.fill_(7)
     return one.eval()
 
 

@@ -1,6 +1,7 @@
 """Hugging Face folders: transformers' own classes compute the same."""
 
 import json
+import re
 import sys
 from functools import partial
 
@@ -11,6 +12,7 @@ from transformers import AutoModel, AutoModelForImageClassification, dynamic_mod
 from tests.deploy.small import FIELDS, PREPROCESS, SIZE, make_classifier, make_images
 from vivid_monai.deploy import export as module
 from vivid_monai.deploy.export import export_huggingface
+from vivid_monai.deploy.scripts import module_files
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT
@@ -27,6 +29,8 @@ pytestmark = pytest.mark.numeric
         {"pool": "mean"},
         {"pool": "cls+mean", "norm_eps": 1e-2},
         {"pool": "spd"},
+        {"pool": "cls+mean", "stem": "conv", "preset": "nano", "norm_eps": 1e-2},
+        {"pool": "spd", "stem": "conv", "preset": "nano", "in_channels": 3},
     ],
 )
 def test_equals_pytorch(options, tmp_path):
@@ -35,33 +39,70 @@ def test_equals_pytorch(options, tmp_path):
     folder = export_huggingface(
         ours, tmp_path / "new" / "folder", preprocess=Preprocess(size=SIZE, channels=channels), fields=FIELDS
     )
-    by_spd = options.get("pool") == "spd"
-    load = partial(AutoModelForImageClassification.from_pretrained, folder, local_files_only=True)
-    theirs = load(trust_remote_code=by_spd).eval()
-    body = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    by_spd, with_stem = options.get("pool") == "spd", "stem" in options
+    own = by_spd or with_stem
+    load, load_body = (
+        partial(auto.from_pretrained, folder, local_files_only=True)
+        for auto in (AutoModelForImageClassification, AutoModel)
+    )
+    theirs = load(trust_remote_code=own).eval()
+    body = load_body(trust_remote_code=with_stem).eval()
     images = make_images(3, channels=channels)
     with torch.inference_mode():
         torch.testing.assert_close(theirs(images).logits, ours(images), rtol=0, atol=1e-5)
         torch.testing.assert_close(body(images).last_hidden_state, ours.encoder(images), rtol=0, atol=1e-5)
-    kind = "ViT" if by_spd or "pool" not in options else "Dinov2"
-    assert type(theirs).__name__ == f"{kind}ForImageClassification{'BySPD' * by_spd}"
+    if with_stem:
+        kind = "ConvStemViTForImageClassification"
+    else:
+        kind = "ViTForImageClassificationBySPD" if by_spd else "ViTForImageClassification"
+        kind = "Dinov2ForImageClassification" if options.get("pool") in ("mean", "cls+mean") else kind
+    assert type(theirs).__name__ == kind
     assert theirs.config.id2label == dict(enumerate(FIELDS))
     assert theirs.config.label2id == {field: i for i, field in enumerate(FIELDS)}
     loss = theirs(images, labels=torch.full((3, 5), 0.5)).loss
     expected = torch.nn.functional.binary_cross_entropy_with_logits(ours(images), torch.full((3, 5), 0.5))
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
-    assert ("auto_map" in json.loads((folder / "config.json").read_text())) == by_spd
+    assert ("auto_map" in json.loads((folder / "config.json").read_text())) == own
     files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
-    files |= {"errors.py", "modeling_vivid.py", "spd.py"} if by_spd else set()
+    files |= {f"{name}.py" for name in ("errors", "modeling_vivid", "pooling", "spd", "stem")} if own else set()
     assert {one.name for one in folder.iterdir()} == files
-    if by_spd:
-        with pytest.raises(
-            RuntimeError, match="ignore_mismatched_sizes"
-        ):  # and never another network under the same name
+    assert ("trust_remote_code=True" in (folder / "README.md").read_text()) == own
+    if with_stem:
+        for refused in (load, load_body):
+            with pytest.raises(ValueError, match="trust_remote_code=True"):
+                refused(trust_remote_code=False)
+    elif by_spd:
+        # and never another network under the same name
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
             load(trust_remote_code=False)
-        assert "trust_remote_code=True" in (folder / "README.md").read_text()
     assert [one.name for one in folder.parent.iterdir()] == ["folder"]
     assert folder.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o777
+
+
+def test_its_code_needs_torch_and_transformers_alone():
+    texts = module_files([module.MODELING])
+    imported = {
+        name: re.findall(r"^(?:from|import) ([.\w]+)", text, flags=re.MULTILINE) for name, text in texts.items()
+    }
+    direct = {f"{one[1:]}.py" for one in imported["modeling_vivid.py"] if one.startswith(".")}
+    assert set(texts) == {"__init__.py", "modeling_vivid.py"} | direct  # transformers 5.5 copies no others
+    outside = {one.split(".")[0] for names in imported.values() for one in names if not one.startswith(".")}
+    assert outside - sys.stdlib_module_names == {"torch", "transformers"}
+
+
+def test_a_stem_can_be_trained_on_in_transformers_and_saved(tmp_path):
+    """The statistics of its batch norms follow the images there as well, and come back."""
+    ours = make_classifier(stem="conv", preset="nano", pool="cls+mean")
+    folder = export_huggingface(ours, tmp_path / "folder", preprocess=PREPROCESS, fields=FIELDS)
+    theirs = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).train()
+    assert torch.equal(theirs.vit.stem[1].running_var, ours.encoder.patch_embedding.patch_embeddings[1].running_var)
+    for network in (theirs, ours.train()):
+        network(make_images(4))
+    assert theirs.vit.stem[1].num_batches_tracked == 8
+    theirs.save_pretrained(tmp_path / "again")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(again(make_images(2)).logits, ours.eval()(make_images(2)), rtol=0, atol=1e-5)
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +110,8 @@ def own_modules(tmp_path_factory, monkeypatch):
     """transformers keeps the code of folders in a place of its own."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
     monkeypatch.setattr("sys.path", [*sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_its_encoder_can_be_trained_on(tmp_path):

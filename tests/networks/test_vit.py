@@ -118,20 +118,6 @@ def test_a_volume_is_tokens_on_a_grid_of_three_axes(stem: str) -> None:
         assert changed[0].nonzero().flatten().tolist() == [(1 * 2 + 1) * 3 + 1]
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_a_convolutional_stem_gives_the_same_grid(dims: int) -> None:
-    torch.manual_seed(0)
-    vit = ViT(img_size=32, preset="nano", spatial_dims=dims, stem="conv").train().double()
-    convolutions = [m for m in vit.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
-    assert [m.out_channels for m in convolutions] == [16, 16, 32, 32, 64, 64, 128, 128, 128]
-    x = torch.randn(2, 1, *[32] * dims, dtype=torch.float64)
-    tokens = vit(x)
-    assert tokens.shape == (2, 1 + 2**dims, 128)
-    assert not torch.allclose(vit(x[:1]), tokens[:1])  # statistics of the batch, while training only
-    (tokens * torch.randn(tokens.shape)).sum().backward()
-    assert [name for name, p in vit.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-
 def test_positions_may_start_from_sines_of_the_place() -> None:
     vit = ViT(img_size=(32, 64), preset="nano", positions="sincos")
     own = vit.patch_embedding.position_embeddings

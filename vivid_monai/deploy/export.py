@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Dinov2Config, PreTrainedConfig, ViTConfig
 
-from vivid_monai.deploy.modeling_vivid import ViTForImageClassificationBySPD
+from vivid_monai.deploy import modeling_vivid
 from vivid_monai.deploy.onnx import FORMAT, INPUT, OUTPUTS, OnnxClassifier
 from vivid_monai.deploy.readme import render
 from vivid_monai.deploy.scripts import module_files
@@ -24,8 +24,9 @@ from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.logs import quiet
 from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.stem import ConvStem
 from vivid_monai.networks.vit import ViT
-from vivid_monai.networks.weights import DINOV2, TRANSFORMERS, rename_vit_weights
+from vivid_monai.networks.weights import DINOV2, PATCHES, TRANSFORMERS, rename_vit_weights
 from vivid_monai.storage.files import whole_file
 
 TOLERANCE = 1e-4
@@ -37,7 +38,7 @@ _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 _BLACK = 2**-16
 _HEAD = "ForImageClassification"
 MODELING = "deploy/modeling_vivid.py"
-"""What a Hugging Face folder needs of this package where a classifier reads through SPD."""
+"""What a Hugging Face folder needs of this package where transformers lacks a part of the network."""
 
 
 def describe(classifier: Classifier, preprocess: Preprocess, fields: Sequence[str]) -> dict[str, Any]:
@@ -182,12 +183,14 @@ def export_huggingface(
 ) -> Path:
     """Write a folder as ``save_pretrained`` does, whole or not at all.
 
-    ``AutoModel``, ``AutoModelForImageClassification`` and ``AutoImageProcessor`` load it, without network or code of
-    ours, where the pool is not "spd". What pools by "cls" becomes a ``ViTForImageClassification``; that architecture
-    knows no other pooling, so "mean" and "cls+mean" become a ``Dinov2ForImageClassification``, whose head sees both (a
-    "mean" head has zeros for the CLS token) and whose layer scales are 1. What reads through SPD becomes a
-    :class:`~vivid_monai.deploy.modeling_vivid.ViTForImageClassificationBySPD`, whose few lines lie in the folder and
-    run with ``trust_remote_code=True`` only; ``AutoModel`` loads the ViT without them.
+    ``AutoModel``, ``AutoModelForImageClassification`` and ``AutoImageProcessor`` load it, without network and, where
+    patches are linear and the pool is not "spd", without code of ours. What pools by "cls" becomes a
+    ``ViTForImageClassification``; that architecture knows no other pooling, so "mean" and "cls+mean" become a
+    ``Dinov2ForImageClassification``, whose head sees both (a "mean" head has zeros for the CLS token) and whose layer
+    scales are 1. The rest becomes a class of :mod:`~vivid_monai.deploy.modeling_vivid`, which lies in the folder and
+    runs with ``trust_remote_code=True`` only: a ``ViTForImageClassificationBySPD``, whose ViT ``AutoModel`` loads
+    without it, or, with a convolutional stem and any pool, a ``ConvStemViTForImageClassification``, of which nothing is
+    loaded without it.
 
     The image processor resizes in 8 bits per direction where ours rounds once: single pixels differ by one grey level
     of 255. The folder's README.md tells how to get the exact input.
@@ -202,7 +205,10 @@ def export_huggingface(
     network = for_export(classifier)
     config = _config(network, fields)
     (architecture,) = config.architectures
-    readme = render("huggingface.md.j2", **description, p=preprocess, architecture=architecture)
+    own = hasattr(config, "auto_map")
+    readme = render(
+        "huggingface.md.j2", **description, p=preprocess, architecture=architecture, own=own, pool=network.pool
+    )
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise VividError(f"{folder}: holds files already; name a folder that is not there yet")
@@ -214,11 +220,11 @@ def export_huggingface(
             (part / "model.safetensors").write_bytes(save(_weights(network), metadata={"format": "pt"}))
             (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
             (part / "README.md").write_text(readme, encoding="utf-8")
-            for name, text in module_files([MODELING]).items() if network.spd else ():
+            for name, text in module_files([MODELING]).items() if own else ():
                 if name != "__init__.py":
                     (part / name).write_text(text, encoding="utf-8")
             AutoImageProcessor.from_pretrained(part, local_files_only=True)
-            auto = ViTForImageClassificationBySPD if network.spd else AutoModelForImageClassification
+            auto = getattr(modeling_vivid, architecture) if own else AutoModelForImageClassification
             model = auto.from_pretrained(part, local_files_only=True).eval()
             check_same(
                 folder,
@@ -234,7 +240,7 @@ def export_huggingface(
 
 def _config(network: Classifier, fields: Sequence[str]) -> PreTrainedConfig:
     vit, given = network.encoder, network.encoder.config
-    if not isinstance(vit, ViT) or given.get("spatial_dims") == 3 or "stem" in given:
+    if not isinstance(vit, ViT) or given.get("spatial_dims") == 3:
         raise VividError(f"{vit.architecture}: is no architecture of transformers; export ONNX or TorchScript")
     options: dict[str, Any] = {
         "hidden_size": vit.embed_dim,
@@ -250,14 +256,21 @@ def _config(network: Classifier, fields: Sequence[str]) -> PreTrainedConfig:
         "problem_type": "multi_label_classification",
         "dtype": "float32",
     }
+    code, mlp = Path(MODELING).stem, {"intermediate_size": 4 * vit.embed_dim}
+    if "stem" in given:
+        kind = "ConvStemViT"
+        classes = {"AutoConfig": "Config", "AutoModel": "Model", f"AutoModel{_HEAD}": _HEAD}
+        options |= {"pool": network.pool, "spd": network.spd.config if network.spd else None}
+        options["auto_map"] = {auto: f"{code}.{kind}{name}" for auto, name in classes.items()}
+        return modeling_vivid.ConvStemViTConfig(architectures=[kind + _HEAD], **mlp, **options)
     if network.spd is not None:
         if network.spd.out_dim == vit.embed_dim:  # transformers' own classifier would take the head for its own
             raise VividError("an SPD of one query cannot be told from CLS by transformers; export ONNX or TorchScript")
-        name = ViTForImageClassificationBySPD.__name__
-        options |= {"spd": network.spd.config, "auto_map": {f"AutoModel{_HEAD}": f"{Path(MODELING).stem}.{name}"}}
-        return ViTConfig(intermediate_size=4 * vit.embed_dim, architectures=[name], **options)
+        name = modeling_vivid.ViTForImageClassificationBySPD.__name__
+        options |= {"spd": network.spd.config, "auto_map": {f"AutoModel{_HEAD}": f"{code}.{name}"}}
+        return ViTConfig(architectures=[name], **mlp, **options)
     if network.pool == "cls":
-        return ViTConfig(intermediate_size=4 * vit.embed_dim, architectures=["ViT" + _HEAD], **options)
+        return ViTConfig(architectures=["ViT" + _HEAD], **mlp, **options)
     return Dinov2Config(mlp_ratio=4, use_mask_token=False, architectures=["Dinov2" + _HEAD], **options)
 
 
@@ -265,6 +278,14 @@ def _weights(network: Classifier) -> dict[str, Tensor]:
     head = {"classifier.weight": network.head.weight, "classifier.bias": network.head.bias}
     if network.spd is not None:
         head |= {f"spd.{name}": tensor for name, tensor in network.spd.state_dict().items()}
+    stem = network.encoder.patch_embedding.patch_embeddings
+    if isinstance(stem, ConvStem):
+        *layers, _ = stem.named_children()
+        tensors = {f"stem.{i}.{name}": t for i, layer in layers for name, t in layer.state_dict().items()}
+        last = {f"{PATCHES}.{len(layers)}": TRANSFORMERS[PATCHES]}
+        renamed = rename_vit_weights(network.encoder, {n: t for n, t in TRANSFORMERS.items() if n != PATCHES} | last)
+        tensors |= {f"transformer.{name}": tensor for name, tensor in renamed.items()}
+        return {f"vit.{name}": tensor for name, tensor in tensors.items()} | head
     if network.pool in ("cls", "spd"):
         tensors = rename_vit_weights(network.encoder, TRANSFORMERS)
         return {f"vit.{name}": tensor for name, tensor in tensors.items()} | head

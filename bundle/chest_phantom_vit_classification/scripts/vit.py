@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from monai.networks.blocks import MLPBlock, PatchEmbeddingBlock, SABlock
 from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
-from monai.networks.layers import Conv, DropPath, Norm
+from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
 from .errors import VividError
+from .stem import ConvStem
 
 
 class Preset(NamedTuple):
@@ -52,42 +53,6 @@ class ViTBlock(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-
-
-class ConvStem(nn.Sequential):
-    """Patches embedded by 3-wide convolutions, two for each halving, instead of one as wide as a patch.
-
-    After Xiao et al. 2021 (arXiv:2106.14881): a ViT then learns from fewer images. Theirs has one convolution for each
-    halving; with a second one, images are told apart better here, and with group norm much worse (`docs/method.md`).
-    While training, an image's tokens depend on the images beside it, as in any network with batch norm.
-
-    Maps (B, C, *spatial) to (B, width, *grid).
-
-    Args:
-        in_channels: channels C of an image.
-        width: of a token; halved with each step towards the image.
-        patch_size: of each axis, powers of two.
-
-    Raises:
-        VividError: an argument is out of its range.
-    """
-
-    def __init__(self, in_channels: int, width: int, patch_size: Sequence[int]) -> None:
-        steps = max(patch_size).bit_length() - 1
-        if steps < 1 or any(side.bit_count() != 1 for side in patch_size) or width % (1 << (steps - 1)):
-            raise VividError(
-                f"stem='conv' needs patch_size={list(patch_size)} to be powers of two, at least one over 1, and "
-                f"width={width} to be a multiple of {1 << max(steps - 1, 0)}"
-            )
-        dims, layers, before = len(patch_size), [], in_channels
-        for step in range(steps):
-            after = width >> (steps - 1 - step)
-            halved = [2 if side >> step > 1 else 1 for side in patch_size]
-            for channels, stride in ((before, halved), (after, [1] * dims)):
-                layers += [Conv["conv", dims](channels, after, 3, stride=stride, padding=1, bias=False)]
-                layers += [Norm["batch", dims](after), nn.ReLU()]
-            before = after
-        super().__init__(*layers, Conv["conv", dims](width, width, 1))
 
 
 class ViT(nn.Module):
