@@ -30,6 +30,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.evaluation.verdicts import judge
 from vivid_monai.metrics.intervals import Patients, Resampled, auroc_resamples, difference_over_runs
 from vivid_monai.metrics.masked import counts, masked_auroc
+from vivid_monai.prepare.conditions import of_other_patients
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT
 
 
@@ -117,7 +118,7 @@ def measure(runs: Sequence[Answers], *, n_resamples: int = 1000) -> dict[str, An
     kept = np.flatnonzero((present >= first.enough[0]) & (absent >= first.enough[1]))
     seen, unseen = ([place for place in kept if first.seen[place] == which] for which in (True, False))
     own = [auroc_resamples(patients, run.test.scores, run.test.states) for run in runs]
-    others = _others(first.test.patients)
+    others = of_other_patients(first.test.patients, images="test images")
     shuffled = [auroc_resamples(patients, run.test.scores[others], run.test.states) for run in runs]
 
     rows = [
@@ -153,20 +154,6 @@ def _row(what: str, field: str, own: Sequence[Resampled], against: Sequence[Resa
     auroc = float(np.mean([one.value[0] for one in own]))
     told = {"value": value, "low": low, "high": high, "verdict": judge(value, low, high)}
     return {"what": what, "field": field, "auroc": None if np.isnan(auroc) else auroc, **told}
-
-
-def _others(patients: np.ndarray) -> np.ndarray:
-    """For each image one of another patient, int (N,): half a turn on, patient by patient.
-
-    Raises:
-        VividError: a patient has over half of the images.
-    """
-    order = np.argsort(patients, kind="stable")
-    others = np.empty(len(patients), np.int64)
-    others[order] = np.roll(order, len(order) // 2)
-    if (patients[others] == patients).any():
-        raise VividError("a patient has over half of the test images, so that images cannot be shuffled")
-    return others
 
 
 def _stand_in(runs: Sequence[Answers], place: int) -> int | None:

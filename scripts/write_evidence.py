@@ -106,7 +106,7 @@ class Evidence:
             "--against": sorted(against),
             "--seeds": drawn,
             "--configs": [CONFIGS / config for config in one.get("configs", ())],
-            "--set": _pairs({**one.get("set", {}), **(QUICK if self.quick else {})}),
+            "--set": _pairs({**self._drawn(one["data"][0]), **one.get("set", {}), **(QUICK if self.quick else {})}),
             "--evaluate": _pairs(evaluated),
             "--processes": [processes],
             "--gpus": [gpus],
@@ -135,6 +135,11 @@ class Evidence:
 
     def _answers(self, name: str, arm: str) -> Path:
         return self.runs / name / "answers" / f"{arm}.json"
+
+    def _drawn(self, name: str) -> Mapping[str, Any]:
+        """Options with which the data were generated that a data set rests on: a run that reads them checks these."""
+        entry = self.table["data"].get(name, {})
+        return self._drawn(entry["of"]) if "of" in entry else entry.get("set", {})
 
     def _arm(self, name: str, seeds: Sequence[int]) -> str:
         """An arm as `vivid compare` takes it: its name, or a file of the table's own."""

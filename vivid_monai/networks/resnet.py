@@ -23,8 +23,8 @@ class ResNet(nn.Module):
     """ResNet (He et al. 2016, arXiv:1512.03385) that returns normalised tokens.
 
     With group norm (Wu and He 2018, arXiv:1803.08494) an image's tokens do not depend on the images beside it, so one
-    image is a batch, and micro-batches and processes give the gradients of the whole batch: for volumes. With batch
-    norm, as in the paper, small images were learned much faster.
+    image is a batch, and micro-batches and processes give the gradients of the whole batch: for volumes. Batch norm
+    is that of the paper and of MONAI.
 
     The grid has ⌈pixels / 32⌉ cells along each axis, and no token before it. Attributes: see
     `vivid_monai.networks.classifier.BACKBONES`; `architecture` is such as "resnet18" or "resnet18-3d".

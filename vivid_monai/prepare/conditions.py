@@ -85,7 +85,9 @@ def harder(manifest: Manifest, conditions: Conditions) -> Manifest:
     kept = _kept(before, sides, patients, ids, list(manifest.fields), conditions)
     states = before.copy()
     if conditions.shuffle:
-        _shuffle(states, np.flatnonzero(sides[0] & kept), patients, _draws(conditions, "shuffle"))
+        rows = np.flatnonzero(sides[0] & kept)
+        order = _draws(conditions, "shuffle").permutation(patients.max(initial=0) + 1)
+        states[rows] = states[rows[of_other_patients(order[patients[rows]], images="training images")]]
     learned = (sides[0] | sides[1])[:, None]
     units, n_units = _units(table)
     if conditions.noise:
@@ -187,14 +189,22 @@ def _kept(
     return kept
 
 
-def _shuffle(states: np.ndarray, rows: np.ndarray, patients: np.ndarray, rng: np.random.Generator) -> None:
-    """Move the states of whole patients to others, in place: in a random order of the patients, half a turn on."""
-    order = rng.permutation(patients.max(initial=0) + 1)
-    rows = rows[np.argsort(order[patients[rows]], kind="stable")]
-    others = np.roll(rows, len(rows) // 2)
-    if (patients[rows] == patients[others]).any():
-        raise VividError("shuffle: a patient has over half of the training images; prepare more data")
-    states[rows] = states[others]
+def of_other_patients(patients: np.ndarray, *, images: str = "images") -> np.ndarray:
+    """For each image one of another patient, places (N,): patients in the order of their codes, half a turn on.
+
+    Args:
+        patients: (N,), name or number of each image's patient.
+        images: what the images are called where they cannot be shuffled.
+
+    Raises:
+        VividError: a patient has over half of the images.
+    """
+    order = np.argsort(patients, kind="stable")
+    others = np.empty(len(patients), np.int64)
+    others[order] = np.roll(order, len(order) // 2)
+    if (patients[others] == patients).any():
+        raise VividError(f"a patient has over half of the {images}, so that they cannot be shuffled; prepare more data")
+    return others
 
 
 def _units(table: pa.Table) -> tuple[np.ndarray, int]:
