@@ -85,7 +85,10 @@ def test_experiments_are_run_once_and_the_page_tells_them(checkout, forks, capsy
 
 def test_runs_ask_for_the_phantoms_that_their_data_rest_on(checkout, monkeypatch):
     """A run that reads generated phantoms refuses a folder with another number of them than it would generate."""
-    made = {"made": {"config": "data/phantom.json", "set": {"phantom_images": 120}}, "few": {"of": "made", "noise": 0.1}}
+    made = {
+        "made": {"config": "data/phantom.json", "set": {"phantom_images": 120}},
+        "few": {"of": "made", "noise": 0.1},
+    }
     table = {**TABLE, "data": {**TABLE["data"], **made}}
     words: list[str] = []
     monkeypatch.setattr(write_evidence, "vivid", lambda asked: words.extend(asked) or 0)
