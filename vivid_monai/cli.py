@@ -57,7 +57,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``vivid``; returns the exit status: 0 done, 1 findings to mend, 2 unusable input, 130 interrupted.
+    """Run ``vivid``; returns the exit status: 0 done, 1 findings to mend, 2 unusable input, 3 too much
+    would be lost, 130 interrupted.
 
     Errors meant for the user (:class:`vivid_monai.errors.VividError`) and those of the operating system (a missing
     file, a full disk) are one line on stderr, never a traceback.

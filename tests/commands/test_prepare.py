@@ -81,3 +81,16 @@ def test_help_shows_options_with_their_defaults(capsys, source):
     text = " ".join(capsys.readouterr().out.split())
     assert "(default: vivid-med)" in text
     assert "(default: files)" in text
+
+
+def test_a_data_set_that_lost_too_much_is_no_manifest_until_that_is_accepted(table, tmp_path, capsys):
+    out = tmp_path / "out"
+    for i in range(1, 9, 2):
+        (tmp_path / f"{i}.png").unlink()
+    assert run(table, "--out", str(out)) == 3
+    told = capsys.readouterr().err
+    assert "5 of 31 rows; 5 of 16 present of Edema would be lost; no manifest was written" in told
+    assert "--accept-losses" in told
+    assert sorted(path.name for path in out.iterdir()) == ["card.json", "card.md", "skipped.csv"]
+    assert run(table, "--out", str(out), "--accept-losses") == 0
+    assert len(Manifest.load(out / "manifest.parquet")) == 26

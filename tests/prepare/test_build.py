@@ -11,6 +11,7 @@ from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import SplitError, SplitRule
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.build import prepare
+from vivid_monai.prepare.card import to_markdown
 from vivid_monai.prepare.source import Rows, Source
 from vivid_monai.ums.label_space import load_label_space
 
@@ -117,10 +118,10 @@ def test_official_splits_are_kept_and_the_rest_is_drawn(make):
 
 def test_a_patient_on_two_sides_is_an_error_that_names_the_patient(make):
     official = [{"patient_id": "p7", "split": "test"}, {"patient_id": "p7", "split": "train"}, {"split": None}]
-    with pytest.raises(SplitError, match=r"official splits: 1 patient.*p7"):
+    with pytest.raises(SplitError, match=r"own splits .*: 1 patient.*p7"):
         prepare(make(official, official=frozenset({"train", "test"})), check="none")
-    with pytest.raises(SplitError, match=r"splits: 1 patient.*p7"):
-        prepare(make([official[0], {"patient_id": "p7"}], official=frozenset({"test"})), check="none")
+    with pytest.raises(SplitError, match=r"splits .*: 1 patient.*p7"):
+        prepare(make([official[0], {"patient_id": "p7"}], official=frozenset({"test"}), open_is="train"), check="none")
 
 
 def test_an_empty_split_is_an_error_that_says_so(make):
@@ -146,3 +147,55 @@ def test_growth_moves_nobody(make):
     small = prepare(make(few, val=0.2, test=0.3), check="none").manifest.table
     large = prepare(make(many, val=0.2, test=0.3), check="none").manifest.table
     assert small["split"].to_pylist() == large["split"].to_pylist()[:30]
+
+
+def official(n: int, split: str | None, first: int = 0) -> list[dict]:
+    return [{"patient_id": f"p{i}", "split": split, "image": f"{split}{i}.png"} for i in range(first, first + n)]
+
+
+def test_nothing_is_drawn_into_a_split_that_the_data_set_brings(make):
+    rows = official(20, "test") + official(60, None, 20)
+    for i, row in enumerate(rows):
+        row["id"] = f"r{i}"
+    prepared = prepare(make(rows, official=frozenset({"test"}), val=0.3, test=0.3), check="none")
+    counts = {split: n["images"] for split, n in prepared.card["splits"].items()}
+    assert counts["test"] == 20
+    assert counts["val"] > 0
+    assert prepared.manifest.splits["test"] == 0.0
+
+
+def test_an_open_row_of_a_held_out_patient_is_left_out_and_one_of_a_train_patient_joins(make):
+    rows = [*official(3, "test"), *official(3, "train", 10), {"patient_id": "p1"}, {"patient_id": "p10"}]
+    prepared = prepare(make(rows, official=frozenset({"train", "test"}), val=0.0), check="none")
+    assert prepared.card["skipped"] == {"official-patient": 1}
+    assert prepared.skipped["row"].tolist() == [8]
+    assert prepared.manifest.table["split"].to_pylist() == ["test"] * 3 + ["train"] * 4
+
+
+def test_val_is_drawn_from_official_train_patients_where_asked_and_missed_where_not(make):
+    rows = official(40, "train") + official(5, "test", 40)
+    both = frozenset({"train", "test"})
+    plain = prepare(make(rows, official=both, val=0.5), check="none")
+    assert set(plain.card["splits"]) == {"train", "test"}
+    assert "No val split: nothing can be trained or evaluated on it; --val draws it" in to_markdown(plain.card)
+    drawn = prepare(make(rows, official=both), check="none", val=0.3)
+    splits = drawn.manifest.table["split"].to_pylist()
+    assert splits[:40] == [SplitRule(val=0.3, test=0.0).of(f"p{i}") for i in range(40)]
+    assert splits[40:] == ["test"] * 5
+    assert drawn.manifest.splits["official"] == ["test"]
+    with pytest.raises(SplitError, match="brings its own test split"):
+        prepare(make(rows, official=both), check="none", test=0.1)
+
+
+def test_losses_count_rows_and_states_but_not_repetitions(make):
+    rows = [{"finding.Edema": 1, "finding.Lung Opacity": 1}] * 3 + [{"finding.Edema": 0}] * 96
+    rows += [{"image": "0.png", "id": "id0", "finding.Edema": 1, "finding.Lung Opacity": 1}]  # repeats the first row
+    fine = prepare(make(rows), check="none")
+    assert (fine.card["losses"]["rows"], fine.card["losses"]["over"]) == (0, [])
+    rows[0] = {"finding.Edema": 1, "finding.Lung Opacity": 0}
+    lost = prepare(make(rows[:99]), check="none")  # one row of 99, but a third of Edema's positives
+    assert lost.card["losses"]["over"] == ["1 of 1 absent of Lung Opacity", "1 of 3 present of Edema"]
+    assert "| Edema" in (page := to_markdown(lost.card)).split("## Checks")[1]
+    assert "LOST: 1 of 3 present of Edema." in page
+    rows[3:9] = [{"view": "upside down"}] * 6
+    assert prepare(make(rows[:99]), check="none").card["losses"]["over"][0] == "7 of 99 rows"

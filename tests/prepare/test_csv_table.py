@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import age_in_years, read_csv
+from vivid_monai.prepare.csv_table import read_csv
 from vivid_monai.prepare.source import KEY, ROW, TABLE, BadCell, Rows
 
 from .conftest import values
@@ -136,11 +136,18 @@ def test_a_word_stands_for_a_whole_column():
     assert values(rows.table[["a", "b"]]) == [{"a": "word", "b": None}] * 2
 
 
-@pytest.mark.parametrize("text", ["abc", "-1", "nan", "inf", "5X", "Y"])
-def test_what_is_no_age(text):
-    with pytest.raises(BadCell):
-        age_in_years(text)
+def test_a_header_may_have_line_breaks_and_rows_keep_their_numbers(tmp_path):
+    rows = read(write(tmp_path, '"a","b","chest\nreader"\n1,2,3\n4,5\n'))
+    assert list(rows.table.columns[3:]) == ["a", "b", "chest reader"]
+    assert (values(rows.table["a"]), values(rows.table[ROW]), rows.n_read) == (["1"], [2], 2)
+    assert rows.all_skipped()["row"].tolist() == [3]
 
 
-def test_an_age_that_cannot_be_is_left_to_the_verifier():
-    assert age_in_years("411Y") == 411
+@pytest.mark.parametrize("name", ["UTF-8", "utf8", "utf_8", "utf-8-sig"])
+def test_every_spelling_of_utf_8_leaves_a_byte_order_mark_out(tmp_path, name):
+    assert values(read(write(tmp_path, "\ufeffa,b\né,2\n"), encoding=name).table["a"]) == ["é"]
+
+
+def test_an_encoding_that_is_none(tmp_path):
+    with pytest.raises(VividError, match=r"no encoding 'ansi'; there are such as .*cp1252"):
+        read(write(tmp_path, "a,b\n"), encoding="ansi")

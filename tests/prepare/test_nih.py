@@ -1,6 +1,7 @@
 """ChestX-ray14: both tables, the official lists, boxes in the frame of the files."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -212,3 +213,44 @@ def test_the_real_sets_come_through_whole(real_data, folder, images, patients, b
     with_boxes = [record for record in manifest.records() if any(f.boxes for f in record.findings.values())]
     assert len(with_boxes) == boxes
     assert all(record.image.width == 256 for record in with_boxes)
+
+
+@pytest.mark.parametrize(
+    ("names", "content"),
+    [
+        (("test_list_NIH.txt", "train_val_list_NIH.txt"), "{:08d}_000.png\n"),
+        (("Test_List.txt", "train-val_list.txt"), "{:08d}_000.png\r\n"),
+        (("test_list.txt", "train_val_list.txt"), "images_001/images/{:08d}_000.jpg 0 1\n"),
+    ],
+)
+def test_official_lists_under_every_name_in_use(nih_root, names, content):
+    for name, patients in zip(names, (range(1, 11), range(11, 31)), strict=True):
+        text = "".join(content.format(one) for one in patients)
+        (nih_root / name).write_text(text, encoding="utf-8-sig", newline="")
+    prepared = prepare(nih.read(nih_root), val=0.3)
+    assert prepared.manifest.select("test").patients().tolist() == [f"{p:08d}" for p in range(1, 11)]
+    assert len(prepared.manifest) == 30
+    assert [source["file"] for source in prepared.card["sources"]][1:] == sorted(names)
+
+
+def test_two_lists_of_one_side_must_agree(nih_root):
+    lists(nih_root, test=range(1, 11), train_val=range(11, 31))
+    (nih_root / "test_list_NIH.txt").write_bytes((nih_root / "test_list.txt").read_bytes())
+    assert len(prepare(nih.read(nih_root), val=0.3).manifest) == 30
+    (nih_root / "test_list_NIH.txt").write_text("00000001_000.png\n")
+    with pytest.raises(VividError, match=r"test_list\.txt and test_list_NIH\.txt differ"):
+        nih.read(nih_root)
+
+
+def test_copies_in_jpeg_are_found_by_their_names(nih_root):
+    for path in sorted(nih_root.rglob("*.png")):
+        path.rename(path.with_suffix(".jpg"))
+    (nih_root / "BBox_List_2017.csv").write_text("Image Index,Finding Label,x,y,w,h\n00000003_000.png,Edema,1,2,3,4\n")
+    prepared = prepare(nih.read(nih_root), val=0.3)
+    assert len(prepared.manifest) == 30
+    assert {Path(item["image"]).suffix for item in prepared.manifest.items()} == {".jpg"}
+    table = nih_root / "Data_Entry_2017_v2020.csv"
+    table.write_text(table.read_text().replace(".png", ".JPG"))
+    again = prepare(nih.read(nih_root), val=0.3).manifest
+    assert again.table["id"].to_pylist() == prepared.manifest.table["id"].to_pylist()
+    assert sum(one is not None for one in again.table["boxes"].to_pylist()) == 1

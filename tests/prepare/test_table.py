@@ -193,3 +193,101 @@ def test_contradictory_rows_of_your_own_are_skipped(tmp_path):
     prepared = prepare(read(tmp_path, **changes), val=0.0, test=0.0, check="none")
     assert prepared.card["contradictions"] == {"policy": "skip", "rows": 1, "by_code": {"hierarchy": 1}}
     assert prepared.skipped.to_dict("records")[0]["row"] == 2
+
+
+LISTED = {"column": "labels", "unlisted": "absent", "none": ["normal"]}
+
+
+def listed(tmp_path, *cells: str, **entry):
+    text = "file,mrn,labels\n" + "".join(f'{i}.png,p{i},"{cell}"\n' for i, cell in enumerate(cells))
+    return read(tmp_path, text, drop=("label_columns", "values"), label_list={**LISTED, **entry})
+
+
+def test_a_listed_child_makes_its_parent_present_and_what_is_never_listed_is_null(tmp_path):
+    source = listed(tmp_path, "Edema|Fracture", "Lung Opacity", "normal", "Fracture")
+    assert column(source, "finding.Lung Opacity") == [1, 1, 0, 0]
+    assert column(source, "finding.Edema") == [1, 0, 0, 0]
+    assert column(source, "finding.Pneumonia") == [-1] * 4
+    assert column(source, "finding.No Finding") == [0, 0, 1, 0]
+    assert any(note.startswith("No row lists ") and "Pneumonia" in note for note in source.rows.notes)
+    prepared = prepare(source, check="none", val=0.0, test=0.0)
+    assert (len(prepared.manifest), prepared.card["contradictions"]["rows"]) == (4, 0)
+    # A parent that nobody lists is no question of the list's, so it stays null.
+    assert column(listed(tmp_path, "Edema", "normal"), "finding.Lung Opacity") == [-1, -1]
+
+
+def test_what_a_list_looks_for_can_be_said(tmp_path):
+    source = listed(tmp_path, "Edema", "normal", looked_for=["Edema", "Lung Opacity", "Pneumonia"])
+    assert column(source, "finding.Lung Opacity") == [1, 0]
+    assert column(source, "finding.Pneumonia") == [0, 0]
+    assert column(source, "finding.Fracture") == [-1, -1]
+    assert source.rows.notes == []
+    with pytest.raises(VividError, match="looked_for: label 'Oedema' is not in"):
+        listed(tmp_path, "Edema", looked_for=["Oedema"])
+
+
+def test_a_list_as_python_writes_it(tmp_path):
+    source = listed(tmp_path, "['Edema', 'normal']", "['Fracture']", "normal")
+    assert column(source, "finding.Edema") == [1, 0, 0]
+    assert column(source, "finding.Fracture") == [0, 1, 0]
+    for cell in ("[Edema]", "[1, 2]"):
+        with pytest.raises(VividError, match="row 2: column 'labels' holds"):
+            listed(tmp_path, cell)
+
+
+def test_labels_outside_of_the_space_are_an_error_or_passed_over(tmp_path):
+    with pytest.raises(VividError, match=r"label_list's unknown 'ignore' passes others over.*'bone island'"):
+        listed(tmp_path, "Edema|bone island")
+    assert column(listed(tmp_path, "Edema|bone island", "normal", unknown="ignore"), "finding.Edema") == [1, 0]
+
+
+def test_a_number_written_in_two_ways_is_one_patient_or_two_as_the_mapping_says(tmp_path):
+    text = "file,mrn,oedema,fx\na.png,10000007,1,0\nb.png,10000007.0,0,0\nc.png,010000007,0,1\nd.png,P7,0,1\n"
+    with pytest.raises(VividError, match=r"writes one number in two ways \(rows 2 and 3.*patient_ids") as error:
+        read(tmp_path, text)
+    assert "10000007" not in str(error.value)
+    assert column(read(tmp_path, text, patient_ids="number"), "patient_id") == ["10000007"] * 3 + ["P7"]
+    assert column(read(tmp_path, text, patient_ids="text"), "patient_id") == [
+        "10000007",
+        "10000007.0",
+        "010000007",
+        "P7",
+    ]
+
+
+def test_words_for_nothing_are_no_patient_and_no_age(tmp_path):
+    text = "file,mrn,oedema,fx,y\na.png,nan,1,0,3\nb.png,p,0,0,NA\nNA,p,0,0,1\nc.png,p,0,0,90+\n"
+    source = read(tmp_path, text, age="y")
+    assert column(source, "age") == [None, 90.0]
+    assert source.rows.all_skipped()["reason"].tolist() == ["no-patient", "no-image"]
+    assert source.rows.notes == ["1 ages are bounds, such as '90+': the number is taken."]
+
+
+def test_floats_that_lost_their_digits_are_no_identifiers(tmp_path):
+    columns = {"file": ["a.png", "b.png"], "mrn": [1234567890123456789.0, 1234567890123456700.0], "oedema": [1, 0]}
+    with pytest.raises(VividError, match="column 'mrn' holds floats over"):
+        read(tmp_path, pa.table({**columns, "fx": [0, 0]}))
+
+
+def test_a_path_from_several_columns(tmp_path):
+    text = "dir,name,mrn,oedema,fx\n2019,a,p1,1,0\n,b,p2,0,0\n"
+    source = read(tmp_path, text, image={"template": "{dir}/{name}.png"})
+    assert column(source, "image") == ["2019/a.png"]
+    assert source.rows.all_skipped()["detail"].tolist() == ["column 'dir' is blank"]
+    for template in ("a.png", "{dir", "{}"):
+        with pytest.raises(VividError, match="template names no column"):
+            read(tmp_path, text, image={"template": template})
+    with pytest.raises(VividError, match=r"the image's template, 'dri', names column 'dri'.*did you mean 'dir'"):
+        read(tmp_path, text, image={"template": "{dri}/{name}"})
+
+
+def test_a_long_cell_is_told_shortly(tmp_path):
+    with pytest.raises(VividError, match="row 2: column 'oedema'") as error:
+        read(tmp_path, CSV.replace("p1,1,0", f"p1,{'9 ' * 5000},0"))
+    assert len(str(error.value)) < 300
+
+
+def test_a_parquet_column_named_twice(tmp_path):
+    twice = pa.table([["a.png"], ["p"], [1], [0], [0]], names=["file", "mrn", "oedema", "fx", "fx"])
+    with pytest.raises(VividError, match="more than one column is named 'fx'"):
+        read(tmp_path, twice)

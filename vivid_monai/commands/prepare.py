@@ -134,6 +134,8 @@ def _output_options(parser: argparse.ArgumentParser) -> None:
     what = "none: trust the table; files: the files are there; images: read every one"
     add("--check", choices=CHECKS, default="files", help=what)
     add("--workers", type=int, default=2, metavar="N", help="parallel readers")
+    what = "write a manifest that lacks over 5 %% of the rows, or over 20 %% of a field's present, absent or uncertain"
+    add("--accept-losses", action="store_true", help=what)
     add("--jsonl", action="store_true", help="also write every row as a UMS record to records.jsonl")
 
 
@@ -161,6 +163,14 @@ def run_prepare(args: argparse.Namespace) -> int:
     options = {name: getattr(args, name) for name in ("salt", "val", "test", "check", "workers")}
     command = shlex.join(["vivid", *sys.argv[1:]])
     prepared = prepare(args.read(args), on_contradiction=args.contradictions, command=command, **options)
+    if (lost := prepared.card["losses"]["over"]) and not args.accept_losses:
+        prepared.describe(args.out)
+        print(to_markdown(prepared.card))
+        some = "; ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        why = f"card.md and skipped.csv in {args.out} say why"
+        told = f"{some} would be lost; no manifest was written: {why}. Mend that, or pass --accept-losses"
+        print(f"vivid prepare: {told}", file=sys.stderr)
+        return 3
     manifest = prepared.write(args.out)
     if args.jsonl:
         prepared.manifest.to_jsonl(args.out / "records.jsonl")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,18 +15,27 @@ from vivid_monai.data.columns import open_label_space, stored_label_space
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import SPLITS, SplitError, SplitRule, assert_disjoint
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.card import Card, count_states, describe, to_markdown
+from vivid_monai.prepare.card import Card, Counts, count_states, describe, to_markdown
 from vivid_monai.prepare.image_files import Check, check_images, drop_duplicates
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Contradictions, Rows, Source, write_skip_list
 from vivid_monai.prepare.validate import contradictions, invalid_rows, to_arrow
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.label_space import LabelSpace
+from vivid_monai.ums.states import STATES
 
 _CHECKED = {
     "none": "NOT CHECKED. Nobody looked whether the files are there.",
     "files": "every file is there and not empty; none was opened.",
     "images": "every file was read in full.",
 }
+
+
+_ROWS, _STATES = 0.05, 0.2
+"""Of the rows, and of one state of a field: what may be lost without anybody having said so."""
+
+
+_NO_LOSS = ("duplicate", "few-readers")
+"""Reasons of rows that repeat another, or that an option leaves out."""
 
 
 class Prepared(NamedTuple):
@@ -37,13 +45,17 @@ class Prepared(NamedTuple):
     card: Card
     skipped: pd.DataFrame
 
-    def write(self, folder: Path) -> Path:
-        """Write skipped.csv, card.json, card.md and, when they are there, manifest.parquet; returns its path."""
+    def describe(self, folder: Path) -> None:
+        """Write skipped.csv, card.json and card.md, and no manifest."""
         write_skip_list(self.skipped, folder / "skipped.csv")
         as_json = json.dumps(self.card, ensure_ascii=False, indent=2) + "\n"
         for name, content in (("card.json", as_json), ("card.md", to_markdown(self.card))):
             with whole_file(folder / name) as part:
                 part.write_text(content, encoding="utf-8")
+
+    def write(self, folder: Path) -> Path:
+        """Write what describes it and, when that is there, manifest.parquet; returns its path."""
+        self.describe(folder)
         return self.manifest.save(folder / "manifest.parquet")
 
 
@@ -62,7 +74,8 @@ def prepare(
 
     Args:
         salt: of the patients' hash.
-        val, test: fractions of the patients without an official split; default: the source's.
+        val, test: fractions of the patients without an official split; of the official train patients, where every
+            row has a split. Default: the source's; none for a split that the source brings.
         on_contradiction: "keep" rows whose states contradict each other, "skip" them or raise an "error".
         check: how far to look at the image files (`check_images`).
         workers: processes that read images.
@@ -74,28 +87,24 @@ def prepare(
     """
     rows = source.rows
     space = open_label_space(stored_label_space(source.label_space))
-    read = count_states(rows.table, space.fields)
-    for name, fraction in (("val", val), ("test", test)):
-        if fraction and name in source.official:
-            raise SplitError(f"{source.dataset} brings its own {name} split: leave --{name} out")
-    rule = None  # every row has an official split
-    if rows.table["split"].isna().any() or rows.table.empty:
-        rule = SplitRule(salt=salt, val=source.val, test=source.test)
-        rule = replace(rule, val=rule.val if val is None else val, test=rule.test if test is None else test)
-
-    drop_duplicates(rows)
+    rule = _rule(source, salt, val, test)
+    table = rows.table
+    repeated = drop_duplicates(rows)
+    read, once = (count_states(one, space.fields) for one in (table, table.drop(index=repeated)))
     check_images(rows, source.image_root, check=check, workers=workers)
     rows.drop_each({row: (f"invalid-{v.code}", v.message) for row, v in invalid_rows(rows.table, space).items()})
     found = _contradictions(rows, space, on_contradiction or source.contradictions)
-    skipped = rows.all_skipped()
-    reasons = dict(Counter(skipped["reason"]).most_common())
     if rows.table.empty:
+        skipped = rows.all_skipped()
+        reasons = dict(Counter(skipped["reason"]).most_common())
         counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "the table holds none"
         first = f"; the first: row {skipped['row'][0]}, {skipped['detail'][0]}" if len(skipped) else ""
         raise VividError(f"{source.dataset}: no rows are left of {rows.n_read:,} ({counted}){first}")
 
-    _split(rows, rule, source.official)
-    how = {"official": sorted(source.official), **(rule.to_dict() if rule else {"salt": None, "val": 0.0, "test": 0.0})}
+    official = _split(rows, rule, source)
+    skipped = rows.all_skipped()
+    reasons = dict(Counter(skipped["reason"]).most_common())
+    how = {"official": sorted(official), **(rule.to_dict() if rule else {"salt": None, "val": 0.0, "test": 0.0})}
     files = [_source_file(file, rows, skipped) for file in source.files]
     manifest = Manifest(
         to_arrow(rows.table), label_space=source.label_space, image_root=source.image_root, splits=how, sources=files
@@ -108,6 +117,7 @@ def prepare(
         "skipped": reasons,
         "contradictions": found,
         "states_read": read,
+        "losses": _losses(rows, skipped, once, space),
         **describe(manifest),
         "image_check": _CHECKED[check],
         "sources": files,
@@ -134,13 +144,49 @@ def _contradictions(rows: Rows, space: LabelSpace, policy: Contradictions) -> di
     return {"policy": policy, "rows": len(found), "by_code": dict(sorted(by_code.items()))}
 
 
-def _split(rows: Rows, rule: SplitRule | None, official: frozenset[str]) -> None:
-    """Draw the open splits, and check that all expected ones are there and disjoint."""
-    patients, given = pa.array(rows.table["patient_id"]), rows.table["split"].astype(object)
+def _rule(source: Source, salt: str, val: float | None, test: float | None) -> SplitRule | None:
+    """How open splits are drawn; None where every row has one and nobody asked for more."""
+    asked = {"val": val, "test": test}
+    for name, fraction in asked.items():
+        if fraction and name in source.official:
+            raise SplitError(f"{source.dataset} brings its own {name} split: leave --{name} out")
+    table = source.rows.table
+    complete = not table.empty and not table["split"].isna().any()
+    if complete and not any(asked.values()):
+        return None
+
+    def share(name: str, own: float) -> float:
+        if (fraction := asked[name]) is not None:
+            return fraction
+        return 0.0 if complete or name in source.official else own
+
+    return SplitRule(salt=salt, val=share("val", source.val), test=share("test", source.test))
+
+
+def _split(rows: Rows, rule: SplitRule | None, source: Source) -> frozenset[str]:
+    """Draw the open splits, and check that all expected ones are there and disjoint; returns which are official.
+
+    An open row of a patient whose other images are officially in val or test is left out ("official-patient"): there
+    it would change the official set, and elsewhere the patient would be on two sides. In train it joins them.
+    """
+    given, official = rows.table["split"].astype(object), source.official
+    known = given.notna()
+    sides = given if source.open_is is None else given.fillna(source.open_is)
+    looked_at = sides.notna()
+    where = "the data set's own splits (mend them there)"
+    assert_disjoint(pa.array(rows.table["patient_id"][looked_at]), pa.array(sides[looked_at]), where=where)
+    if rule is not None and known.all():  # of the official train patients, as nothing else is open
+        rows.notes.append("Drawn from the official train patients.")
+        given, official = given.mask(given == "train"), official - {"train"}
+    elif rule is not None and known.any():
+        of_patient = dict(zip(rows.table["patient_id"][known], given[known], strict=True))
+        theirs = rows.table["patient_id"].astype(object).map(of_patient)
+        held_out = given.isna() & theirs.isin(["val", "test"])
+        rows.drop(held_out, "official-patient", "has no split, and the patient's other images are officially held out")
+        given = given.fillna(theirs)[~held_out]
+    patients = pa.array(rows.table["patient_id"])
     expected = set(official)
     if rule is not None:
-        known = given.notna()
-        assert_disjoint(pa.array(rows.table["patient_id"][known]), pa.array(given[known]), where="official splits")
         given = given.fillna(pd.Series(rule.assign(patients).to_pandas().astype(object).to_numpy(), given.index))
         expected |= {"train"} | ({"val"} if rule.val else set()) | ({"test"} if rule.test else set())
     counts = given.value_counts().to_dict()
@@ -152,6 +198,20 @@ def _split(rows: Rows, rule: SplitRule | None, official: frozenset[str]) -> None
             )
     assert_disjoint(patients, pa.array(given), where="splits")
     rows.table = rows.table.assign(split=given.astype("category"))
+    return official
+
+
+def _losses(rows: Rows, skipped: pd.DataFrame, read: Counts, space: LabelSpace) -> dict[str, Any]:
+    """What is not in the manifest, repeated rows apart: rows, states of each field, and what is over the limits."""
+    lost = int((skipped["row"].notna() & ~skipped["reason"].isin(_NO_LOSS)).sum())
+    kept = count_states(rows.table, space.fields)
+    over = [f"{lost:,} of {rows.n_read:,} rows"] if lost > _ROWS * rows.n_read else []
+    for field, states in read.items():
+        for word in STATES:
+            before, after = states[word], kept[field][word]
+            if before - after > _STATES * before:
+                over.append(f"{before - after:,} of {before:,} {word} of {field}")
+    return {"rows": lost, "states_read_once": read, "over": over}
 
 
 def _source_file(file: Path, rows: Rows, skipped: pd.DataFrame) -> dict[str, Any]:

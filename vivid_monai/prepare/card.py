@@ -17,10 +17,18 @@ Card = dict[str, Any]
 * rows: "read", "kept", "skipped" → rows; skipped: reason → rows, each of them listed in skipped.csv.
 * contradictions: "policy", "rows", and "by_code": rows by the verifier's code ("hierarchy", "no-finding", "exclusive").
 * states_read: field → state → rows that could be parsed, before any was left out; states: split → the same, kept.
+* losses: "rows" left out that repeat no other, "states_read_once" as states_read without repeated rows, and "over":
+  what of that is more than may be lost without a word.
 * splits: split → "images", "patients"; split_rule: salt, fractions, and which splits are official.
 * views, sexes: word → split → rows; ages: "known" (rows), "min", "median", "max" (years).
 * sources: files with "sha256" and "rows"; notes: sentences; versions: package → version.
 """
+_WITHOUT = {
+    "train": "nothing can be trained on it",
+    "val": "nothing can be trained or evaluated on it; --val draws it from the train patients",
+    "test": "nothing can be tested on it; --test draws it from the train patients",
+}
+"""What a manifest cannot do without a split."""
 Counts = dict[str, dict[str, int]]
 
 
@@ -84,7 +92,25 @@ def to_markdown(card: Card) -> str:
     files = [(file["file"], file.get("rows", ""), file["sha256"]) for file in card["sources"]]
     parts += [_table(("source", "rows", "sha256"), files), *(f"- {note}" for note in card["notes"])]
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
-    return "\n\n".join([*parts, f"Made with `{card['command']}` ({versions})."]) + "\n"
+    parts += [f"Made with `{card['command']}` ({versions}).", "## Checks", _checks_text(card)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _checks_text(card: Card) -> str:
+    """What a person reads first: patients, rows and classes that are not there."""
+    lost, read = card["losses"]["rows"], card["rows"]["read"]
+    why = ", ".join(f"{reason} {n:,}" for reason, n in card["skipped"].items() if reason != "duplicate")
+    told = [
+        "Patients on two sides: 0.",
+        f"Rows lost: {lost:,} of {read:,} ({lost / max(read, 1):.1%}){f': {why}' if lost else ''}.",
+        *(f"No {split} split: {way}." for split, way in _WITHOUT.items() if split not in card["splits"]),
+        *(f"LOST: {what}." for what in card["losses"]["over"]),
+    ]
+    balance = []
+    for field, once in card["losses"]["states_read_once"].items():
+        kept = {word: sum(side[field][word] for side in card["states"].values()) for word in STATES}
+        balance.append((field, *(f"{kept[word]:,} of {once[word]:,}" for word in STATES)))
+    return "\n\n".join(["\n".join(f"- {one}" for one in told), _table(("field, kept of read", *STATES), balance)])
 
 
 def _splits_text(rule: Mapping[str, Any]) -> str:

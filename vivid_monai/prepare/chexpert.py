@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from vivid_monai.data.columns import LabelSpaceSource, open_label_space, stored_label_space
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import age_in_years, read_csv
+from vivid_monai.prepare.cells import age_in_years
+from vivid_monai.prepare.csv_table import read_csv
 from vivid_monai.prepare.source import Rows, Source
 from vivid_monai.ums.label_space import load_label_space
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
@@ -86,6 +87,7 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "chexpert-14") -> 
         image_root=root,
         files=list(tables.values()),
         official=frozenset(split for part in tables if (split := split_of[part])),
+        open_is="train",
         label_policy=POLICY,
         val=0.0 if len(tables) == 3 else 0.02,
         test=0.0 if len(tables) > 1 else 0.1,

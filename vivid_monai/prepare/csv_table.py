@@ -1,6 +1,9 @@
 """Read CSV and TSV tables with row numbers kept."""
 
+import codecs
 import csv
+import difflib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.source import KEY, ROW, TABLE, BadCell, Rows, constant, skip_list
+from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, constant, skip_list
 
 _BLOCK_BYTES = 1 << 24
 _OPEN = ": is there a quote that nothing closes?"
@@ -39,19 +42,22 @@ def read_csv(
     Raises VividError: no such file, not text in that encoding, empty, a column missing or named twice, an unclosed
     quote.
     """
-    names = read_header(path, delimiter=delimiter, encoding=encoding)
+    names, lines = _header(path, delimiter, encoding)
+    encoding = _codec(path, encoding)
     if missing := [name for name in required if name not in names]:
         there = ", ".join(map(repr, names))
         raise VividError(f"{path}: no column {', '.join(map(repr, missing))}; its columns are {there}")
     ragged: list[arrow_csv.InvalidRow] = []
+    numbers: list[int] = []
 
     def list_ragged(row: arrow_csv.InvalidRow) -> str:
         ragged.append(row)
+        numbers.append(row.number + 1 - lines)  # Arrow counts the header's lines, this package rows
         return "skip"
 
     # Arrow's reader, because pandas fills short rows up without a word; one thread, to know the numbers of such rows.
     reading = arrow_csv.ReadOptions(
-        use_threads=False, block_size=_BLOCK_BYTES, encoding=encoding, column_names=names, skip_rows=1
+        use_threads=False, block_size=_BLOCK_BYTES, encoding=encoding, column_names=names, skip_rows=lines
     )
     parsing = arrow_csv.ParseOptions(
         delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=list_ragged
@@ -62,9 +68,9 @@ def read_csv(
     except (pa.ArrowInvalid, UnicodeError) as error:
         raise VividError(f"{path}: not a readable table in {encoding}: {str(error).splitlines()[0]}") from error
 
-    for row in ragged:
+    for number, row in zip(numbers, ragged, strict=True):
         if len(row.text.splitlines()) > 1:
-            raise VividError(f"{path}: row {row.number} runs over several lines with the wrong number of cells{_OPEN}")
+            raise VividError(f"{path}: row {number} runs over several lines with the wrong number of cells{_OPEN}")
     for name in names:
         broken = pc.match_substring(arrow[name], "\n")
         if pc.any(broken).as_py() and (not multiline or (broken[-1].as_py() and _odd_quotes(path))):
@@ -75,10 +81,13 @@ def read_csv(
     del arrow
     blank = table.eq("").all(axis=1)
     table.insert(0, TABLE, constant(path.name, table.index))
-    table.insert(1, ROW, np.delete(np.arange(2, n_read + 2), [row.number - 2 for row in ragged]))
+    table.insert(1, ROW, np.delete(np.arange(2, n_read + 2), [number - 2 for number in numbers]))
     table.insert(2, KEY, table[key])
     detail = "{0.actual_columns} cells where the header has {0.expected_columns} (a truncated file?)"
-    listed = [(path.name, row.number, row.text[:80], "ragged-row", detail.format(row)) for row in ragged]
+    listed = [
+        (path.name, number, row.text[:80], "ragged-row", detail.format(row))
+        for number, row in zip(numbers, ragged, strict=True)
+    ]
     return Rows(table[~blank], n_read - int(blank.sum()), [skip_list(listed)] if listed else [])
 
 
@@ -90,7 +99,23 @@ def _odd_quotes(path: Path) -> bool:
 
 def read_header(path: Path, *, delimiter: str = ",", encoding: str = "utf-8") -> list[str]:
     """The names of a table's columns. Raises a VividError as `read_csv` does."""
+    return _header(path, delimiter, encoding)[0]
+
+
+def _codec(path: Path, encoding: str) -> str:
+    """Python's own name of an encoding."""
+    try:
+        return codecs.lookup(encoding).name
+    except LookupError as error:
+        near = difflib.get_close_matches(encoding.lower(), ("utf-8", "latin-1", "cp1252", "utf-16"), n=1)
+        hint = near[0] if near else "utf-8, latin-1, cp1252 (Excel's 'ANSI')"
+        raise VividError(f"{path}: no encoding {encoding!r}; there are such as {hint}") from error
+
+
+def _header(path: Path, delimiter: str, encoding: str) -> tuple[list[str], int]:
+    """The names of the columns, and over how many lines of the file they go."""
     size = 1 << 16
+    encoding = _codec(path, encoding)
     try:
         with pa.input_stream(str(path)) as stream:
             start = stream.read(size)
@@ -103,25 +128,9 @@ def read_header(path: Path, *, delimiter: str = ",", encoding: str = "utf-8") ->
         raise VividError(f"{path}: not text in {encoding} ({error}); save it as UTF-8 or name its encoding") from error
     if not text.strip():
         raise VividError(f"{path}: the table is empty")
-    first = next(csv.reader(text.splitlines(), delimiter=delimiter))
-    names = [name.strip() or f"column {position}" for position, name in enumerate(first, start=1)]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    first = next(reader)
+    names = [" ".join(name.split()) or f"column {position}" for position, name in enumerate(first, start=1)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise VividError(f"{path}: more than one column is named {', '.join(map(repr, twice))}")
-    return names
-
-
-def age_in_years(text: str) -> float | None:
-    """Years from "58", "58.0", "058Y", "013M" (months), "010W" or "006D"; ``None`` where blank.
-
-    An age that cannot be (NIH's table has 411) comes through, so that the verifier lists its row.
-    """
-    if not text:
-        return None
-    number, unit = (text[:-1], text[-1].upper()) if text[-1].isalpha() else (text, "Y")
-    try:
-        years = float(number) / {"Y": 1, "M": 12, "W": 52.1775, "D": 365.25}[unit]
-    except (ValueError, KeyError):
-        years = -1.0
-    if not 0 <= years < float("inf"):
-        raise BadCell("an age such as '58' or '058Y'")
-    return round(years, 3)
+    return names, reader.line_num

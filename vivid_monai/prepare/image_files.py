@@ -18,13 +18,14 @@ _BATCH = 256
 """Images in one task of a process. Fewer images than this are read here: starting processes takes longer."""
 
 
-def drop_duplicates(rows: Rows) -> None:
+def drop_duplicates(rows: Rows) -> list[int]:
     """Drop repeated rows: a "duplicate" agrees with the first, which stays; of a "conflicting-duplicate" all go.
 
-    Rows are about the same image where ``image`` and ``slice`` are equal.
+    Rows are about the same image where ``image`` and ``slice`` are equal, and ``reader``, where readers are kept apart.
+    Returns the index labels of the duplicates.
     """
     table = rows.table
-    same = [name for name in ("image", "slice") if name in table]
+    same = [name for name in ("image", "slice", "reader") if name in table]
     content = [name for name in table if name not in (TABLE, ROW, KEY, "id")]
     repeated = table[table.duplicated(same, keep=False)].astype(object)
     repeated = repeated.where(repeated.notna(), None)  # so that two nulls are equal
@@ -37,6 +38,7 @@ def drop_duplicates(rows: Rows) -> None:
         else:
             problems |= dict.fromkeys(group.index[1:], ("duplicate", f"says what row {first[ROW]} says"))
     rows.drop_each(problems)
+    return [row for row, (reason, _) in problems.items() if reason == "duplicate"]
 
 
 def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:

@@ -1,7 +1,8 @@
 """Adapter for NIH ChestX-ray14 as distributed, with either version of its table (Wang et al., CVPR 2017)."""
 
 import csv
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,15 @@ from PIL import Image
 
 from vivid_monai.data.columns import LabelSpaceSource, open_label_space, stored_label_space
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import age_in_years, read_csv
+from vivid_monai.prepare.cells import age_in_years
+from vivid_monai.prepare.csv_table import read_csv
 from vivid_monai.prepare.source import KEY, BadCell, Rows, Source
 from vivid_monai.ums.label_space import NO_FINDING, LabelSpace, load_label_space
 from vivid_monai.ums.states import ABSENT, NULL
 
 TABLES = {"Data_Entry_2017_v2020.csv": "2020", "Data_Entry_2017.csv": "2017"}
-LISTS = {"train_val_list.txt": "train_val", "test_list.txt": "test"}
+_LIST = re.compile(r"(?P<side>train[_-]?val|test)[_-]?list.*\.txt", re.IGNORECASE)
+_SUFFIXES = (".png", ".jpg", ".jpeg")
 BOX_TABLE = "BBox_List_2017.csv"
 FRAME = 1024
 """Side of the square images that NIH distributes and that the boxes were drawn on, in pixels."""
@@ -32,8 +35,9 @@ POLICY = (
 def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_files: bool = True) -> Source:
     """Read the table under ``root``, with the official lists and the boxes where they are there.
 
-    test_list.txt is test; the patients of train_val_list.txt are drawn into train and val. Without the lists all three
-    splits are drawn. Boxes come out in pixels of the image file that is there: the table gives them for 1024×1024.
+    test_list.txt is test; the patients of train_val_list.txt are drawn into train and val; names such as
+    test_list_NIH.txt, and images of another suffix, are understood. Without the lists all three splits are drawn.
+    Boxes come out in pixels of the image file that is there: the table gives them for 1024×1024.
 
     Args:
         root: folder with Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv) and ``images_001/images`` … or ``images``.
@@ -48,14 +52,15 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
         raise VividError(f"{root}: neither {' nor '.join(TABLES)} is here: give the folder that holds the table")
     space = open_label_space(stored_label_space(label_space))
     rows = read_csv(path, required=_COLUMNS, key="Image Index")
-    rows.drop(~rows.table[KEY].str.fullmatch(r"[0-9]{8}_[0-9]{3}\.png"), "bad-path", "not NNNNNNNN_NNN.png")
-    lists = _read_lists(root)
-    names = rows.table[KEY]
-    folders = _image_folders(root) if find_files else {}
-    official = names.map(lists).astype(object)
+    named = rows.table[KEY].str.fullmatch(r"[0-9]{8}_[0-9]{3}\.(?i:png|jpe?g)")
+    rows.drop(~named, "bad-path", "not NNNNNNNN_NNN.png (or .jpg)")
+    lists = _find_lists(root)
+    names, stems = rows.table[KEY], rows.table[KEY].str.replace(r"\.[^.]*$", "", regex=True)
+    files = _image_files(root) if find_files else {}
+    official = stems.map(_read_lists(lists)).astype(object)
     columns = {
-        "id": names.str.removesuffix(".png"),
-        "image": (names.map(folders).astype(object).fillna("images") + "/" + names).astype("str"),
+        "id": stems,
+        "image": stems.map(files).astype(object).fillna("images/" + names).astype("str"),
         "patient_id": rows.read("Patient ID", _patient, "category"),
         "split": official.where(official == "test", None).astype("category"),
         "view": rows.read("View Position", _VIEWS, "category"),
@@ -71,12 +76,12 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
     rows.finish(columns | _states(rows, space))
     if lists:
         unlisted = official.loc[rows.table.index].isna()
-        rows.drop(unlisted, "not-in-lists", "in neither train_val_list.txt nor test_list.txt")
+        rows.drop(unlisted, "not-in-lists", "in neither of the official lists")
     other = rows.table[KEY].str[:8] != rows.table["patient_id"].astype(object)
     rows.drop(other, "patient-mismatch", "the file name and the column 'Patient ID' name different patients")
-    files = [path, *(root / name for name in LISTS if lists)]
+    sources = [path, *lists.values()]
     if (root / BOX_TABLE).is_file():
-        files.append(root / BOX_TABLE)
+        sources.append(root / BOX_TABLE)
         _add_boxes(rows, root, space, find_files=find_files)
     if not find_files:
         rows.notes.append("Images were not looked for: paths read images/NAME, wherever the files are.")
@@ -85,35 +90,50 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
         rows=rows,
         label_space=label_space,
         image_root=root,
-        files=files,
+        files=sources,
         official=frozenset({"test"} if lists else ()),
+        open_is="train" if lists else None,
         label_policy=POLICY,
         test=0.0 if lists else 0.2,
     )
 
 
-def _read_lists(root: Path) -> dict[str, str]:
-    """Image name → "train_val" or "test"; empty where there are no lists."""
-    there = [name for name in LISTS if (root / name).is_file()]
-    if len(there) == 1:
-        (absent,) = LISTS.keys() - there
+def _find_lists(root: Path) -> dict[str, Path]:
+    """Side → its list, under any name in use: train_val_list.txt, test_list_NIH.txt, train-val-list.txt …"""
+    found: dict[str, Path] = {}
+    for path in sorted(root.iterdir()):
+        if (said := _LIST.fullmatch(path.name)) and path.is_file():
+            side = "test" if said["side"].lower() == "test" else "train_val"
+            if (first := found.setdefault(side, path)) is not path and first.read_bytes() != path.read_bytes():
+                raise VividError(
+                    f"{root}: {first.name} and {path.name} differ, both lists of {side}: keep the right one"
+                )
+    if len(found) == 1:
+        (there,) = found.values()
+        (absent,) = {"test", "train_val"} - found.keys()
         raise VividError(
-            f"{root / there[0]} is there, but not {absent}: the official split needs both lists, or neither"
+            f"{there} is there, but not {absent}_list.txt: the official split needs both lists, or neither"
         )
+    return found
+
+
+def _read_lists(lists: dict[str, Path]) -> dict[str, str]:
+    """Image name without its suffix → "train_val" or "test"; empty where there are no lists."""
     sides: dict[str, str] = {}
-    for name in there:
+    for side, path in lists.items():
         try:
-            images = (root / name).read_text(encoding="utf-8").split()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise VividError(f"{root / name}: cannot be read as text: {error}") from error
-        if both := [image for image in images if sides.get(image, LISTS[name]) != LISTS[name]]:
-            raise VividError(f"{root}: {len(both)} image(s) are in both official lists: {', '.join(both[:5])}")
-        sides |= dict.fromkeys(images, LISTS[name])
+            raise VividError(f"{path}: cannot be read as text: {error}") from error
+        images = [PurePosixPath(line.split()[0].replace("\\", "/")).stem for line in lines if line.strip()]
+        if both := [image for image in images if sides.get(image, side) != side]:
+            raise VividError(f"{path.parent}: {len(both)} image(s) are in both official lists: {', '.join(both[:5])}")
+        sides |= dict.fromkeys(images, side)
     return sides
 
 
-def _image_folders(root: Path) -> dict[str, str]:
-    """File name → its folder below ``root``: ``images_001/images`` …, ``images_001`` … or ``images``."""
+def _image_files(root: Path) -> dict[str, str]:
+    """Name without its suffix → the file below ``root``, in ``images_001/images`` …, ``images_001`` … or ``images``."""
     numbered = sorted(root.glob("images_*"))
     candidates = [root / "images", *(folder / "images" for folder in numbered), *numbered]
     folders = [folder for folder in candidates if folder.is_dir()]
@@ -121,13 +141,14 @@ def _image_folders(root: Path) -> dict[str, str]:
         raise VividError(
             f"{root}: neither images_001/images … nor images is here; unpack the images, or pass --check none"
         )
-    home: dict[str, str] = {}
+    files: dict[str, str] = {}
     for folder in folders:
-        place = folder.relative_to(root).as_posix()
         for entry in folder.iterdir():
-            if entry.suffix == ".png" and home.setdefault(entry.name, place) != place:
-                raise VividError(f"{entry.name} is in {home[entry.name]} and in {place} of {root}: keep one")
-    return home
+            if entry.suffix.lower() in _SUFFIXES:
+                place = entry.relative_to(root).as_posix()
+                if (first := files.setdefault(entry.stem, place)) != place:
+                    raise VividError(f"{root}: {first} and {place} are one image by their names: keep one")
+    return files
 
 
 def _patient(text: str) -> str:
@@ -166,7 +187,7 @@ def _add_boxes(rows: Rows, root: Path, space: LabelSpace, *, find_files: bool) -
     file check.
     """
     fields = {concept: field for field, concept in space.concepts.items()}
-    images = dict(zip(rows.table[KEY], rows.table["image"], strict=True))
+    images = dict(zip(rows.table["id"], rows.table["image"], strict=True))
     boxes: dict[str, list[dict[str, Any]]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     broken: dict[str, str] = {}
@@ -184,7 +205,7 @@ def _add_boxes(rows: Rows, root: Path, space: LabelSpace, *, find_files: bool) -
             across, down = (side / FRAME for side in sizes[name])
             scaled = {"x": x * across, "y": y * down, "width": width * across, "height": height * down}
             boxes.setdefault(name, []).append({"field": fields[concept], **scaled})
-    keys = rows.table[KEY].astype(object)
+    keys = rows.table["id"].astype(object)
     rows.table = rows.table.assign(
         boxes=keys.map(boxes).astype(object),
         width=keys.map({name: width for name, (width, _) in sizes.items()}).astype("Int32"),
@@ -199,7 +220,7 @@ def _add_boxes(rows: Rows, root: Path, space: LabelSpace, *, find_files: bool) -
 
 
 def _read_boxes(path: Path) -> list[tuple[str, str, tuple[float, float, float, float]]]:
-    """(image name, concept, (x, y, width, height)) in the 1024 frame.
+    """(image name without its suffix, concept, (x, y, width, height)) in the 1024 frame.
 
     The header as distributed has more cells than the rows; so only the order counts.
     """
@@ -215,7 +236,9 @@ def _read_boxes(path: Path) -> list[tuple[str, str, tuple[float, float, float, f
         if any(cells):
             try:
                 x, y, width, height = map(float, cells[2:6])
-                boxes.append((cells[0], native.concepts[native.resolve(cells[1])], (x, y, width, height)))
+                boxes.append(
+                    (PurePosixPath(cells[0]).stem, native.concepts[native.resolve(cells[1])], (x, y, width, height))
+                )
             except (ValueError, IndexError) as error:  # a VividError is a ValueError, too: an unknown finding
                 raise VividError(f"{path}: row {number}: not image, finding, x, y, width, height: {error}") from error
     return boxes

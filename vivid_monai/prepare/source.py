@@ -85,7 +85,7 @@ class Rows:
             except (BadCell, KeyError) as error:
                 known = ", ".join(map(repr, translate)) if isinstance(translate, Mapping) else str(error)
                 for row in self.table.index[codes == code]:
-                    self.problems.setdefault(row, f"column {name!r} holds {text!r}, not {known}")
+                    self.problems.setdefault(row, f"column {name!r} holds {short(text)}, not {short(known, 120)}")
                 values.append(bad)
         return codes, values
 
@@ -100,13 +100,20 @@ class Rows:
         known = {field: self.read(column, states, "int8") for field, (column, states) in read_from.items()}
         return {FINDING + field: known.get(field, never) for field in fields}
 
-    def listed(self, unlisted: Mapping[str, int], name: str, translate: Translation) -> dict[str, np.ndarray]:
+    def listed(
+        self,
+        unlisted: Mapping[str, int] | Callable[[frozenset[str]], Mapping[str, int]],
+        name: str,
+        translate: Translation,
+    ) -> dict[str, np.ndarray]:
         """State columns from a column whose cells are translated to sets of fields: those are present.
 
-        ``unlisted``: every field → its state (int8) where it is not listed.
+        ``unlisted``: every field → its state (int8) where it is not listed; or what gives it for the fields that any
+        row lists.
         """
         codes, found = self._distinct(name, translate, bad=frozenset())
-        by_text = {f: np.array([PRESENT if f in s else state for s in found], np.int8) for f, state in unlisted.items()}
+        other = unlisted(frozenset().union(*found)) if callable(unlisted) else unlisted
+        by_text = {f: np.array([PRESENT if f in s else state for s in found], np.int8) for f, state in other.items()}
         return {FINDING + field: states[codes] for field, states in by_text.items()}
 
     def finish(self, columns: Mapping[str, Any]) -> None:
@@ -118,6 +125,12 @@ class Rows:
         full = {name: constant(c, index) if c is None or isinstance(c, str) else c for name, c in columns.items()}
         self.table = pd.concat([self.table[[TABLE, ROW, KEY]], pd.DataFrame(full, index=index)], axis=1)
         self.drop_each({row: ("bad-value", problem) for row, problem in self.problems.items()})
+
+
+def short(text: str, most: int = 60) -> str:
+    """A cell or a list of words in a message: not more of it than a person reads."""
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return repr(cut) if most == 60 else cut
 
 
 def constant(word: str | None, index: pd.Index) -> pd.Series:
@@ -147,6 +160,7 @@ class Source:
         image_root: folder that relative image paths start from.
         files: the tables and lists that were read; the card holds their hashes.
         official: splits that the data set brings itself.
+        open_is: the side that rows without a split are officially on, if any: none of their patients may be elsewhere.
         label_policy: how cells became states, in a sentence or two.
         contradictions: what to do by default with rows that contradict themselves.
         val, test: default fractions of the patients without an official split that go to val and to test.
@@ -159,6 +173,7 @@ class Source:
     files: list[Path]
     label_policy: str
     official: frozenset[str] = frozenset()
+    open_is: str | None = None
     contradictions: Contradictions = "keep"
     val: float = 0.1
     test: float = 0.2

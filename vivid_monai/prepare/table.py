@@ -1,154 +1,41 @@
 """Adapter for your own table: CSV, TSV or Parquet, read through a mapping file."""
 
-import difflib
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
 
-from vivid_monai.data.columns import open_label_space, stored_label_space
-from vivid_monai.data.splits import SPLITS
+from vivid_monai.data.columns import FINDING
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.csv_table import age_in_years, read_csv, read_header
+from vivid_monai.prepare.cells import (
+    age_in_years,
+    as_number,
+    is_bound,
+    is_missing,
+    require_exact,
+    same_numbers,
+    whole_number,
+)
+from vivid_monai.prepare.csv_table import read_csv, read_header
+from vivid_monai.prepare.long_table import merge_rows, refuse_long_table
+from vivid_monai.prepare.mapping import WORDS, TableMapping, listed_in, load_mapping, policy_of, state_of
 from vivid_monai.prepare.source import KEY, ROW, TABLE, BadCell, Rows, Source, Translation, constant
-from vivid_monai.ums.label_space import LabelSpace
-from vivid_monai.ums.schema import load_schema, parse_json
-from vivid_monai.ums.states import encode
+from vivid_monai.ums.states import NULL, PRESENT, encode
 
-_SCHEMA = resources.files("vivid_monai.prepare") / "mapping-1.0.schema.json"
-_OWN_WORDS: dict[str, dict[str, str | None]] = {
-    "view": {view or "": view for view in load_schema(("view",))["enum"]},
-    "sex": {"M": "M", "F": "F", "O": "O", "Male": "M", "Female": "F", "Other": "O", "": None},
-    "split": {**dict(zip(SPLITS, SPLITS, strict=True)), "": None},
-}
-"""Cell → word of a column without ``values``: the cells must be the words themselves."""
-_ROLES = ("image", "patient", "id", "study", "age", "slice", "report", "view", "sex", "split", "label_list")
-
-
-class TableMapping(NamedTuple):
-    """A checked mapping file.
-
-    ``data``: its content, with values for view, sex and split, and the label space as manifests store it. ``columns``:
-    role ("image", "view", …, "label_list") → column. ``label_columns``: field → its "column", the "values" of the cells
-    and, where there may be others, what "other" ones mean; empty with a label_list.
-    """
-
-    path: Path
-    data: dict[str, Any]
-    space: LabelSpace
-    columns: dict[str, str]
-    label_columns: dict[str, dict[str, Any]]
-
-    def check_columns(self, there: Sequence[str], table: Path) -> None:
-        """Raise a VividError that names a column the table lacks, and those like it."""
-        labels = {f"label {label!r}": entry["column"] for label, entry in self.label_columns.items()}
-        for role, name in ({repr(role): name for role, name in self.columns.items()} | labels).items():
-            if name not in there:
-                near = difflib.get_close_matches(name, there, n=3)
-                hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(there)}"
-                raise VividError(f"{self.path}: {role} names column {name!r}, which {table.name} does not have; {hint}")
-
-
-def load_mapping(path: Path | str) -> TableMapping:
-    """Read and check a mapping file (its keys: docs/data.md).
-
-    Raises VividError: unreadable, not JSON, a key missing or unknown, an unknown label or state, labels twice or
-    never.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise VividError(f"{path}: the mapping file cannot be read: {error}") from error
-    data = parse_json(text, where=str(path))
-    schema = json.loads(_SCHEMA.read_text(encoding="utf-8"))
-    for broken in Draft202012Validator(schema).iter_errors(data):
-        raise VividError(f"{path}: {_sentence(broken, schema)}")
-    if ("label_columns" in data) == ("label_list" in data):
-        raise VividError(f"{path}: give either label_columns (one column for each label) or label_list (all in one)")
-    shared = [label for label, entry in data.get("label_columns", {}).items() if isinstance(entry, str)]
-    if bool(shared) != ("values" in data):
-        if shared:
-            raise VividError(
-                f"{path}: label_columns needs values, the state that each cell means: {shared[0]!r} has none"
-            )
-        raise VividError(f"{path}: values is for the label_columns that have none of their own, and there is none")
-    data |= {"label_space": _label_space(path, data)}
-    for role, words in _OWN_WORDS.items():
-        if isinstance(data.get(role), str):
-            data[role] = {"column": data[role], "values": words}
-    if unknown := [
-        word for word in data.get("split", {"values": {}})["values"].values() if word not in (*SPLITS, None)
-    ]:
-        raise VividError(f"{path}: split word {unknown[0]!r} is none of {', '.join(SPLITS)} or null")
-    named = {role: data[role] for role in _ROLES if role in data}
-    columns = {role: entry["column"] if isinstance(entry, dict) else entry for role, entry in named.items()}
-    space = open_label_space(data["label_space"])
-    return TableMapping(path, data, space, columns, _label_columns(path, data, space))
-
-
-def _sentence(error: ValidationError, schema: dict[str, Any]) -> str:
-    where = "/".join(map(str, error.absolute_path)) or "the top"
-    if error.validator == "additionalProperties" and not error.absolute_path:
-        unknown = next(key for key in error.instance if key not in schema["properties"])
-        near = difflib.get_close_matches(unknown, schema["properties"], n=1)
-        return f"unknown key {unknown!r}{f', did you mean {near[0]!r}?' if near else ''}"
-    if error.validator == "required":
-        return f"at {where}: {error.message}; every mapping names {', '.join(error.validator_value)}"
-    return f"at {where}: {error.message}"
-
-
-def _label_space(path: Path, data: dict[str, Any]) -> str | dict[str, Any]:
-    """The label space as a manifest stores it; without one, a space of the labels as they are named."""
-    given = data.get("label_space")
-    if given is None:
-        if "label_list" in data:
-            raise VividError(f"{path}: label_list needs a label_space, so that a misspelt label is not a new one")
-        return stored_label_space(
-            {
-                "label_space_version": "1.0",
-                "name": data["dataset"],
-                "description": f"The labels of {data['dataset']}, as its mapping file names them.",
-                "source": path.name,
-                "fields": [{"name": label} for label in data["label_columns"]],
-            }
-        )
-    beside = isinstance(given, str) and (path.parent / given).is_file()
-    try:
-        return stored_label_space(path.parent / given if beside else given)
-    except VividError as error:
-        raise VividError(f"{path}: label_space: {error}") from error
-
-
-def _label_columns(path: Path, data: dict[str, Any], space: LabelSpace) -> dict[str, dict[str, Any]]:
-    """Field → column and states of its cells."""
-    fields: dict[str, dict[str, Any]] = {}
-    for label, given in data.get("label_columns", {}).items():
-        entry = {"column": given, "values": data["values"]} if isinstance(given, str) else given
-        try:
-            field = space.resolve(label)
-        except VividError as error:
-            raise VividError(f"{path}: label_columns: {error}") from error
-        if fields.setdefault(field, entry) != entry:
-            two = f"{fields[field]['column']!r} and {entry['column']!r}"
-            raise VividError(f"{path}: label_columns gives {field!r} two columns, {two}")
-    return fields
+_IMAGE = "#image"
+"""Column of the text that an image's path was made of."""
 
 
 def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> Source:
     """Read a table through a mapping file.
 
     Rows without an image or a patient are listed as skipped. A cell that the mapping gives no meaning is an error that
-    names it, because the mapping can be mended.
+    names it, because the mapping can be mended. Splits that the table brings are official: nothing is drawn into them.
 
     Raises VividError: the table or the mapping cannot be used: the message says which key, column, label, row or cell.
     """
@@ -161,10 +48,16 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
         delimiter = plan.data.get("delimiter", "\t" if suffix.lower() in (".tsv", ".tab") else ",")
         text = {"delimiter": delimiter, "encoding": plan.data.get("encoding", "utf-8")}
         plan.check_columns(read_header(path, **text), path)
-        rows = read_csv(path, required=[], key=plan.columns["image"], multiline=True, **text)
-    for role, reason in (("image", "no-image"), ("patient", "no-patient")):
-        column = plan.columns[role]
-        rows.drop(rows.table[column].str.strip() == "", reason, f"column {column!r} is blank")
+        rows = read_csv(path, required=[], key=plan.image_columns[0], multiline=True, **text)
+    for role in ("patient", "id", "study"):
+        if name := plan.columns.get(role):
+            require_exact(rows.table[name].unique(), f"{path}: column {name!r}")
+    for name in plan.image_columns:
+        require_exact(rows.table[name].unique(), f"{path}: column {name!r}")
+        rows.drop(rows.table[name].map(is_missing), "no-image", f"column {name!r} is blank")
+    rows.table = rows.table.assign(**{_IMAGE: _image_texts(rows.table, plan)})
+    name = plan.columns["patient"]
+    rows.drop(rows.table[name].map(is_missing), "no-patient", f"column {name!r} is blank")
     _parse(rows, plan, root)
     return Source(
         dataset=plan.data["dataset"],
@@ -173,7 +66,7 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
         image_root=root,
         files=[path, plan.path],
         official=frozenset(rows.table["split"].dropna().unique()),
-        label_policy=_policy(plan.data),
+        label_policy=policy_of(plan.data),
         contradictions="skip",
     )
 
@@ -181,23 +74,36 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
 def _read_parquet(path: Path, plan: TableMapping) -> Rows:
     try:
         plan.check_columns(pq.read_schema(path).names, path)
-        of_labels = (entry["column"] for entry in plan.label_columns.values())
-        names = list(dict.fromkeys([*plan.columns.values(), *of_labels]))
-        table = pq.read_table(path, columns=names)
+        table = pq.read_table(path, columns=list(dict.fromkeys(plan.needed.values())))
     except (OSError, pa.ArrowException) as error:
-        raise VividError(f"{path}: not a readable Parquet file: {error}") from error
+        raise VividError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
     texts = {}
     for name in table.column_names:
         column = table[name]
         if pa.types.is_floating(column.type):
             column = pc.if_else(pc.is_nan(column), None, column)  # other tools write "nothing" as NaN
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            column = pa.array([None if one is None else str(one) for one in column.to_pylist()], pa.string())
         try:
             texts[name] = pc.fill_null(column.cast(pa.string()), "").to_pandas()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise VividError(f"{path}: column {name!r} is {column.type}, which is not text or numbers") from error
     index = pd.RangeIndex(table.num_rows)
-    own = {TABLE: constant(path.name, index), ROW: index + 1, KEY: texts[plan.columns["image"]]}
+    own = {TABLE: constant(path.name, index), ROW: index + 1, KEY: texts[plan.image_columns[0]]}
     return Rows(table=pd.DataFrame({**own, **texts}, index=index), n_read=table.num_rows)
+
+
+def _image_texts(table: pd.DataFrame, plan: TableMapping) -> pd.Series:
+    """Each row's path, as its column or the mapping's template gives it."""
+    if "image" in plan.columns:
+        return table[plan.columns["image"]].str.strip()
+    template, names = plan.data["image"]["template"], plan.image_columns
+    cells = zip(*(table[name].str.strip() for name in names), strict=True)
+    try:
+        texts = [template.format_map(dict(zip(names, row, strict=True))) for row in cells]
+    except (ValueError, LookupError, AttributeError) as error:
+        raise VividError(f"{plan.path}: the image's template cannot be filled in: {error}") from error
+    return pd.Series(texts, table.index, dtype="str")
 
 
 def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
@@ -207,18 +113,20 @@ def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
         return rows.read(plan.columns[role], translate, dtype)
 
     def text(role: str) -> pd.Series:
-        return read(role, lambda cell: cell or None, "str")
+        return read(role, lambda cell: None if is_missing(cell) else cell, "str")
 
-    image, place = read("image", lambda cell: _under(root, cell), "str"), read("slice", _whole_number, "Int32")
+    image, place = rows.read(_IMAGE, lambda cell: _under(root, cell), "str"), read("slice", whole_number, "Int32")
     of_slice = image + "#" + place.astype("str")  # null without a slice
+    ids = (text("id") if "id" in plan.columns else of_slice).fillna(image)
+    reader = text("reader")
     columns = {
-        "id": (text("id") if "id" in plan.columns else of_slice).fillna(image),
+        "id": ids,
         "image": image,
         "slice": place,
-        "patient_id": read("patient", str, "category"),
+        "patient_id": _patients(rows, plan),
         "study_id": text("study"),
         "report": text("report"),
-        **{role: read(role, plan.data.get(role, {}).get("values", {}), "category") for role in _OWN_WORDS},
+        **{role: read(role, plan.data.get(role, {}).get("values", {}), "category") for role in WORDS},
         "age": read("age", age_in_years, "float64"),
         "dataset": plan.data["dataset"],
         "modality": plan.data.get("modality", "DX"),
@@ -226,73 +134,104 @@ def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
         "labeller": plan.data.get("labeller", plan.data["dataset"]),
         "labeller_version": plan.data.get("labeller_version"),
         "source": plan.data["source"],
+        "reader": reader,
         **_states(rows, plan),
     }
+    if "box" in plan.data:
+        columns["boxes"] = _boxes(rows, plan, columns)
+    if "age" in plan.columns and (bounds := int(rows.table[plan.columns["age"]].map(is_bound).sum())):
+        rows.notes.append(f"{bounds:,} ages are bounds, such as '90+': the number is taken.")
     if rows.problems:
         row, problem = min(rows.problems.items())
         where = f"{rows.table.at[row, TABLE]}, row {rows.table.at[row, ROW]}"
         raise VividError(f"{where}: {problem}. Say in {plan.path.name} what it means, or mend the table")
     rows.finish(columns)
+    if "rows" in plan.data:
+        merge_rows(rows, plan.data["rows"])
+    else:
+        refuse_long_table(rows, plan.path)
+
+
+def _patients(rows: Rows, plan: TableMapping) -> pd.Series:
+    """Patients by their number or as written; a VividError where that would make a difference and nothing is said."""
+    name, way = plan.columns["patient"], plan.data.get("patient_ids")
+    plain = same_numbers(text.strip() for text in rows.table[name].unique())
+    if way is None and len(set(plain.values())) < len(plain):
+        cells = rows.table[name].str.strip()
+        numbers = cells.map(plain)
+        two = cells.groupby(numbers).transform("nunique") > 1
+        first = rows.table.index[two][0]
+        other = rows.table.index[two & (numbers == numbers[first]) & (cells != cells[first])][0]
+        some = " and ".join(str(rows.table.at[row, ROW]) for row in (first, other))
+        raise VividError(
+            f"{rows.table.at[first, TABLE]}: column {name!r} writes one number in two ways (rows {some}, as 7 and 7.0 "
+            f'or 007): one patient or two? Say in {plan.path.name}: "patient_ids": "number" (one) or "text" (two)'
+        )
+    return rows.read(name, (lambda cell: plain.get(cell, cell)) if way == "number" else str, "category")
 
 
 def _states(rows: Rows, plan: TableMapping) -> dict[str, Any]:
     if entry := plan.data.get("label_list"):
-        unlisted = dict.fromkeys(plan.space.fields, encode(entry["unlisted"]))
-        return rows.listed(unlisted, entry["column"], _listed(entry, plan.space))
-    return rows.states(plan.space.fields, {f: (one["column"], _state_of(one)) for f, one in plan.label_columns.items()})
+        return _listed_states(rows, plan, entry)
+    return rows.states(plan.space.fields, {f: (one["column"], state_of(one)) for f, one in plan.label_columns.items()})
 
 
-def _state_of(entry: Mapping[str, Any]) -> Callable[[str], int]:
-    """Cell → state: by its text, else by its number ("1" also means 1.0), else what others mean, if they may be."""
-    values: Mapping[str, str | None] = entry["values"]
-    exact = {text: encode(state) for text, state in values.items()}
-    numbers = {number: state for text, state in exact.items() if (number := _number(text)) is not None}
-
-    def state(text: str) -> int:
-        found = exact.get(text)
-        if found is None and (number := _number(text)) is not None:
-            found = numbers.get(number)
-        if found is None and "other" in entry:
-            return encode(entry["other"])
-        if found is None:
-            raise BadCell(f"one of the mapping's values ({', '.join(map(repr, values))})")
-        return found
-
-    return state
-
-
-def _listed(entry: Mapping, space: LabelSpace) -> Callable[[str], frozenset[str]]:
-    """Cell → the fields that it lists; its words for "nothing" list none but the space's own No Finding."""
-    nothing = {*entry.get("none", ()), *([space.none_label] if space.none_label else [])}
-
-    def fields(text: str) -> frozenset[str]:
-        if text in nothing:
-            return frozenset({space.no_finding} if space.no_finding else ())
-        labels = [label for part in text.split(entry.get("delimiter", "|")) if (label := part.strip())]
-        if not labels:
-            raise BadCell('a list of labels; if a blank lists nothing, put "" into label_list\'s none')
-        try:
-            return frozenset(space.resolve(label) for label in labels)
-        except VividError as error:
-            raise BadCell(f"a list of labels: {error}") from None
-
-    return fields
-
-
-def _number(text: str) -> float | None:
+def _listed_states(rows: Rows, plan: TableMapping, entry: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Listed is present, and so is what stands above it; what the list never looks for is null, whatever is listed."""
+    space, fields = plan.space, listed_in(entry, plan.space)
     try:
-        return float(text)
-    except ValueError:
-        return None
+        looked_for = frozenset(space.resolve(label) for label in entry["looked_for"]) if "looked_for" in entry else None
+    except VividError as error:
+        raise VividError(f"{plan.path}: looked_for: {error}") from error
+
+    def unlisted(found: frozenset[str]) -> dict[str, int]:
+        known = found if looked_for is None else looked_for | found
+        never = [field for field in space.fields if field not in known]
+        if never and looked_for is None and entry["unlisted"] is not None:
+            rows.notes.append(
+                f"No row lists {', '.join(never)}: null everywhere, as nobody may have looked. label_list's looked_for "
+                "names what was."
+            )
+        return {field: encode(entry["unlisted"]) if field in known else NULL for field in space.fields}
+
+    states = rows.listed(unlisted, entry["column"], fields)
+    for field in space.fields:  # a parent that is looked for is present with its child
+        for above in space.ancestors(field):
+            over = states[FINDING + above]
+            if (over != NULL).any() or (looked_for and above in looked_for):
+                states[FINDING + above] = np.where(states[FINDING + field] == PRESENT, np.int8(PRESENT), over)
+    return states
 
 
-def _whole_number(text: str) -> int | None:
-    if not text:
-        return None
-    number = _number(text)
-    if number is None or number < 0 or not number.is_integer():
-        raise BadCell("a whole number from 0")
-    return int(number)
+def _boxes(rows: Rows, plan: TableMapping, columns: dict[str, Any]) -> pd.Series:
+    """The box of each row, once for every field that the row calls present, as a manifest holds boxes."""
+    names = plan.data["box"]
+    corners = "x_min" in names
+
+    def side(text: str) -> float | None:
+        if is_missing(text):
+            return None
+        if (number := as_number(text)) is None or not np.isfinite(number):
+            raise BadCell("a number of pixels")
+        return number
+
+    sides = {role: rows.read(name, side, "float64").to_numpy() for role, name in names.items()}
+    x, y = (sides["x_min"], sides["y_min"]) if corners else (sides["x"], sides["y"])
+    width = sides["x_max"] - x if corners else sides["width"]
+    height = sides["y_max"] - y if corners else sides["height"]
+    present = {f: np.asarray(columns[FINDING + f]) == PRESENT for f in plan.space.fields}
+    # A box is the label's own, not that of the fields which stand above it.
+    implied = {f: [c for c in plan.space.fields if f in plan.space.ancestors(c)] for f in plan.space.fields}
+    known = [np.isfinite(values) for values in (x, y, width, height)]
+    boxes: list[list[dict[str, Any]] | None] = []
+    for at, row in enumerate(rows.table.index):
+        there = sum(bool(side[at]) for side in known)
+        if there not in (0, 4):
+            rows.problems.setdefault(row, "its box has some of its sides only")
+        box = {"x": x[at], "y": y[at], "width": width[at], "height": height[at]}
+        own = [f for f, on in present.items() if on[at] and not any(present[c][at] for c in implied[f])]
+        boxes.append([{"field": field, **box} for field in own] if there == 4 and own else None)
+    return pd.Series(boxes, rows.table.index, dtype=object)
 
 
 def _under(root: Path, image: str) -> str:
@@ -300,16 +239,3 @@ def _under(root: Path, image: str) -> str:
     path = os.path.normpath(image)
     base = os.path.abspath(root)
     return os.path.relpath(path, base) if os.path.isabs(path) and Path(path).is_relative_to(base) else path
-
-
-def _policy(data: Mapping[str, Any]) -> str:
-    if entry := data.get("label_list"):
-        return f"A label listed in column {entry['column']!r} is present, any other {entry['unlisted'] or 'null'}."
-    policies: dict[str, list[str]] = {}
-    for label, given in data["label_columns"].items():
-        entry = {"values": data["values"]} if isinstance(given, str) else given
-        words = [f"{cell!r} is {state or 'null'}" for cell, state in entry["values"].items()]
-        words += [f"any other is {entry['other'] or 'null'}"] if "other" in entry else []
-        policies.setdefault(", ".join(words), []).append(label)
-    told = [policy if len(policies) == 1 else f"{', '.join(of)}: {policy}" for policy, of in policies.items()]
-    return f"{'; '.join(told)}. Fields without a column are null."

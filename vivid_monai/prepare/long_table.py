@@ -1,0 +1,120 @@
+"""Tables with several rows about one image: one for each box, finding or reader."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from vivid_monai.data.columns import FINDING
+from vivid_monai.errors import VividError
+from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows
+from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
+
+Merge = Literal["any", "majority", "each"]
+_OWN = (TABLE, ROW, KEY, "id", "boxes", "reader")
+_RANK = {NULL: 0, ABSENT: 1, UNCERTAIN: 2, PRESENT: 3}
+_MANY = 0.05
+"""Where more of the images than this share have rows that differ, the table is long, and not one with slips."""
+
+
+def merge_rows(rows: Rows, how: Merge) -> None:
+    """Make one row of those about one image, or for "each" of those of a reader about it.
+
+    Within a reader a finding is present where any of his rows says so, else uncertain, else absent. "any" does the
+    same over readers; "majority" has the state of more than half of the readers who answer, and otherwise uncertain
+    (without a column ``reader``, each row is one's). All boxes of present and uncertain findings stay. Rows that differ
+    in something else (patient, split, view …) are listed as "conflicting-duplicate".
+    """
+    table = rows.table
+    image = ["image", "slice"]
+    key = [*image, "reader"] if how == "each" else image
+    states = [name for name in table if name.startswith(FINDING)]
+    facts = [name for name in table if name not in (*_OWN, *key) and name not in states]
+    group = table.groupby(key, sort=False, dropna=False).ngroup()
+    differ = pd.DataFrame({name: _varies(table[name], group) for name in facts})
+    bad = differ.any(axis=1)
+    told = differ[bad].apply(lambda row: "rows of this image differ in " + ", ".join(row.index[row]), axis=1)
+    rows.drop(bad, "conflicting-duplicate", told if bad.any() else "")
+    table, group = rows.table, group[~bad]
+    if table.empty:
+        return
+    voter = table.groupby([*image, "reader"], sort=False, dropna=False).ngroup()
+    if how == "majority" and table["reader"].isna().all():
+        voter = pd.Series(np.arange(len(table)), table.index)
+    ranks = np.array([_RANK[code] for code in (NULL, ABSENT, PRESENT, UNCERTAIN)])[table[states].to_numpy() + 1]
+    codes = np.array([NULL, ABSENT, UNCERTAIN, PRESENT], np.int8)
+    first = ~group.duplicated().to_numpy()
+    if how == "majority":
+        merged = _vote(pd.DataFrame(ranks).groupby(voter.to_numpy()).max(), group[~voter.duplicated().to_numpy()])
+    else:
+        merged = pd.DataFrame(ranks).groupby(group.to_numpy(), sort=False).max().to_numpy()
+    one = table[first].copy()
+    one[states] = codes[merged]
+    if "boxes" in table:
+        kept = dict(zip(states, (merged >= _RANK[UNCERTAIN]).T, strict=True))
+        found = _boxes_of(table, group, kept)
+        lost = int(table["boxes"].map(len, na_action="ignore").sum()) - sum(map(len, found))
+        one["boxes"] = pd.Series([boxes or None for boxes in found], one.index, dtype=object)
+        if lost:
+            rows.notes.append(f"{lost:,} boxes of findings that the majority calls absent are left out.")
+    if how == "each":
+        one["id"] = one["id"].astype(str) + "#" + one["reader"].astype(str)
+    else:
+        one["reader"] = None
+    words = {"any": "what any row says", "majority": "the majority of the readers", "each": "each reader's own"}
+    rows.notes.append(f"{len(table):,} rows about {int(first.sum()):,} images or readings, merged by {words[how]}.")
+    rows.table = one
+
+
+def refuse_long_table(rows: Rows, mapping: Path) -> None:
+    """Raise a VividError where many images have rows that say different things: nobody said how to merge them."""
+    table = rows.table
+    content = [name for name in table if name not in (TABLE, ROW, KEY, "id")]
+    image = table.groupby(["image", "slice"], sort=False, dropna=False).ngroup()
+    if not (several := image.duplicated(keep=False)).any():
+        return
+    part, of = table[several], image[several]
+    differ = pd.concat([_varies(part[name], of) for name in content if name not in ("image", "slice")], axis=1).any(
+        axis=1
+    )
+    n, images = of[differ].nunique(), image.nunique()
+    if n > _MANY * images:
+        some = ", ".join(str(row) for row in part[ROW][differ & (of == of[differ].iloc[0])][:3])
+        raise VividError(
+            f"{table[TABLE].iloc[0]}: {n:,} of {images:,} images have several rows that differ (the first: {some}), as "
+            f"if for boxes, findings or readers. Say in {mapping.name} how to merge: "
+            '"rows": "any", "majority" or "each"'
+        )
+
+
+def _varies(column: pd.Series, group: pd.Series) -> pd.Series:
+    """Whether the rows of a row's group differ in a column; a null is a value of its own."""
+    plain = column.map(str, na_action="ignore") if column.dtype == object else column
+    codes = pd.Series(pd.factorize(plain, use_na_sentinel=False)[0], column.index)
+    return codes.groupby(group).transform("nunique") > 1
+
+
+def _vote(by_reader: pd.DataFrame, group: pd.Series) -> np.ndarray:
+    """Ranks (images, fields) of the readers' majority. ``group``: the image of each reader, in order."""
+    ranks, images = by_reader.to_numpy(), pd.factorize(group)[0]
+    n = images.max() + 1
+
+    def count(which: np.ndarray) -> np.ndarray:
+        total = np.zeros((n, ranks.shape[1]), int)
+        np.add.at(total, images, which)
+        return total
+
+    answered, present, absent = (count(which) for which in (ranks > 0, ranks == _RANK[PRESENT], ranks == _RANK[ABSENT]))
+    majority = np.where(2 * present > answered, _RANK[PRESENT], np.where(2 * absent > answered, _RANK[ABSENT], 2))
+    return np.where(answered == 0, _RANK[NULL], majority)
+
+
+def _boxes_of(table: pd.DataFrame, group: pd.Series, kept: dict[str, np.ndarray]) -> list[list[dict[str, Any]]]:
+    """All boxes of each image, in the order of the images' first rows, of the fields that are kept there."""
+    order = {image: at for at, image in enumerate(group.drop_duplicates())}
+    found: list[list[dict[str, Any]]] = [[] for _ in order]
+    for image, boxes in zip(group, table["boxes"], strict=True):
+        at = order[image]
+        found[at] += [box for box in boxes or () if kept[FINDING + box["field"]][at]]
+    return found
