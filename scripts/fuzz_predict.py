@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.deploy.made_dicom import dicom
 from tests.deploy.mutate import mutations
+from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.predict import find_inputs, predict
+from vivid_monai.deploy.predict import predict
 from vivid_monai.errors import VividError
 
 

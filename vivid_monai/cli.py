@@ -6,12 +6,16 @@ preparing a data set or checking records, is a subcommand here (:mod:`vivid_mona
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 
 from vivid_monai import __version__
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, printable
 from vivid_monai.logs import show_messages
 
 COMMANDS = {
@@ -63,20 +67,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     Errors meant for the user (:class:`vivid_monai.errors.VividError`) and those of the operating system (a missing
     file, a full disk) are one line on stderr, never a traceback.
     """
-    show_messages()
     words = sys.argv[1:] if argv is None else argv
-    args = build_parser(next((word for word in words if not word.startswith("-")), None)).parse_args(words)
+    command = next((word for word in words if not word.startswith("-")), None)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files are bytes
     try:
-        return int(args.func(args))
+        with _terminated_as_interrupted():
+            show_messages()
+            args = build_parser(command).parse_args(words)
+            return int(args.func(args))
     except BrokenPipeError:  # the reader of the output has seen enough, as in: vivid verify … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (VividError, OSError) as error:
-        print(f"vivid {args.command}: {error}", file=sys.stderr)
+        print(f"vivid {command}: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"vivid {args.command}: interrupted", file=sys.stderr)
+        print(f"vivid {command}: interrupted; the same command goes on, or begins again", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: what is done is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

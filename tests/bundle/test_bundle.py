@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from tests.bundle.conftest import ROOT, SMALL
 from tests.tolerance import close
-from vivid_monai.engines.setup import find_cause
+from vivid_monai.errors import find_cause
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import TIMM, rename_vit_weights
 from vivid_monai.ums.label_space import load_label_space

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ import torch
 from PIL import Image
 
 from tests.deploy.alone import datalist, run_bundle
+from tests.deploy.made_dicom import dicom
 from tests.processes import run_module
+from vivid_monai.deploy.inputs import find_inputs
+from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.postprocessing import DecisionRules
+from vivid_monai.deploy.predict import predict
 from vivid_monai.metrics.masked import masked_auroc
 from vivid_monai.ums.record import Record
 from vivid_monai.ums.verify import verify
@@ -32,13 +38,29 @@ def test_inference_answers_as_the_training_repository_does(folder, finished, tmp
         shutil.copy(finished.manifest.image_root / name, images)
     photo = np.random.default_rng(0).integers(0, 255, (30, 40), dtype=np.uint8)
     Image.fromarray(photo).save(images / "zz-noise.png")
+    (images / ".DS_Store").write_bytes(b"\0")
+    os.mkfifo(images / "zz-pipe.png")
+    (images / os.fsdecode(b"zz-r\xf6ntgen.png")).write_bytes((images / "zz-noise.png").read_bytes()[:90])
+    dicom(images / "zz-us.dcm", Modality="US")
     run_bundle(folder, "inference.json", dataset_dir=images, output_dir=tmp_path / "out")
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
     accepted = finished.ood.accepts(finished.thumbnails["test"])
     assert accepted.mean() > 0.9
     said = {True: "answered", False: "not assessed"}
-    assert [row["status"] for row in rows] == [*(said[bool(one)] for one in accepted), "not assessed"]
+    others = {"zz-noise.png": "not assessed", "zz-pipe.png": "unreadable", "zz-r\\xf6ntgen.png": "unreadable"}
+    others["zz-us.dcm"] = "not assessed"
+    assert [row["status"] for row in rows] == [*(said[bool(one)] for one in accepted), *others.values()]
+    assert [Path(row["image"]).name for row in rows[-4:]] == list(others)
+    listed = {
+        Path(row["image"]).name: row["reason"]
+        for name in ("not_assessed.csv", "unreadable.csv")
+        for row in csv.DictReader((tmp_path / "out" / name).open())
+    }
+    assert listed.keys() >= others.keys()
+    done = predict(BundleModel(folder), find_inputs([images]), tmp_path / "predicted")
+    assert [entry.status for entry in done.entries] == [row["status"] for row in rows]
+    assert listed["zz-us.dcm"] == done.entries[-1].reason
     assert len(records) == accepted.sum()
     answers = DecisionRules.of_bundle(folder / "configs" / "metadata.json")
     expected = finished.probabilities(finished.test.x)[accepted]
@@ -56,6 +78,16 @@ def test_inference_answers_as_the_training_repository_does(folder, finished, tmp
                 assert score == pytest.approx(probability, abs=2e-6)
                 assert float(row[field]) == score
             assert row[f"{field}: state"] == (findings[field].state or "")
+
+
+def test_an_empty_folder_is_one_line(folder, tmp_path):
+    (tmp_path / "images").mkdir()
+    command = ["run", "--config_file", "configs/inference.json", "--dataset_dir", tmp_path / "images"]
+    done = run_module("monai.bundle", [*command, "--output_dir", tmp_path / "out"], cwd=folder)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"vivid: {tmp_path / 'images'}: there is no file to answer" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_trains_further_and_evaluates(folder, finished, tmp_path):

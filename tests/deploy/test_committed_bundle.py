@@ -10,8 +10,9 @@ import pytest
 
 from tests.deploy.alone import run_bundle
 from vivid_monai.deploy.bundle import bundle_configs, module_files, network_config
+from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.predict import find_inputs, predict
+from vivid_monai.deploy.predict import predict
 from vivid_monai.prepare.phantoms import prepare
 
 FOLDER = Path(__file__).parents[2] / "bundle" / "chest_phantom_vit_classification"

@@ -11,8 +11,9 @@ from PIL import Image
 
 from tests.deploy.made_dicom import dicom
 from tests.deploy.mutate import mutations
+from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.predict import find_inputs, predict
+from vivid_monai.deploy.predict import predict
 from vivid_monai.errors import VividError
 
 N = 40  # of each kind; scripts/fuzz_predict.py makes thousands

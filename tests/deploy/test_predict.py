@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import nibabel
@@ -15,8 +16,10 @@ from PIL import Image
 from tests.deploy.made_dicom import dicom
 from tests.processes import kill_once, run_module, start_module
 from vivid_monai.cli import main
+from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.predict import find_inputs, objection, predict
+from vivid_monai.deploy.postprocessing import TABLES
+from vivid_monai.deploy.predict import predict
 from vivid_monai.errors import VividError
 from vivid_monai.ums.record import Record
 from vivid_monai.ums.verify import verify
@@ -210,12 +213,15 @@ def test_killed_in_the_middle_nothing_is_done_twice(bundle_folder, images, pixel
     process = start_module("vivid_monai.cli", command, cwd=tmp_path)
     kill_once(process, lambda: journal.exists() and journal.read_text().count("\n") > 20, timeout=120)
     done = journal.read_text().count("\n") - 1
+    assert done <= len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) <= done + 1
+    (tmp_path / "out" / ".predictions.csv.abc.part").write_text("cut o")
     finished = run_module("vivid_monai.cli", command, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert "500/500" in finished.stderr
     assert f"500 files: 496 answered, 2 not assessed, 2 unreadable; {done} of them before" in finished.stdout
     entries = [json.loads(line)["image"]["path"] for line in journal.read_text().splitlines()[1:]]
     assert len(entries) == len(set(entries)) == 500
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*TABLES, "journal.jsonl"])
 
 
 def test_the_command_tells_what_it_did(bundle_folder, images, tmp_path, capsys):
@@ -225,6 +231,101 @@ def test_the_command_tells_what_it_did(bundle_folder, images, tmp_path, capsys):
     assert "12 files: 8 answered, 2 not assessed, 2 unreadable" in told
     assert "not_assessed.csv" in told
     assert main(["predict", str(images / "x-notes.txt"), "--bundle", str(bundle_folder), "--out", str(out)]) == 1
+
+
+def test_names_in_any_bytes_are_answered_escaped_and_resumed(model, images, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/r\xf6ntgen\n.dcm"
+    shutil.copy(images / "m2.dcm", os.fsdecode(odd))
+    (tmp_path / "b.png").symlink_to("/nowhere/x.png")
+    shutil.copy(images / "x-notes.txt", os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt"))
+    inputs, out = (
+        find_inputs(path for path in tmp_path.iterdir() if path.is_file() or path.is_symlink()),
+        tmp_path / "out",
+    )
+    assert predict(model, inputs, out).counts() == {"answered": 1, "unreadable": 2}
+    assert predict(model, inputs, out).resumed == 3
+    by_name = {Path(row["image"]).name: row for row in rows(out / "predictions.csv")}
+    assert by_name["r\\xf6ntgen\\n.dcm"]["status"] == "answered"
+    assert set(by_name) == {"r\\xf6ntgen\\n.dcm", "b.png", "\\xff.txt"}
+    (record,) = (json.loads(line) for line in (out / "records.jsonl").read_text().splitlines())
+    assert record["id"].endswith("/r\\xf6ntgen\\n.dcm")
+    assert verify(record) == []
+    assert {Path(row["image"]).name for row in rows(out / "unreadable.csv")} == {"b.png", "\\xff.txt"}
+
+
+def test_an_override_is_written_into_the_records_and_is_a_setting(model, pixels, tmp_path):
+    path = dicom(tmp_path / "a.dcm", Modality="US", pixels=pixels)
+    assert predict(model, find_inputs([path]), tmp_path / "no").counts() == {"not assessed": 1}
+    done = predict(model, find_inputs([path]), tmp_path / "out", accept=["modality=US"])
+    assert (done.counts(), done.entries[0].accepted) == ({"answered": 1}, "modality")
+    (record,) = (json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines())
+    assert record["provenance"]["labeller_version"] == f"{model.version}+accept:modality"
+    assert rows(tmp_path / "out" / "predictions.csv")[0]["accepted"] == "modality"
+    with pytest.raises(VividError, match="other settings"):
+        predict(model, find_inputs([path]), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--batch-size", "0"], "--batch-size must be 1 or more, not 0"),
+        (["--workers", "-1"], "--workers must be 0 or more, not -1"),
+        ([""], "a path is empty"),
+        (["--out", ""], "--out is empty"),
+        (["--accept", "vew"], "did you mean view"),
+    ],
+)
+def test_a_bad_word_is_one_line_and_nothing_is_written(
+    bundle_folder, images, tmp_path, capsys, words, told, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert main(["predict", str(images), *words, "--bundle", str(bundle_folder)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert told in error
+    assert "\n" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_its_own_answers_are_no_inputs_and_termination_leaves_tables(
+    bundle_folder, images, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(images)
+    call, seen = BundleModel.__call__, []
+
+    def terminated(self, batch):
+        seen.append(batch)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(self, batch)
+
+    monkeypatch.setattr(BundleModel, "__call__", terminated)
+    command = ["predict", ".", "--bundle", str(bundle_folder), "--overlays", "--batch-size", "3"]
+    assert main(command) == 130
+    assert "vivid predict: interrupted" in capsys.readouterr().err
+    assert len(rows(images / "predictions" / "predictions.csv")) == 3
+    assert not list((images / "predictions").rglob("*.part"))
+    for _ in range(2):
+        assert main(command) == 0
+        assert "12 files: 8 answered, 2 not assessed, 2 unreadable" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_entered_is_listed_and_no_success(bundle_folder, images, tmp_path, capsys, monkeypatch):
+    listdir = os.listdir
+    (images / "closed").mkdir()
+
+    def refused(path):  # root may enter every folder
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    command = ["predict", str(images), "--bundle", str(bundle_folder), "--out", str(tmp_path / "out")]
+    for _ in range(2):
+        assert main(command) == 1
+        assert "1 folders or files could not be entered" in capsys.readouterr().out
+    listed = {Path(row["image"]).name: row["reason"] for row in rows(tmp_path / "out" / "unreadable.csv")}
+    assert "cannot be entered (Permission denied)" in listed["closed"]
 
 
 @pytest.mark.parametrize(
@@ -263,89 +364,3 @@ def _without(folder: Path, key: str) -> None:
     del metadata["vivid"][key]
     metadata["vivid"]["metadata_sha256"] = None
     path.write_text(json.dumps(metadata))
-
-
-def test_finds_every_file_once_in_order(tmp_path):
-    for name in ("b/2.png", "b/1.dcm", "a.txt", ".hidden", "b/.git/c.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    found = find_inputs([tmp_path / "b" / "2.png", tmp_path])
-    assert [os.path.relpath(one.path, tmp_path) for one in found] == ["b/2.png", "a.txt", "b/1.dcm"]
-    assert [one.size for one in found] == [7, 5, 7]
-    assert find_inputs([tmp_path / ".hidden"])[0].size == 7
-
-
-def test_a_changed_file_is_another_input(tmp_path):
-    file = tmp_path / "a.png"
-    file.write_text("a")
-    before = find_inputs([file])
-    os.utime(file, ns=(1, 1))
-    assert find_inputs([file]) != before
-
-
-def test_nothing_to_answer_is_an_error(tmp_path):
-    with pytest.raises(VividError, match="no file"):
-        find_inputs([tmp_path])
-    with pytest.raises(VividError, match="nowhere: there is no such file or folder"):
-        find_inputs([tmp_path / "nowhere"])
-
-
-CHEST = {"modality": ["DX"], "anatomy": ["chest"], "view": ["AP", "PA"]}
-
-
-@pytest.mark.parametrize(
-    ("tags", "told"),
-    [
-        ({}, None),
-        ({"ViewPosition": "PA"}, None),
-        ({"ViewPosition": "AP", "BodyPartExamined": "Chest"}, None),
-        ({"ViewPosition": "LLD"}, None),
-        ({"ViewPosition": "", "PatientOrientation": ["L", "F"]}, None),
-        ({"ViewPosition": "PA", "PatientOrientation": ["A", "F"]}, None),
-        ({"ViewPosition": "LL"}, "lateral"),
-        ({"ViewPosition": "LATERAL"}, "lateral"),
-        ({"PatientOrientation": ["A", "F"]}, "lateral"),
-        ({"PatientOrientation": ["PH", "F"]}, "lateral"),
-        ({"ViewPosition": "RLO"}, "oblique"),
-        ({"Modality": "CT"}, "modality is CT"),
-        ({"Modality": "CR", "BodyPartExamined": "ABDOMEN"}, "not of the chest"),
-        ({"Modality": "US"}, "modality is US"),
-        ({"NumberOfFrames": 4}, "4 frames"),
-    ],
-)
-def test_tags_speak_against_what_was_not_trained_on(tmp_path, tags, told):
-    path = dicom(tmp_path / "a.dcm", **tags)
-    said = objection(path, CHEST)
-    assert said is None if told is None else told in said
-
-
-def test_laterals_are_answered_by_a_model_that_knows_them(tmp_path):
-    path = dicom(tmp_path / "a.dcm", ViewPosition="LL")
-    assert objection(path, CHEST | {"view": ["PA", "lateral"]}) is None
-    assert "lateral" in objection(path, CHEST | {"view": []})
-
-
-def test_other_anatomies_and_modalities_have_their_own_tags(tmp_path):
-    hands = {"modality": ["CR"], "anatomy": ["hand"], "view": []}
-    hand = dicom(tmp_path / "hand.dcm", BodyPartExamined="HAND", ViewPosition="RLO")
-    chest = dicom(tmp_path / "chest.dcm", BodyPartExamined="CHEST")
-    slice_ = dicom(tmp_path / "ct.dcm", Modality="CT", BodyPartExamined="CHEST")
-    assert objection(hand, hands) is None
-    assert "not of the hand" in objection(chest, hands)
-    assert "not of the chest" in objection(hand, CHEST)
-    assert objection(slice_, {"modality": ["CT"], "anatomy": ["lung"], "view": []}) is None
-    assert "not CT: its modality is DX" in objection(chest, {"modality": ["CT"], "anatomy": ["lung"], "view": []})
-    assert objection(hand, {"modality": ["DX"], "anatomy": ["other"], "view": []}) is None
-    assert objection(chest, {"modality": ["DX"], "anatomy": ["chest", "hand"], "view": ["oblique"]}) is None
-
-
-def test_no_free_text_of_a_tag_is_repeated(tmp_path):
-    path = dicom(tmp_path / "a.dcm", Modality="DOE JANE")
-    assert "DOE" not in objection(path, CHEST)
-    path = dicom(tmp_path / "b.dcm", BodyPartExamined="DOE JANE 1970")
-    assert "DOE" not in objection(path, CHEST)
-
-
-def test_what_is_no_dicom_has_no_tags(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"\x89PNG and so on")
-    assert objection(str(tmp_path / "a.png"), CHEST) is None

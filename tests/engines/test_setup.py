@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from vivid_monai.engines.setup import InStep, evenly, find_cause, setup, show_errors_plainly
+from vivid_monai.engines.setup import InStep, evenly, setup
 from vivid_monai.engines.step import ValidationStep
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, find_cause, show_errors_plainly
 from vivid_monai.logs import show_messages
 
 from .test_step import make_batch, make_engine, make_pretrainer

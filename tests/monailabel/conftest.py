@@ -12,8 +12,9 @@ from tests.deploy.conftest import NAME, make_run
 from tests.deploy.made_dicom import dicom
 from vivid_monai.deploy.bundle import build_bundle
 from vivid_monai.deploy.calibration import CalibratedModel, load_calibrated
+from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.predict import find_inputs, predict
+from vivid_monai.deploy.predict import predict
 from vivid_monai.ums.label_space import load_label_space
 
 VARIABLE = "VIVID_MONAILABEL_PYTHON"

@@ -6,10 +6,13 @@ from typing import Any
 
 from vivid_monai.deploy.bundle import WORDING, build_bundle
 from vivid_monai.deploy.calibration import load_calibrated
+from vivid_monai.deploy.eligibility import TAGS
 from vivid_monai.deploy.export import export_huggingface, export_onnx, export_torchscript
+from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import RUNTIMES, BundleModel
 from vivid_monai.deploy.postprocessing import ANSWERED, NOT_ASSESSED, UNREADABLE
-from vivid_monai.deploy.predict import FILES, find_inputs, predict
+from vivid_monai.deploy.predict import FILES, predict
+from vivid_monai.errors import VividError
 
 FORMATS: dict[str, tuple[Any, str]] = {
     "huggingface": (export_huggingface, "a folder that transformers' Auto classes load"),
@@ -83,13 +86,15 @@ def run_export(args: argparse.Namespace) -> int:
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("paths", nargs="+", type=Path, metavar="PATH", help="an image or a folder of images")
+    add("paths", nargs="+", metavar="PATH", help="an image or a folder of images")
     add("--bundle", type=Path, required=True, metavar="DIR", help="bundle of `vivid bundle`")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="where the answers go")
     what = "onnx: ONNX Runtime, torch: PyTorch (default: ONNX Runtime, where the bundle was built for it)"
     add("--runtime", choices=tuple(RUNTIMES), help=what)
     add("--overlays", action="store_true", help="draw where the ViT looked")
     add("--reports", action="store_true", help="write a DICOM SR for each DICOM image (needs vivid-monai[dicom-sr])")
+    what = f"answer although this tag, or this word of it, forbids it, and say so in the records: {', '.join(TAGS)}"
+    add("--accept", action="append", default=[], metavar="TAG[=WORD]", help=what)
     add("--batch-size", type=int, default=8, help="images to a forward pass")
     add("--workers", type=int, default=0, help="processes that read images")
 
@@ -97,9 +102,12 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 def run_predict(args: argparse.Namespace) -> int:
     """Predict the findings of DICOM, PNG and JPEG files, NIfTI of one slice, and all files in folders, by a bundle. An
     image unlike those that the model was trained on is not assessed; a file that cannot be read is listed.
-    Interrupted, the same command predicts what is missing. The exit status is 1 where nothing could be answered."""
-    model, inputs = BundleModel(args.bundle, runtime=args.runtime), find_inputs(args.paths)
-    options = {name: getattr(args, name) for name in ("overlays", "reports", "batch_size")}
+    Interrupted, the same command predicts what is missing. The exit status is 1 where nothing could be answered, or a
+    folder could not be entered."""
+    if not args.out.parts:
+        raise VividError("--out is empty, as of a shell variable that is not set; give a folder")
+    inputs, model = find_inputs(args.paths), BundleModel(args.bundle, runtime=args.runtime)
+    options = {name: getattr(args, name) for name in ("overlays", "reports", "accept", "batch_size")}
     done = predict(model, inputs, args.out, num_workers=args.workers, **options)
     counts = done.counts()
     summary = ", ".join(f"{counts[status]:,} {status}" for status in (ANSWERED, NOT_ASSESSED, UNREADABLE))
@@ -112,4 +120,6 @@ def run_predict(args: argparse.Namespace) -> int:
         f"\nBy {model.name} {model.version}, {RUNTIMES[model.runtime]}: for research, no medical device. "
         f"Its limits: {args.bundle}/docs/README.md"
     )
-    return 0 if counts[ANSWERED] else 1
+    if done.unseen:
+        print(f"\n{len(done.unseen)} folders or files could not be entered: {args.out / 'unreadable.csv'}")
+    return 0 if counts[ANSWERED] and not done.unseen else 1

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from vivid_monai.deploy.calibration import ENCODER, CalibratedModel, operating_points
+from vivid_monai.deploy.eligibility import RADIOGRAPHS
 from vivid_monai.deploy.export import export_onnx
 from vivid_monai.deploy.model import ONNX, OOD, WEIGHTS, metadata_sha256
 from vivid_monai.deploy.postprocessing import DecisionRules
-from vivid_monai.deploy.predict import RADIOGRAPHS
 from vivid_monai.deploy.quantize import write_int8
 from vivid_monai.deploy.readme import bundle_docs
 from vivid_monai.deploy.scripts import MODULES, module_files
@@ -196,7 +196,8 @@ def bundle_configs(network: Config, preprocess: Preprocess) -> dict[str, Config]
     inference, train = configs["inference.json"], configs["train.json"]
     inference["network_def"] = train["network_def"] = network
     module = "scripts.preprocess"
-    inference["preprocessing"]["transforms"] = preprocess.config(module=module)
+    inference["preprocessing"]["transforms"] += preprocess.config(module=module)
+    inference["dataset"]["shape"] = list(preprocess.shape)
     train["to_unit"] = preprocess.config(module=module, stages=("stored", "unit"))
     train["to_normal"] = preprocess.config(module=module, stages=("normal",))
     shift = round(Augment().translate * preprocess.size, 3)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
 
+from vivid_monai.deploy.eligibility import trained_on
 from vivid_monai.deploy.onnx import OnnxClassifier
 from vivid_monai.deploy.ood import OODDetector
 from vivid_monai.deploy.ood_score import thumbnail_features
@@ -72,11 +73,7 @@ class BundleModel:
             self.preprocess = Preprocess.from_dict(own["preprocess"])
             self.rules = DecisionRules(spec)
             self.fields = tuple(self.rules.fields)
-            self.trained_on: dict[str, list[str]] = {
-                "modality": own.get("modalities", [spec["modality"]]),  # of one value in bundles of before version 2
-                "anatomy": own.get("anatomies", [spec["anatomy"]]),
-                "view": own["views"],
-            }
+            self.trained_on = trained_on(self.metadata)
             self._content(OOD)
             self.ood = OODDetector.load(folder / OOD)
             if self.runtime == "onnx":

@@ -7,6 +7,8 @@ from importlib import resources
 MODULES = (
     "networks/classifier.py",
     "images/preprocess.py",
+    "deploy/eligibility.py",
+    "deploy/inputs.py",
     "deploy/ood_score.py",
     "deploy/postprocessing.py",
 )

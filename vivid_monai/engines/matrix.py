@@ -22,8 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vivid_monai.engines.run import FIRST_FILES, saves
-from vivid_monai.engines.setup import find_cause
-from vivid_monai.errors import VividError, first_line
+from vivid_monai.errors import VividError, find_cause, first_line
 from vivid_monai.storage.files import whole_file
 
 logger = logging.getLogger(__name__)

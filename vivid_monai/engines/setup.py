@@ -2,10 +2,8 @@
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Any
 
 import ignite.distributed as idist
@@ -15,7 +13,7 @@ import torch.distributed as dist
 from monai.utils import set_determinism
 from torch.utils.data import DataLoader
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, show_errors_plainly
 from vivid_monai.logs import show_messages
 
 
@@ -106,24 +104,3 @@ def device_of_process() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
-
-
-def show_errors_plainly() -> None:
-    """Print an uncaught :class:`VividError` as one line, also when the bundle wrapped it; leave other errors alone."""
-    previous = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause = find_cause(error)
-        if cause is None:
-            previous(kind, error, trace)
-        else:
-            print(f"\nvivid: {cause}", file=sys.stderr, flush=True)
-
-    sys.excepthook = hook
-
-
-def find_cause(error: BaseException | None) -> VividError | None:
-    """The outermost :class:`VividError` in the chain of causes of ``error``, if any."""
-    while error is not None and not isinstance(error, VividError):
-        error = error.__cause__ or error.__context__
-    return error

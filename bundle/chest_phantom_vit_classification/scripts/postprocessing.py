@@ -7,16 +7,21 @@ import csv
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+
+from .errors import printable
 
 NOT_RECORDED = "not-recorded"
 """The patient of a record that a model made: who it is stays in the image."""
 
 ANSWERED, NOT_ASSESSED, UNREADABLE = "answered", "not assessed", "unreadable"
 """Status of an image: findings were predicted; it is out of distribution or its tags forbid it; it is no image."""
+TABLES = ("predictions.csv", "records.jsonl", "not_assessed.csv", "unreadable.csv")
+"""What is written of images: all of them, the answered ones, and the others with the reason."""
+UNLIKE = "unlike the images that the model was trained on"
 
 
 class DecisionRules:
@@ -58,8 +63,14 @@ class DecisionRules:
             states[nothing] = "absent"
         return states
 
-    def record(self, image: str, probabilities: Sequence[float]) -> dict[str, Any]:
-        """The record of one image, as a JSON object of UMS 1.0; fields that are not answered have no score."""
+    def record(self, image: str, probabilities: Sequence[float], accepted: str = "") -> dict[str, Any]:
+        """The record of one image, as a JSON object of UMS 1.0; fields that are not answered have no score.
+
+        Args:
+            image: its path; bytes that are not UTF-8 are escaped.
+            accepted: tags that forbade an answer and were overridden; they go into `labeller_version`.
+        """
+        image = printable(image)
         findings = {
             field: {"state": state} | ({} if state is None else {"score": round(float(probability), 6)})
             for (field, state), probability in zip(self.states(probabilities).items(), probabilities, strict=True)
@@ -77,7 +88,7 @@ class DecisionRules:
             "provenance": {
                 "dataset": "predictions",
                 "labeller": self.spec["labeller"],
-                "labeller_version": self.spec["labeller_version"],
+                "labeller_version": self.spec["labeller_version"] + (f"+accept:{accepted}" if accepted else ""),
                 "source": "model",
             },
         }
@@ -92,41 +103,62 @@ def _state(probability: float, rule: Mapping[str, Any]) -> str | None:
 
 
 class PredictionsWriter:
-    """Writes ``predictions.csv``, a row per image, and ``records.jsonl``, a UMS record per answered image.
+    """Writes :data:`TABLES`: a row per image, a UMS record per answered one, and lists of the others with the reason.
 
-    The columns are image, status, for every field its probability and its state, and then `more`. Files that are there
-    are overwritten; a line is in its file once written.
+    The columns of the first are image, status, for every field its probability and its state, and then `more`. Lines
+    are added to what is in the files, and each is in its file once written; a list without rows is not made.
+
+    Args:
+        fields: of the model, in order.
+        places: of each table its file.
     """
 
-    def __init__(self, fields: Sequence[str], table: Path, records: Path, *, more: Sequence[str] = ()) -> None:
-        self.fields = fields
-        self._table = table.open("w", newline="", encoding="utf-8", buffering=1)
-        self._records = records.open("w", encoding="utf-8", buffering=1)
-        self._rows = csv.writer(self._table, lineterminator="\n")
+    def __init__(self, fields: Sequence[str], places: Mapping[str, Path], *, more: Sequence[str] = ()) -> None:
+        self.fields, self.places = fields, places
         columns = [column for field in fields for column in (field, f"{field}: state")]
-        self._rows.writerow(["image", "status", *columns, *more])
+        self._headers = {TABLES[0]: ["image", "status", *columns, *more]}
+        self._files: dict[str, TextIO] = {}
+        for name in TABLES[:2]:
+            self._file(name)
 
-    def write(self, image: str, status: str, record: Mapping[str, Any] | None, more: Sequence[Any] = ()) -> None:
+    def write(
+        self, image: str, status: str, record: Mapping[str, Any] | None, reason: str = "", more: Sequence[Any] = ()
+    ) -> None:
         """Add one image; `record` is that of :meth:`DecisionRules.record`, or None where it is not answered."""
         findings = [record["findings"][field] if record else {} for field in self.fields]
         cells = [cell for one in findings for cell in (one.get("score", ""), one.get("state") or "")]
-        self._rows.writerow([image, status, *cells, *more])
+        self._row(TABLES[0], [image, status, *cells, *more])
         if record:
-            self._records.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file(TABLES[1]).write(json.dumps(record, ensure_ascii=False) + "\n")
+        elif status != ANSWERED:
+            self._row(TABLES[2] if status == NOT_ASSESSED else TABLES[3], [image, reason])
 
     def close(self) -> None:
-        self._table.close()
-        self._records.close()
+        for file in self._files.values():
+            file.close()
+
+    def _row(self, name: str, cells: Sequence[Any]) -> None:
+        rows = csv.writer(self._file(name), lineterminator="\n")
+        rows.writerow([printable(one) if isinstance(one, str) else one for one in cells])
+
+    def _file(self, name: str) -> TextIO:
+        if name not in self._files:
+            file = self._files[name] = self.places[name].open("a", newline="", encoding="utf-8", buffering=1)
+            if name != TABLES[1] and not file.tell():
+                self._row(name, self._headers.get(name, ["image", "reason"]))
+        return self._files[name]
 
 
 class SavePredictionsd(MapTransform):
-    """Writes the findings of each image by a :class:`PredictionsWriter`; its ``"path"`` names the image.
+    """Writes what becomes of each image by a :class:`PredictionsWriter`; its ``"path"`` names the image.
 
     Args:
         keys: the one key that holds the probabilities (F,), followed by the out-of-distribution score of
-            :class:`~scripts.ood_score.WithOODScore`, over one half where the image is not assessed.
+            :class:`~scripts.ood_score.WithOODScore`, over one half where the image is not assessed. Other
+            images are not assessed, or unreadable, by their ``"status"`` of
+            :class:`~scripts.inputs.InputDataset`.
         metadata: path of the bundle's metadata.json.
-        output_dir: where the two files go; it is made where it is missing.
+        output_dir: where the tables go; it is made where it is missing, and tables that are there are replaced.
     """
 
     def __init__(self, keys: KeysCollection, *, metadata: str, output_dir: str) -> None:
@@ -139,11 +171,16 @@ class SavePredictionsd(MapTransform):
         d = dict(data)
         if self._writer is None:  # not earlier: whoever only reads the config writes nothing
             self.folder.mkdir(parents=True, exist_ok=True)
-            table, records = self.folder / "predictions.csv", self.folder / "records.jsonl"
-            self._writer = PredictionsWriter(self.rules.fields, table, records)
+            places = {name: self.folder / name for name in TABLES}
+            for place in places.values():
+                place.unlink(missing_ok=True)
+            self._writer = PredictionsWriter(self.rules.fields, places)
         for key in self.keys:
             *probabilities, ood_score = d[key].tolist()
-            path = str(d["path"])
-            record = self.rules.record(path, probabilities) if ood_score <= 0.5 else None
-            self._writer.write(path, ANSWERED if record else NOT_ASSESSED, record)
+            path, status, reason = str(d["path"]), d.get("status", ANSWERED), d.get("reason", "")
+            if status == ANSWERED and not ood_score <= 0.5:
+                status, reason = NOT_ASSESSED, UNLIKE
+            answered = status == ANSWERED
+            record = self.rules.record(path, probabilities, d.get("accepted", "")) if answered else None
+            self._writer.write(path, status, record, reason)
         return d

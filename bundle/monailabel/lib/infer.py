@@ -32,6 +32,8 @@ class FindingsInfer(BundleInferTask):
         self._loaded: tuple[Served, str, nn.Module] | None = None
         super().__init__(str(bundle), conf, type=InferType.CLASSIFICATION, add_post_restore=False)
         self._config.pop("model_filename")  # offers a choice of files that this app does not give
+        if accept := conf.get("accept"):
+            self.bundle_config["accept"] = accept.split(",")
 
     def info(self) -> dict[str, Any]:
         return {**super().info(), "weights": self.weights.served().name, "calibration": CALIBRATION}
@@ -52,8 +54,11 @@ class FindingsInfer(BundleInferTask):
         try:
             return super().__call__(request, callbacks)
         except Exception as error:
-            # By name: MONAI Label loads the bundle's modules again and again, and so makes several of this class.
-            if any(kind.__name__ == "VividError" for kind in type(error).__mro__):
+            # By name: MONAI Label loads the bundle's modules again and again, and so makes several of each class.
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if "NotAssessed" in kinds:
+                return self._refused(str(error))
+            if "VividError" in kinds:
                 raise HTTPException(422, " ".join(str(error).split())) from error
             raise
 
@@ -72,17 +77,21 @@ class FindingsInfer(BundleInferTask):
         n_fields, name = len(self.rules.fields), self._loaded[0].name
         values = data[self.output_label_key].tolist()
         probabilities, unlikeness = values[:n_fields], values[n_fields:]
-        common = {"weights": name, "calibration": CALIBRATION}
         if any(one > 0.5 for one in unlikeness):  # the bundle's own rule (scripts/ood_score.py)
-            return None, {"status": "not assessed", "reason": UNLIKE, "findings": {}, "record": None, **common}
-        record = self.rules.record(Path(data["image_path"]).name, probabilities)
+            return self._refused(UNLIKE)
+        record = self.rules.record(Path(data["image_path"]).name, probabilities, *filter(None, [data.get("accepted")]))
         if name != BUNDLE:
             record["provenance"]["labeller_version"] += f"+{name}"
         findings = {
             field: {"probability": round(probability, 6), "state": record["findings"][field]["state"]}
             for field, probability in zip(self.rules.fields, probabilities, strict=True)
         }
+        common = {"weights": name, "calibration": CALIBRATION}
         return None, {"status": "answered", "findings": findings, "record": record, **common}
+
+    def _refused(self, reason: str) -> tuple[None, dict[str, Any]]:
+        common = {"weights": self.weights.served().name, "calibration": CALIBRATION}
+        return None, {"status": "not assessed", "reason": reason, "findings": {}, "record": None, **common}
 
     def _get_network(self, device: str, data: Any) -> nn.Module:
         served = self.weights.served()

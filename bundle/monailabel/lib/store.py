@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class FolderStore(LocalDatastore):
         ids = Counter(self._to_id(file)[0] for file in self._list_files(folder, IMAGES))
         if twice := sorted(image for image, n in ids.items() if n > 1):
             raise ValueError(f"{folder}: several files are called {twice[0]} but for their ending; rename one")
+
+    def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
+        """Without hidden files, names that are no text, and what is no file: a pipe would block the server."""
+        found = super()._list_files(path, patterns)
+        return {name: file for name, file in found.items() if _is_file(Path(path), file)}
 
     def get_image_uri(self, image_id: str) -> str:
         if uri := super().get_image_uri(image_id):
@@ -93,3 +99,8 @@ class FolderStore(LocalDatastore):
 
     def _done(self) -> set[str]:
         return {path.stem for path in Path(self._datastore.label_path(FINAL)).glob("*.json")}
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    sayable = not name.startswith(".") and name.encode(errors="ignore").decode() == name
+    return sayable and (folder / name).is_file()
