@@ -175,9 +175,9 @@ def objections(path: str, known: Mapping[str, Sequence[str]]) -> list[Objection]
     Refused are several frames and colour; a modality or a part of the body that was not trained on; images of quality
     control and those that are still to be processed. Where the views of the training images are known, or they are
     chests, oblique and lateral views if none were trained on, and radiographs whose tags say that they are mirrored or
-    turned. A view is what ViewPosition and ViewCodeSequence say or, where both are silent, PatientOrientation (PS3.3 C.7.6.1.1.1: in a
-    frontal view rows run from side to side, in a lateral one between front and back), and last the description of the
-    series.
+    turned. A view is what ViewPosition and ViewCodeSequence say or, where both are silent, PatientOrientation (PS3.3
+    C.7.6.1.1.1: in a frontal view rows run from side to side, in a lateral one between front and back), and last the
+    description of the series.
     """
     try:
         if not os.path.isfile(path):
