@@ -15,7 +15,7 @@ def table(tmp_path: Path) -> Path:
     """A table of 30 patients with its images and its mapping beside it."""
     rows = ["file,mrn,edema"]
     for i in range(30):
-        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+        Image.linear_gradient("L").resize((8, 8 + i)).save(tmp_path / f"{i}.png")
         rows.append(f"{i}.png,p{i},{i % 2}")
     (tmp_path / "t.csv").write_text("\n".join([*rows, "gone.png,p99,1"]) + "\n")
     mapping = {

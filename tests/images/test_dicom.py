@@ -5,53 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     CTImageStorage,
-    DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     RLELossless,
     RTDoseStorage,
     RTStructureSetStorage,
-    generate_uid,
 )
 
-from vivid_monai.images import dicom
+from vivid_monai.images import dicom, dicom_file
 from vivid_monai.images.read import ImageError, read_image
 
-RAMP = (np.arange(4 * 6, dtype=np.uint16).reshape(4, 6) * 178).astype(np.uint16)  # 0 … 4094, 12 bits
-
-
-def save(path: Path, pixels: np.ndarray | None = RAMP, *, bits: int = 12, compress: str = "", **tags) -> Path:
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID = DigitalXRayImageStorageForPresentation
-    ds.SOPInstanceUID = generate_uid()
-    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = CTImageStorage, ds.SOPInstanceUID
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    if pixels is not None:
-        ds.Rows, ds.Columns = pixels.shape[-2:]
-        ds.BitsAllocated = pixels.itemsize * 8
-        ds.BitsStored, ds.HighBit = bits, bits - 1
-        ds.PixelRepresentation = int(pixels.dtype.kind == "i")
-        ds.PixelData = pixels.tobytes()
-        ds["PixelData"].VR = "OW" if pixels.itemsize > 1 else "OB"
-    if compress:
-        ds.compress(compress)
-    for key, value in tags.items():
-        setattr(ds, key, value)
-    ds.save_as(path, enforce_file_format=True)
-    return path
-
-
-def lut(data: list[int], first: int, depth: int, entries: int | None = None) -> Dataset:
-    item = Dataset()
-    item.add_new("LUTDescriptor", "US", [len(data) if entries is None else entries, first, depth])
-    item.add_new("LUTData", "US", data)
-    return item
+from .made_dicom import RAMP, lut, save
 
 
 def test_without_window_the_range_of_the_values_is_scaled(tmp_path: Path) -> None:
@@ -149,6 +117,233 @@ def test_a_range_of_padding_values_is_padding(tmp_path: Path) -> None:
     assert np.allclose(image[1:], (RAMP[1:] - 356) / (RAMP.max() - 356), atol=1e-6)
 
 
+WINDOW = {"WindowCenter": 2047.5, "WindowWidth": 4095, "VOILUTFunction": "LINEAR_EXACT"}
+GREY = RAMP / 4095
+
+
+def close(image: np.ndarray, expected: np.ndarray) -> bool:
+    return np.allclose(image, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("said", [8, 16])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_table_of_another_depth_than_it_says_is_scaled_by_its_largest_entry(
+    tmp_path: Path, sequence: str, said: int
+) -> None:
+    table = lut(list(range(4096)), 0, said)
+    path = save(tmp_path / "a.dcm", **{sequence: [table]}, **(WINDOW if sequence[0] == "M" else {}))
+    assert close(read_image(path)[0], GREY)
+
+
+def test_a_table_that_ends_below_white_stays_so(tmp_path: Path) -> None:
+    table = lut([round(i * 2500 / 4095) for i in range(4096)], 0, 12)
+    assert np.allclose(read_image(save(tmp_path / "a.dcm", VOILUTSequence=[table]))[0], GREY * 2500 / 4095, atol=2e-4)
+
+
+def test_a_table_of_two_entries_to_a_word(tmp_path: Path) -> None:
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [256, 0, 8])
+    table.add_new("LUTData", "OW", bytes(range(255, -1, -1)))
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert close(read_image(save(tmp_path / "a.dcm", pixels, bits=8, VOILUTSequence=[table]))[0], 1 - pixels / 255)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize(("pixels", "rescale"), [(RAMP, (1, -2048)), (RAMP.astype(np.int16) - 2048, None)])
+def test_a_table_begins_below_zero_where_its_input_can(
+    tmp_path: Path, syntax: str, pixels: np.ndarray, rescale: tuple | None
+) -> None:
+    tags = {"RescaleSlope": rescale[0], "RescaleIntercept": rescale[1]} if rescale else {}
+    table = lut(list(range(4096)), -2048, 12)
+    assert close(read_image(save(tmp_path / "a.dcm", pixels, syntax=syntax, VOILUTSequence=[table], **tags))[0], GREY)
+
+
+def empty_table() -> Dataset:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", None)
+    item.add_new("LUTData", "OW", b"")
+    return item
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"RescaleSlope": None, "RescaleIntercept": None},
+        {"RescaleSlope": None, "RescaleIntercept": -1024},
+        {"VOILUTFunction": "", "WindowCenter": 2048, "WindowWidth": 4096},
+        {"WindowCenter": ["", 2047.5], "WindowWidth": ["", 4095]},
+        {"WindowCenter": ["", 2047.5], "WindowWidth": [9, 4095]},
+        {"VOILUTSequence": [empty_table()]},
+        {"VOILUTSequence": [Dataset()], "ModalityLUTSequence": [empty_table()]},
+        {"VOILUTSequence": [empty_table(), lut(list(range(4096)), 0, 12)], "WindowWidth": 9},
+        {"PixelPaddingValue": None, "PixelPaddingRangeLimit": None, "NumberOfFrames": None, "HighBit": None},
+        {"SamplesPerPixel": None, "PresentationLUTShape": "", "PixelAspectRatio": None, "PixelSpacing": ""},
+        {"ShutterShape": "", "ShutterPresentationValue": None, "PerFrameFunctionalGroupsSequence": []},
+        {"ShutterShape": "RECTANGULAR", "ShutterLeftVerticalEdge": None},
+    ],
+)
+def test_an_empty_attribute_is_an_absent_one(tmp_path: Path, tags: dict, syntax: str) -> None:
+    image = read_image(save(tmp_path / "a.dcm", syntax=syntax, **{**WINDOW, **tags}))[0]
+    assert np.allclose(image, GREY, atol=2e-4)  # LINEAR's window is half a value away
+
+
+@pytest.mark.parametrize(
+    ("tags", "says"),
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": 0}, "RescaleSlope is 0"),
+        ({"VOILUTFunction": "LOG", **WINDOW} | {"VOILUTFunction": "LOG"}, "LOG"),
+        ({"ShutterShape": "CIRCULAR"}, "CenterOfCircularShutter has 0 numbers"),
+        ({"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [1, 1, 2, 2]}, "has 4 numbers, not 3 or more"),
+        ({"ShutterShape": "RECTANGULAR", "ShutterLeftVerticalEdge": 7}, "padding or outside of the display shutter"),
+        ({"HighBit": 3}, "HighBit 3 cannot be that of 12 of 16 bits"),
+        ({"HighBit": 16}, "HighBit 16"),
+        ({"BitsStored": None}, "has no BitsStored"),
+        ({"PixelAspectRatio": [1, 10**8]}, "square pixels are more"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, tags: dict, says: str) -> None:
+    with pytest.raises(ImageError, match=says):
+        read_image(save(tmp_path / "a.dcm", **tags))
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value")
+def test_a_number_that_is_none_is_named_without_its_text(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.dcm", **WINDOW)
+    path.write_bytes(path.read_bytes().replace(b"2047.5", b"Smith^"))
+    with pytest.raises(ImageError, match="its WindowCenter is not a number") as caught:
+        read_image(path)
+    assert "Smith" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+@pytest.mark.parametrize("compress", ["", RLELossless])
+@pytest.mark.parametrize("high", [13, 15])
+def test_bits_may_lie_higher_in_their_word(tmp_path: Path, dtype: type, compress: str, high: int) -> None:
+    values = RAMP.astype(np.int32) - (2048 if dtype == np.int16 else 0)
+    word = (values << (high - 11)) | (0b11 if high > 12 else 0)  # below the stored bits: an old overlay
+    window = WINDOW | ({"WindowCenter": -0.5} if dtype == np.int16 else {})
+    path = save(tmp_path / "a.dcm", word.astype(dtype), bits=12, compress=compress, HighBit=high, **window)
+    assert close(read_image(path)[0], GREY)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "shape", "inverted"),
+    [
+        ("MONOCHROME2", "INVERSE", True),
+        ("MONOCHROME1", "INVERSE", True),
+        ("MONOCHROME2", "IDENTITY", False),
+        ("MONOCHROME1", "IDENTITY", False),
+        ("MONOCHROME1", "LIN OD", True),
+    ],
+)
+def test_the_presentation_lut_shape_decides(tmp_path: Path, photometric: str, shape: str, inverted: bool) -> None:
+    tags = {"PhotometricInterpretation": photometric, "PresentationLUTShape": shape}
+    assert close(read_image(save(tmp_path / "a.dcm", **WINDOW, **tags))[0], 1 - GREY if inverted else GREY)
+
+
+@pytest.mark.parametrize(("dtype", "vr", "value"), [(np.int16, "US", 65536 - 178), (np.uint16, "SS", -2)])
+def test_padding_is_found_where_its_sign_is_not_that_of_the_pixels(
+    tmp_path: Path, dtype: type, vr: str, value: int
+) -> None:
+    pixels = RAMP.astype(dtype)
+    pixels[1, 1] = np.array(value).astype(dtype)
+    path = save(tmp_path / "a.dcm", pixels, bits=16)
+    ds = dcmread(path)
+    ds.add_new("PixelPaddingValue", vr, value)
+    ds.save_as(path)
+    image = read_image(path)[0]
+    assert image[1, 1] == 0
+    assert image.max() == 1
+    assert close(np.delete(image, 7), np.delete(RAMP / RAMP.max(), 7))
+
+
+def test_what_functional_groups_say_of_the_one_frame_holds(tmp_path: Path) -> None:
+    def group(**tags) -> Dataset:
+        item = Dataset()
+        for name, value in tags.items():
+            setattr(item, name, value)
+        return item
+
+    rescale = group(PixelValueTransformationSequence=[group(RescaleSlope=2, RescaleIntercept=-100)])
+    shown = group(
+        FrameVOILUTSequence=[group(WindowCenter=1000, WindowWidth=2000, VOILUTFunction="LINEAR_EXACT")],
+        FrameDisplayShutterSequence=[group(ShutterShape="RECTANGULAR", ShutterUpperHorizontalEdge=2)],
+        PixelMeasuresSequence=[group(PixelSpacing=[0.2, 0.1])],
+    )
+    groups = {"SharedFunctionalGroupsSequence": [rescale], "PerFrameFunctionalGroupsSequence": [shown]}
+    image = read_image(save(tmp_path / "a.dcm", NumberOfFrames=1, **groups))[0]
+    expected = np.clip((RAMP * 2.0 - 100) / 2000, 0, 1)
+    expected[0] = 0
+    assert image.shape == (8, 6)
+    assert close(image[[0, 7]], expected[[0, 3]])
+
+
+CIRCLE = {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [2, 3], "RadiusOfCircularShutter": 1}
+RECTANGLE = {
+    "ShutterShape": "RECTANGULAR",
+    "ShutterLeftVerticalEdge": 2,
+    "ShutterRightVerticalEdge": 4,
+    "ShutterUpperHorizontalEdge": 1,
+    "ShutterLowerHorizontalEdge": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("tags", "shown"),
+    [
+        (RECTANGLE, [".###..", ".###..", "......", "......"]),
+        (CIRCLE, ["..#...", ".###..", "..#...", "......"]),
+        (RECTANGLE | CIRCLE | {"ShutterShape": ["RECTANGULAR", "CIRCULAR"]}, ["..#...", ".###..", "......", "......"]),
+        (
+            {"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [1, 1, 1, 4, 4, 1]},
+            ["####..", "###...", "##....", "#....."],
+        ),
+        ({"ShutterShape": "BITMAP"}, ["######"] * 4),
+    ],
+)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_outside_of_the_display_shutter_is_its_grey(
+    tmp_path: Path, tags: dict, shown: list[str], photometric: str
+) -> None:
+    inside = np.array([[mark == "#" for mark in row] for row in shown])
+    plain = read_image(save(tmp_path / "a.dcm", PhotometricInterpretation=photometric, **WINDOW))[0]
+    for value, grey in ((None, 0.0), (0xFFFF, 1.0), (0x3333, 0.2)):
+        more = {} if value is None else {"ShutterPresentationValue": value}
+        path = save(tmp_path / "a.dcm", PhotometricInterpretation=photometric, **WINDOW, **tags, **more)
+        assert close(read_image(path)[0], np.where(inside, plain, grey))
+
+
+def test_what_the_shutter_hides_does_not_set_the_range(tmp_path: Path) -> None:
+    image = read_image(save(tmp_path / "a.dcm", **RECTANGLE))[0]
+    assert (image[0, 1], image[1, 3]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("tags", "shape"),
+    [
+        ({"PixelAspectRatio": [2, 1]}, (8, 6)),
+        ({"PixelAspectRatio": [1, 3]}, (4, 18)),
+        ({"ImagerPixelSpacing": [0.15, 0.1]}, (6, 6)),
+        ({"PixelSpacing": [0.1, 0.1], "PixelAspectRatio": [2, 1]}, (4, 6)),
+        ({"PixelSpacing": [0.1, 0.1009]}, (4, 6)),
+        ({"PixelSpacing": [0, 1]}, (4, 6)),
+    ],
+)
+def test_pixels_are_made_square(tmp_path: Path, tags: dict, shape: tuple[int, int]) -> None:
+    image = read_image(save(tmp_path / "a.dcm", **WINDOW, **tags))[0]
+    assert image.shape == shape
+    assert np.allclose(image[[0, -1]][:, [0, -1]], GREY[[0, -1]][:, [0, -1]], atol=1e-3)
+    if shape == (4, 6):
+        assert close(image, GREY)
+
+
+def test_of_a_large_image_no_more_than_a_part_is_widened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = read_image(save(tmp_path / "a.dcm", RescaleSlope=2, RescaleIntercept=-7))
+    monkeypatch.setattr(dicom, "bands", lambda shape: (slice(row, row + 1) for row in range(shape[0])))
+    assert np.array_equal(read_image(tmp_path / "a.dcm"), expected)
+
+
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless])
 def test_compressed_pixels_equal_the_plain_ones(tmp_path: Path, syntax: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 4096, (32, 48)).astype(np.uint16)
@@ -206,7 +401,7 @@ def test_truncated_files_are_refused(tmp_path: Path, syntax: str) -> None:
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicom, "MAX_PIXELS", RAMP.size - 1)
+    monkeypatch.setattr(dicom_file, "MAX_PIXELS", RAMP.size - 1)
     with pytest.raises(ImageError, match="6 x 4 pixels"):
         read_image(save(tmp_path / "a.dcm"))
 

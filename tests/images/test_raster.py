@@ -1,6 +1,7 @@
-"""PNG and JPEG: every bit depth and colour kind, orientation, damage."""
+"""PNG, JPEG, TIFF and BMP: every bit depth and colour kind, orientation, damage."""
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,41 @@ def test_sixteen_bits_are_scaled_by_65535(tmp_path: Path) -> None:
     image = read_image(save(RAMP, tmp_path / "a.png"))
     assert image.shape == (1, 12, 20)
     assert np.array_equal(image[0], RAMP.astype(np.float32) / np.float32(65535))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_that_hold_fewer_are_scaled_by_these(tmp_path: Path, bits: int, kind: str) -> None:
+    held = RAMP >> (16 - bits)
+    expected = held.astype(np.float32) / np.float32(2**bits - 1)
+    assert np.array_equal(read_image(save(held, tmp_path / f"a.{kind}"))[0], expected)
+
+
+def test_the_first_value_that_fewer_bits_cannot_hold_is_of_more(tmp_path: Path) -> None:
+    for largest, bits in ((4095, 12), (4096, 14), (16383, 14), (16384, 16)):
+        held = np.array([[0, largest]], np.uint16)
+        assert read_image(save(held, tmp_path / "a.png")).max() == np.float32(largest) / np.float32(2**bits - 1)
+
+
+@pytest.mark.parametrize(("held", "top"), [(RAMP >> 6, 4095), (RAMP, 65535), (RAMP >> 3, 65535)])
+def test_significant_bits_are_those_the_file_says_where_they_are_enough(
+    tmp_path: Path, held: np.ndarray, top: int
+) -> None:
+    data = save(held, tmp_path / "a.png").read_bytes()
+    chunk = b"sBIT\x0c"
+    sbit = b"\0\0\0\1" + chunk + zlib.crc32(chunk).to_bytes(4)
+    (tmp_path / "a.png").write_bytes(data[:33] + sbit + data[33:])  # after IHDR
+    assert np.array_equal(read_image(tmp_path / "a.png")[0], held.astype(np.float32) / np.float32(top))
+
+
+def test_it_is_told_once_that_sixteen_bits_hold_fewer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raster, "NARROW", set())
+    for name in ("a.png", "b.png"):
+        read_image(save(RAMP >> 4, tmp_path / name))
+    (said,) = caplog.messages
+    assert said.endswith("a.png: is a 16-bit image of 12-bit values; such images are scaled by 4095")
 
 
 def test_a_dark_image_stays_dark(tmp_path: Path) -> None:
@@ -153,3 +189,67 @@ def test_a_png_that_is_not_square_keeps_its_rows(tmp_path: Path) -> None:
     Image.fromarray(marked).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     assert np.argwhere(read_image(tmp_path / "a.png")[0]).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize("mode", [None, "RGB", "RGBA", "P", "LA"])
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}])
+def test_a_tiff_is_read_as_a_png(tmp_path: Path, mode: str | None, options: dict) -> None:
+    expected = read_image(save(GREY, tmp_path / "a.png"))
+    assert np.array_equal(read_image(save(GREY, tmp_path / "a.tif", mode, **options)), expected)
+
+
+@pytest.mark.parametrize("mode", [None, "RGB", "RGBA", "P"])
+def test_a_bmp_is_read_as_a_png(tmp_path: Path, mode: str | None) -> None:
+    expected = read_image(save(GREY, tmp_path / "a.png"))
+    assert np.array_equal(read_image(save(GREY, tmp_path / "a.bmp", mode)), expected)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("pixels", [GREY, RAMP], ids=["8 bits", "16 bits"])
+def test_a_tiff_whose_white_is_zero_is_inverted(tmp_path: Path, pixels: np.ndarray, order: str) -> None:
+    expected = read_image(save(pixels, tmp_path / "a.png"))
+    path = save(pixels.astype(pixels.dtype.newbyteorder(order)), tmp_path / "a.tif")
+    assert np.array_equal(read_image(path), expected)
+    data = bytearray(path.read_bytes())
+    endian = "little" if data[:2] == b"II" else "big"
+    tag = data.find((262).to_bytes(2, endian) + (3).to_bytes(2, endian))
+    data[tag + 8 : tag + 10] = bytes(2)
+    path.write_bytes(data)
+    if endian == "big" and pixels is RAMP:  # which Pillow does not know
+        with pytest.raises(ImageError, match="unreadable TIFF"):
+            read_image(path)
+    else:
+        assert np.allclose(read_image(path), 1 - expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}])
+def test_tiff_orientation_is_applied(tmp_path: Path, options: dict) -> None:
+    expected = np.rot90(read_image(save(GREY, tmp_path / "a.png"))[0], -1)
+    assert np.array_equal(read_image(save(GREY, tmp_path / "a.tif", tiffinfo={274: 6}, **options))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "mode", "says"),
+    [
+        (GREY, "F", "more than 8 bits are not supported but as 16-bit grey"),
+        (GREY, "I", "more than 8 bits are not supported but as 16-bit grey"),
+        (GREY, "CMYK", "colour mode CMYK is not supported"),
+    ],
+)
+def test_other_tiffs_are_refused(tmp_path: Path, array: np.ndarray, mode: str, says: str) -> None:
+    with pytest.raises(ImageError, match=says):
+        read_image(save(array, tmp_path / "a.tif", mode))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.bmp"])
+def test_a_truncated_tiff_or_bmp_is_refused(tmp_path: Path, name: str) -> None:
+    data = save(GREY, tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 8 // 10])
+    with pytest.raises(ImageError, match="unreadable"):
+        read_image(tmp_path / name)
+
+
+def test_a_tiff_of_two_pages_is_refused(tmp_path: Path) -> None:
+    path = save(GREY, tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(GREY)])
+    with pytest.raises(ImageError, match="2 frames"):
+        read_image(path)

@@ -29,9 +29,9 @@ def chexpert_row(path: str, *labels: str, sex: str = "Female", age: str = "68", 
 
 
 def write_image(path: Path, size: int = 16) -> None:
-    """A small grey PNG or JPEG."""
+    """A small PNG or JPEG, black above and white below."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (size, size), 100).save(path)
+    Image.linear_gradient("L").resize((size, size)).save(path)
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Images that are missing, unreadable, or on several rows."""
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from vivid_monai.prepare.image_files import check_images, drop_duplicates
 from vivid_monai.prepare.source import Rows
@@ -42,6 +44,40 @@ def test_images_reads_every_one_and_gives_sizes(rows, tmp_path, monkeypatch, wor
     assert [s["row"] for s in skipped] == [2, 4, 5]
     assert {s["reason"] for s in skipped} == {"unreadable-image"}
     assert all(name in s["detail"] for name, s in zip(("cut.png", "none.png", "empty.png"), skipped, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "says"),
+    [
+        (np.zeros((20, 30), np.uint8), "is black"),
+        (np.full((20, 30), 90, np.uint8), "is of one grey"),
+        (np.full((1, 1), 90, np.uint8), "has 1 x 1 pixels"),
+        (np.arange(600, dtype=np.uint16).reshape(20, 30) % 16, "is nearly black"),
+        (np.arange(70000, dtype=np.uint32).reshape(200, 350).astype(np.uint8) % 16, "is nearly black"),
+        (np.arange(600, dtype=np.uint16).reshape(20, 30) * 6, None),
+        (np.arange(600, dtype=np.uint32).reshape(20, 30).astype(np.uint8) % 64, None),
+    ],
+)
+def test_images_that_show_nothing_are_dropped(tmp_path, pixels, says):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    write_image(tmp_path / "good.png", size=24)
+    rows = rows_of(image=["a.png", "good.png"])
+    check_images(rows, tmp_path, check="images", workers=1)
+    skipped = rows.all_skipped().to_dict("records")
+    assert [(s["row"], s["reason"]) for s in skipped] == ([(2, "blank-image")] if says else [])
+    assert says is None or says in skipped[0]["detail"]
+
+
+def test_what_worker_processes_scale_otherwise_is_told_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("vivid_monai.prepare.image_files._BATCH", 3)
+    monkeypatch.setattr("vivid_monai.images.raster.NARROW", set())
+    names = [f"{i}.png" for i in range(6)]
+    for name in names:
+        Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 6).save(tmp_path / name)
+    check_images(rows_of(image=names), tmp_path, check="images", workers=2)
+    assert [message.split("/")[-1] for message in caplog.messages] == [
+        "0.png: is a 16-bit image of 12-bit values; such images are scaled by 4095"
+    ]
 
 
 def rows_of(**columns) -> Rows:

@@ -1,14 +1,16 @@
-"""Drop rows that repeat an image, or whose image is missing or cannot be read."""
+"""Drop rows that repeat an image, or whose image is missing, cannot be read or shows nothing."""
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from vivid_monai.images.raster import NARROW, announce
 from vivid_monai.images.read import ImageError, read_image
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows
 
@@ -16,6 +18,17 @@ Check = Literal["none", "files", "images"]
 CHECKS: tuple[Check, ...] = ("none", "files", "images")
 _BATCH = 256
 """Images in one task of a process. Fewer images than this are read here: starting processes takes longer."""
+
+_LEAST_SIDE = 8  # pixels
+_NEARLY_BLACK = 1 / 16
+
+
+class _Seen(NamedTuple):
+    """What reading an image told: its size, or why its row is dropped; and the `NARROW` of the process that read it."""
+
+    size: tuple[int, int] | None
+    problem: tuple[str, str] | None
+    narrow: frozenset[int]
 
 
 def drop_duplicates(rows: Rows) -> list[int]:
@@ -47,7 +60,8 @@ def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:
     Args:
         root: folder that relative image paths start from.
         check: "none" looks at nothing; "files" whether the file is there and not empty (reason "missing-file");
-            "images" reads each image (reason "unreadable-image") and sets ``height`` and ``width``.
+            "images" reads each image (reason "unreadable-image", or "blank-image" of one that is black, nearly
+            black, all of one grey or under 8 pixels wide or high) and sets ``height`` and ``width``.
         workers: processes that read images; for "files", threads.
     """
     if check == "none":
@@ -62,11 +76,13 @@ def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:
     # Processes are started anew: a fork of this one would inherit the locks of torch's and Arrow's threads.
     tasks = list(zip(paths, slices, strict=True))
     found = _run(_read, tasks, workers if len(paths) >= _BATCH else 1, "processes", "reading images")
-    sizes = [(None, None) if isinstance(answer, str) else answer for answer in found]
+    for (path, _), seen in zip(tasks, found, strict=True):
+        for bits in sorted(seen.narrow):
+            announce(bits, path)
+    sizes = [seen.size or (None, None) for seen in found]
     height, width = (pd.array([size[axis] for size in sizes], "Int32") for axis in (0, 1))
     rows.table = table.assign(height=height, width=width)
-    problems = {row: answer for row, answer in zip(table.index, found, strict=True) if isinstance(answer, str)}
-    rows.drop_each({row: ("unreadable-image", problem) for row, problem in problems.items()})
+    rows.drop_each({row: seen.problem for row, seen in zip(table.index, found, strict=True) if seen.problem})
 
 
 def _run(
@@ -84,9 +100,24 @@ def _missing(path: str) -> str | None:
         return f"{path}: {error.strerror}"
 
 
-def _read(path: str, place: int | None) -> tuple[int, int] | str:
+def _read(path: str, place: int | None) -> _Seen:
+    size, problem = None, None
     try:
-        _, height, width = read_image(path, slice=place).shape
+        (pixels,) = read_image(path, slice=place)
+        size = pixels.shape
+        if blank := _blank(pixels):
+            problem = "blank-image", f"{path}: {blank}"
     except ImageError as error:
-        return str(error)
-    return height, width
+        problem = "unreadable-image", str(error)
+    return _Seen(size, problem, frozenset(NARROW))
+
+
+def _blank(pixels: np.ndarray) -> str | None:
+    """Why an image (H, W) in [0, 1] shows nothing."""
+    if min(pixels.shape) < _LEAST_SIDE:
+        return f"has {pixels.shape[1]} x {pixels.shape[0]} pixels"
+    if pixels.max() - pixels.min() < 1 / 255:
+        return "is black" if pixels.max() < 1 / 255 else "is of one grey"
+    if np.count_nonzero(pixels >= _NEARLY_BLACK) < pixels.size / 1000:
+        return "is nearly black: 99.9 % of its pixels are below 1/16 of white"
+    return None
