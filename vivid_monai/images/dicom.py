@@ -84,7 +84,7 @@ class _Table(NamedTuple):
     entries: np.ndarray
     top: int
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
+    def look_up(self, values: np.ndarray) -> np.ndarray:
         places = np.rint(np.asarray(values, np.float64)) - self.first
         return self.entries[np.clip(places, 0, len(self.entries) - 1).astype(np.int64)]
 
@@ -123,7 +123,7 @@ def _words(ds: pydicom.Dataset, value: bytes | int | list[int]) -> np.ndarray:
 
 def _modality(ds: pydicom.Dataset) -> Change:
     if table := _table(ds, "ModalityLUTSequence", signed=bool(ds.PixelRepresentation)):
-        return table
+        return table.look_up
     ds.pop("ModalityLUTSequence", None)
     slope, intercept = numbers_of(ds, "RescaleSlope"), numbers_of(ds, "RescaleIntercept")
     if not slope or not intercept or slope[0] is None or intercept[0] is None:
@@ -144,7 +144,7 @@ def _voi(ds: pydicom.Dataset, units: Change) -> Change | None:
     low = _lowest(ds)
     signed = bool(units(np.array([low, low + 2 ** int(ds.BitsStored) - 1])).min() < 0)
     if table := _table(ds, "VOILUTSequence", signed=signed):
-        return lambda values: table(values) / table.top
+        return lambda values: table.look_up(values) / table.top
 
     windows = zip(numbers_of(ds, "WindowCenter"), numbers_of(ds, "WindowWidth"), strict=False)
     index = next((place for place, window in enumerate(windows) if None not in window), None)

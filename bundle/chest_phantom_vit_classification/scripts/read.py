@@ -1,4 +1,4 @@
-"""One reader for every image file: PNG, JPEG, DICOM and NIfTI slices, told apart by their content, not their name."""
+"""One reader for every image file: raster images, DICOM and NIfTI slices, told apart by content, not by name."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ import numpy as np
 from .errors import VividError
 from .dicom import read_dicom
 from .nifti import read_nifti, read_nifti_labels
-from .raster import read_jpeg, read_png, read_png_labels
+from .raster import read_bmp, read_jpeg, read_png, read_png_labels, read_tiff
 
 PACKAGES = (
     *("vivid-monai", "numpy", "torch", "monai", "pillow", "pydicom", "nibabel"),
@@ -19,6 +19,7 @@ PACKAGES = (
 """What stands between an image file and its pixels; another version of one may give others."""
 
 _HEAD = 352  # bytes: up to the end of a NIfTI-1 header and its magic number
+_BMP_HEADERS = [size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)]
 
 
 class ImageError(VividError):
@@ -28,6 +29,8 @@ class ImageError(VividError):
 _FORMATS: dict[str, tuple[Callable[..., np.ndarray], set[str]]] = {
     "PNG": (read_png, set()),
     "JPEG": (read_jpeg, set()),
+    "TIFF": (read_tiff, set()),
+    "BMP": (read_bmp, set()),
     "DICOM": (read_dicom, {"window"}),
     "NIfTI": (read_nifti, {"slice", "slices", "window"}),
 }
@@ -43,6 +46,10 @@ def _format_of(head: bytes) -> str | None:
         return "DICOM"
     if head.startswith(b"\x1f\x8b") or head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
         return "NIfTI"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # after DICOM, whose preamble may be a TIFF header
+        return "TIFF"
+    if head.startswith(b"BM") and head[14:18] in _BMP_HEADERS:
+        return "BMP"
     return None
 
 
@@ -56,7 +63,7 @@ def read_image(
     """Read one two-dimensional grey image, or a slice of a volume with its neighbours.
 
     Args:
-        path: a PNG, JPEG, DICOM (Part 10) or NIfTI file; only NIfTI needs its extension (.nii, .nii.gz).
+        path: a PNG, JPEG, TIFF, BMP, DICOM (Part 10) or NIfTI file; only NIfTI needs its extension (.nii, .nii.gz).
         slice: NIfTI only: index along the inferior→superior axis, 0 = most inferior.
         slices: 1; or, NIfTI only, 3 for the slice below, the slice itself and the one above.
         window: DICOM and NIfTI only: (centre, width) in the file's real-world unit, HU for CT; replaces the DICOM
@@ -81,7 +88,7 @@ def read_image(
     if not head:
         raise ImageError(f"{path}: the file is empty (0 bytes)")
     if (form := _format_of(head)) is None:
-        raise ImageError(f"{path}: neither PNG, JPEG, DICOM (Part 10) nor NIfTI by its first bytes")
+        raise ImageError(f"{path}: neither PNG, JPEG, TIFF, BMP, DICOM (Part 10) nor NIfTI by its first bytes")
 
     read, known = _FORMATS[form]
     asked = {"slice": slice, "slices": None if slices == 1 else slices, "window": window}
