@@ -6,6 +6,7 @@ import pytest
 from pydicom import Dataset
 
 from tests.deploy.made_dicom import dicom
+from tests.deploy.mutate import mutations
 from vivid_monai.deploy.eligibility import check_accept, judge
 from vivid_monai.errors import VividError
 
@@ -137,6 +138,25 @@ def test_no_free_text_of_a_tag_is_repeated(tmp_path):
 def test_what_is_no_dicom_has_no_tags(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG and so on")
     assert objection(str(tmp_path / "a.png"), CHEST) is None
+
+
+def test_damaged_tags_say_nothing(tmp_path):
+    whole = dicom(
+        tmp_path / "a.dcm",
+        ViewPosition="PA",
+        ViewCodeSequence=[coded("399348003", modifiers=[coded("399067008")])],
+        AnatomicRegionSequence=[coded("T-D3000", "SRT")],
+        PatientOrientation=["L", "F"],
+    )
+    content, damaged = Path(whole).read_bytes(), tmp_path / "b.dcm"
+    pixels = content.index(b"\xe0\x7f\x10\x00")
+    changed = {b"UI": b"UA", b"CS": b"US", b"SQ": b"LO", b"SH": b"??"}
+    for kind, other in changed.items():
+        damaged.write_bytes(content[:132] + content[132:].replace(kind, other))
+        judge(str(damaged), CHEST)
+    for header in mutations(content[132:pixels], 100, seed=0):
+        damaged.write_bytes(content[:132] + header + content[pixels:])
+        judge(str(damaged), CHEST)
 
 
 def test_one_damaged_tag_hides_no_other(tmp_path):

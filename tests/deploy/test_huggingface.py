@@ -63,10 +63,9 @@ def test_equals_pytorch(options, tmp_path):
     expected = torch.nn.functional.binary_cross_entropy_with_logits(ours(images), torch.full((3, 5), 0.5))
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
     assert ("auto_map" in json.loads((folder / "config.json").read_text())) == own
-    files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "processing_vivid.py"}
     files |= {f"{name}.py" for name in ("errors", "modeling_vivid", "pooling", "spd", "stem")} if own else set()
     assert {one.name for one in folder.iterdir()} == files
-    assert ("trust_remote_code=True" in (folder / "README.md").read_text()) == own
     if with_stem:
         for refused in (load, load_body):
             with pytest.raises(ValueError, match="trust_remote_code=True"):
@@ -80,14 +79,15 @@ def test_equals_pytorch(options, tmp_path):
 
 
 def test_its_code_needs_torch_and_transformers_alone():
-    texts = module_files([module.MODELING])
+    texts = module_files([module.MODELING, module.PROCESSING])
     imported = {
         name: re.findall(r"^(?:from|import) ([.\w]+)", text, flags=re.MULTILINE) for name, text in texts.items()
     }
     direct = {f"{one[1:]}.py" for one in imported["modeling_vivid.py"] if one.startswith(".")}
-    assert set(texts) == {"__init__.py", "modeling_vivid.py"} | direct  # transformers 5.5 copies no others
+    expected = {"__init__.py", "modeling_vivid.py", "processing_vivid.py"}
+    assert set(texts) == expected | direct  # transformers 5.5 copies no others
     outside = {one.split(".")[0] for names in imported.values() for one in names if not one.startswith(".")}
-    assert outside - sys.stdlib_module_names == {"torch", "transformers"}
+    assert outside - sys.stdlib_module_names == {"torch", "transformers", "numpy", "PIL"}
 
 
 def test_a_stem_can_be_trained_on_in_transformers_and_saved(tmp_path):

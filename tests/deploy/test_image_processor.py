@@ -1,19 +1,31 @@
 """The image processor and the recipes in the exported README against our own preprocessing."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, dynamic_module_utils, pipeline
 
 from tests.deploy.made_dicom import dicom
 from tests.deploy.recipes import recipes
-from tests.deploy.small import FIELDS, SIZE, make_classifier
+from tests.deploy.small import FIELDS, PREPROCESS, SIZE, make_classifier
 from vivid_monai.deploy.export import export_huggingface
+from vivid_monai.deploy.processing_vivid import VividImageProcessor
 from vivid_monai.images.preprocess import Preprocess
+
+
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path_factory, monkeypatch):
+    """transformers keeps the code of folders in a place of its own."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
+
 
 RULES = [
     {"resize": "pad"},
@@ -59,6 +71,61 @@ def test_the_processor_moves_single_pixels_by_one_grey_level(rule, tmp_path):
         assert (levels.abs() > 0.01).float().mean() < 0.25
 
 
+@pytest.mark.parametrize("rule", [*RULES, {"resize": "stretch", "resize_to": 41}], ids=str)
+def test_the_folders_own_processor_is_exact_on_images_of_every_kind(rule, tmp_path):
+    preprocess = Preprocess(size=SIZE, **rule)
+    processor = VividImageProcessor(vivid=preprocess.to_dict())
+    for shape in SHAPES:
+        path = png(tmp_path / "i.png", shape)
+        grey = Image.open(path)
+        wide = np.asarray(grey).astype(np.uint16) * 257
+        Image.fromarray(wide).save(tmp_path / "wide.png")
+        for image in (
+            grey,
+            grey.convert("RGB"),
+            np.asarray(grey),
+            wide,
+            Image.open(tmp_path / "wide.png"),
+            wide / 65535,
+        ):
+            got = processor(image, return_tensors="pt")["pixel_values"]
+            torch.testing.assert_close(got, ours(preprocess, path), rtol=0, atol=1e-5)
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8))
+    colours.save(tmp_path / "c.png")
+    several = processor([colours, colours], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(several[1:], ours(preprocess, tmp_path / "c.png"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "image", [Image.new("LA", (9, 9)), Image.new("CMYK", (9, 9)), np.full((9, 9), 1.5), np.zeros(9)]
+)
+def test_what_is_no_grey_or_rgb_image_is_refused(image):
+    with pytest.raises(ValueError, match=r"transparent|not supported|outside|no grey"):
+        VividImageProcessor(vivid=Preprocess(size=SIZE).to_dict())(image)
+
+
+@pytest.mark.parametrize("stem", [{}, {"stem": "conv", "preset": "nano"}], ids=str)
+def test_the_pipeline_answers_grey_colour_and_16_bits_alike(stem, tmp_path):
+    classifier = make_classifier(**stem)
+    folder = export_huggingface(classifier, tmp_path / "folder", preprocess=PREPROCESS, fields=FIELDS)
+    path = png(tmp_path / "i.png", (90, 70))
+    image = Image.open(path)
+    image.convert("RGB").save(tmp_path / "rgb.png")
+    Image.fromarray(np.asarray(image).astype(np.uint16) * 257).save(tmp_path / "wide.png")
+    with torch.inference_mode():
+        expected = classifier(ours(PREPROCESS, path))[0].sigmoid().tolist()
+    answer = pipeline("image-classification", model=str(folder), trust_remote_code=True)
+    for given in (
+        str(path),
+        image,
+        str(tmp_path / "rgb.png"),
+        str(tmp_path / "wide.png"),
+        Image.open(tmp_path / "wide.png"),
+    ):
+        scores = {one["label"]: one["score"] for one in answer(given, top_k=None)}
+        assert [scores[field] for field in FIELDS] == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_recipe_of_the_readme_is_exact(rule, tmp_path):
     preprocess, folder = exported(tmp_path, **rule)
@@ -67,7 +134,7 @@ def test_the_recipe_of_the_readme_is_exact(rule, tmp_path):
     for shape in SHAPES:
         path = png(tmp_path / "i.png", shape)
         space = {"processor": AutoImageProcessor.from_pretrained(folder)}
-        exec(recipes(folder, "Exact input", png=path), space)
+        exec(recipes(folder, "Exact input without code", png=path), space)
         wanted = ours(preprocess, path)
         got = space["inputs"]["pixel_values"]
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
@@ -136,13 +203,13 @@ def test_the_recipes_are_exact_on_real_radiographs(real_data, tmp_path):
         assert_exact(preprocess, folder, path, pngs[0])
     for path in pngs:
         space = {"processor": AutoImageProcessor.from_pretrained(folder)}
-        exec(recipes(folder, "Exact input", png=path), space)
+        exec(recipes(folder, "Exact input without code", png=path), space)
         torch.testing.assert_close(space["inputs"]["pixel_values"], ours(preprocess, path), rtol=0, atol=1e-5)
 
 
 def assert_exact(preprocess: Preprocess, folder: Path, path: Path, image: Path) -> None:
     space = {"processor": AutoImageProcessor.from_pretrained(folder)}
-    exec(recipes(folder, "Exact input", png=image) + recipes(folder, "DICOM", dcm=path), space)
+    exec(recipes(folder, "Exact input without code", png=image) + recipes(folder, "DICOM", dcm=path), space)
     wanted = ours(preprocess, path)
     assert wanted.std() > 0.1
     torch.testing.assert_close(space["inputs"]["pixel_values"], wanted, rtol=0, atol=1e-5)

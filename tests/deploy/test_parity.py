@@ -105,7 +105,7 @@ def by_transformers(bundle: Path, images: list[Path], folder: Path) -> Tensor:
     for path in images:
         space = {"processor": AutoImageProcessor.from_pretrained(exported)}
         png = path if path.suffix == ".png" else next(path.parent.glob("*.png"))
-        code = recipes(exported, "Exact input", png=png)
+        code = recipes(exported, "Exact input without code", png=png)
         exec(code + (recipes(exported, "DICOM", dcm=path) if path.suffix == ".dcm" else ""), space)
         logits.append(model(**space["inputs"]).logits)
     return torch.cat(logits)

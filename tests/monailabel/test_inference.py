@@ -1,6 +1,7 @@
 """The app answers as the bundle and `vivid predict` do, and refuses what cannot be read."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -13,7 +14,10 @@ from tests.deploy.alone import run_bundle
 from tests.deploy.made_dicom import dicom
 from tests.monailabel.conftest import make_images, probabilities, said
 from tests.monailabel.server import Refused, serve
+from vivid_monai.deploy.inputs import find_inputs
+from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.postprocessing import DecisionRules
+from vivid_monai.deploy.predict import predict
 from vivid_monai.ums.verify import verify
 
 pytestmark = pytest.mark.monailabel
@@ -31,6 +35,11 @@ def server(label_python, own_bundle, images, tmp_path_factory):
     (folder / "report.dcm").write_bytes(b"no image at all")
     noise = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "noise.png")
+    dicom(folder / "ultrasound.dcm", Modality="US")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "nothing.png").symlink_to("/nowhere/x.png")
+    (folder / "._made000.png").write_bytes(b"\0")
+    (folder / os.fsdecode(b"r\xf6ntgen.png")).write_bytes(images[0].read_bytes())
     with serve(label_python, own_bundle, folder, tmp_path_factory.mktemp("server")) as client:
         yield client
 
@@ -44,7 +53,7 @@ def test_tells_what_it_is(server, own_bundle):
     model = info["models"][own_bundle.name]
     assert (model["type"], model["weights"]) == ("classification", "bundle")
     assert "bundle's own weights" in model["calibration"]
-    assert info["datastore"]["total"] == 11
+    assert info["datastore"]["total"] == 12  # and neither hidden files nor what is no file, or has no name to be sent
 
 
 def test_answers_as_vivid_predict(server, own_bundle, images, tmp_path):
@@ -94,6 +103,15 @@ def test_an_image_unlike_the_training_images_is_not_assessed(server):
     answer = server.infer("noise")
     assert (answer["status"], answer["findings"], answer["record"]) == ("not assessed", {}, None)
     assert "unlike" in answer["reason"]
+
+
+def test_refuses_by_tags_as_vivid_predict(server, own_bundle, images, tmp_path):
+    answer = server.infer("ultrasound")
+    assert (answer["status"], answer["findings"], answer["record"]) == ("not assessed", {}, None)
+    path = images[0].parent / "ultrasound.dcm"
+    assert [answer["reason"]] == [
+        one.reason for one in predict(BundleModel(own_bundle), find_inputs([path]), tmp_path).entries
+    ]
 
 
 @pytest.mark.parametrize(("image", "code", "told"), [("broken", 422, "broken.png"), ("report", 422, "neither PNG")])

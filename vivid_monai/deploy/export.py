@@ -39,6 +39,8 @@ _BLACK = 2**-16
 _HEAD = "ForImageClassification"
 MODELING = "deploy/modeling_vivid.py"
 """What a Hugging Face folder needs of this package where transformers lacks a part of the network."""
+PROCESSING = "deploy/processing_vivid.py"
+"""What it needs for the exact input, and for a pipeline."""
 
 
 def describe(classifier: Classifier, preprocess: Preprocess, fields: Sequence[str]) -> dict[str, Any]:
@@ -192,8 +194,10 @@ def export_huggingface(
     without it, or, with a convolutional stem and any pool, a ``ConvStemViTForImageClassification``, of which nothing is
     loaded without it.
 
-    The image processor resizes in 8 bits per direction where ours rounds once: single pixels differ by one grey level
-    of 255. The folder's README.md tells how to get the exact input.
+    With ``trust_remote_code=True`` the image processor and ``pipeline("image-classification")`` are those of
+    :mod:`~vivid_monai.deploy.processing_vivid`, and the input is exact, of grey, RGB and 16-bit images. Without it
+    the nearest image processor of transformers is loaded, which takes grey images of 8 bits and resizes in 8 bits per
+    direction: single pixels differ by one grey level of 255. The folder's README.md tells how that can be exact too.
 
     Raises:
         VividError: preprocessing or fields of another classifier, preprocessing for which there is no image processor,
@@ -205,6 +209,10 @@ def export_huggingface(
     network = for_export(classifier)
     config = _config(network, fields)
     (architecture,) = config.architectures
+    code = Path(PROCESSING).stem
+    processor |= {"auto_map": {"AutoImageProcessor": f"{code}.VividImageProcessor"}, "vivid": preprocess.to_dict()}
+    pipeline = {"impl": f"{code}.VividImageClassificationPipeline", "pt": [f"AutoModel{_HEAD}"]}
+    config.custom_pipelines = {"image-classification": pipeline}
     own = hasattr(config, "auto_map")
     readme = render(
         "huggingface.md.j2", **description, p=preprocess, architecture=architecture, own=own, pool=network.pool
@@ -220,7 +228,7 @@ def export_huggingface(
             (part / "model.safetensors").write_bytes(save(_weights(network), metadata={"format": "pt"}))
             (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
             (part / "README.md").write_text(readme, encoding="utf-8")
-            for name, text in module_files([MODELING]).items() if own else ():
+            for name, text in module_files([PROCESSING, *([MODELING] if own else [])]).items():
                 if name != "__init__.py":
                     (part / name).write_text(text, encoding="utf-8")
             AutoImageProcessor.from_pretrained(part, local_files_only=True)

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from pydicom import Dataset, dcmread
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as DicomSequence
 
 from .errors import VividError
 
@@ -192,7 +194,7 @@ def _objections(tags: Dataset, known: Mapping[str, Sequence[str]]) -> Iterator[O
     modalities, anatomies, views = (set(known[name]) for name in ("modality", "anatomy", "view"))
     radiographs = bool(modalities & set(RADIOGRAPHS))
     modality = _text(tags, "Modality")
-    words = set(_words(modality)) or {_CLASSES.get(str(tags.get("SOPClassUID", "")).removeprefix(_IMAGES), "")} - {""}
+    words = set(_words(modality)) or {_CLASSES.get(_text(tags, "SOPClassUID").removeprefix(_IMAGES), "")} - {""}
     if words - modalities - (_RADIOGRAPH_WORDS if radiographs else {"OT"}):
         what = "a radiograph" if radiographs else " or ".join(sorted(modalities))
         # A code of the standard, and never free text, which might name a patient.
@@ -207,7 +209,7 @@ def _objections(tags: Dataset, known: Mapping[str, Sequence[str]]) -> Iterator[O
         yield from _of_part(tags, anatomies)
     if "YES" in (control := _text(tags, "QualityControlImage"), _text(tags, "CalibrationImage")) or control == "BOTH":
         yield Objection("quality", "YES", "an image for quality control, by its tag QualityControlImage")
-    if "PROCESSING" in _text(tags, "PresentationIntentType") or str(tags.get("SOPClassUID")) in _FOR_PROCESSING:
+    if "PROCESSING" in _text(tags, "PresentationIntentType") or _text(tags, "SOPClassUID") in _FOR_PROCESSING:
         yield Objection("processing", "FOR PROCESSING", "raw: its tag PresentationIntentType says FOR PROCESSING")
     if views or anatomies & _CHEST:
         yield from _of_view(tags, views, upright=radiographs and bool(anatomies & _CHEST))
@@ -288,7 +290,8 @@ def _value(tags: Dataset, name: str) -> Any:
 
 
 def _items(tags: Dataset, name: str) -> list[Dataset]:
-    return list(_value(tags, name) or [])
+    value = _value(tags, name)
+    return list(value) if isinstance(value, DicomSequence) else []
 
 
 def _number(tags: Dataset, name: str) -> float:
@@ -301,7 +304,7 @@ def _number(tags: Dataset, name: str) -> float:
 def _text(tags: Dataset, name: str) -> str:
     """Upper case, without accents; several values with a backslash between them; "" where there is none."""
     value = _value(tags, name)
-    text = str(value or "") if isinstance(value, str | None) else "\\".join(map(str, value))
+    text = "\\".join(map(str, value)) if isinstance(value, MultiValue | list) else str(value or "")
     with suppress(UnicodeError):
         text = text.encode("latin-1").decode("utf-8")  # a code string has no character set, and is read as Latin-1
     text = unicodedata.normalize("NFKD", text.upper().replace("Ł", "L"))
