@@ -6,6 +6,7 @@ errors are those of ``python -m MODULE`` or ``python -c CODE``.
 
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -39,19 +40,24 @@ def run_code(code: str, *, cwd: Path, timeout: float = 300, without: str = "") -
     return _to_the_end(code, ["-c"], cwd, timeout, 1, without)
 
 
-def start_module(module: str, arguments: Sequence[object] = (), *, cwd: Path) -> BaseProcess:
+def start_module(
+    module: str, arguments: Sequence[object] = (), *, cwd: Path, stderr: str | Path = os.devnull
+) -> BaseProcess:
     """``python -m module arguments``, started; nobody reads its output."""
-    return _start(_module(module), [module, *map(str, arguments)], cwd, quiet(), os.devnull, os.devnull, "")
+    return _start(_module(module), [module, *map(str, arguments)], cwd, quiet(), os.devnull, str(stderr), "")
 
 
-def kill_once(process: BaseProcess, ready: Callable[[], bool], *, timeout: float = 300) -> None:
-    """Kill a process that was started as soon as something is so; a failure where it ends before, or never is so."""
+def kill_once(
+    process: BaseProcess, ready: Callable[[], bool], *, timeout: float = 300, number: int = signal.SIGKILL
+) -> None:
+    """Signal a process that was started as soon as something is so, and wait for its end; a failure where it ends
+    before, or it never is so."""
     deadline = time.monotonic() + timeout
     while not ready():
         assert process.is_alive(), "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.kill()
+    os.kill(process.pid or 0, number)
     process.join()
 
 

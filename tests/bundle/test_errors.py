@@ -2,11 +2,14 @@
 
 import csv
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.bundle.conftest import bundle_command
+from tests.processes import kill_once, start_module
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.vit import ViT
@@ -69,6 +72,49 @@ def test_another_networks_checkpoint_is_refused(bundle, tmp_path):
     done = bundle("teacher/none.json", max_epochs=1, warmup_steps=1)
     assert done.returncode == 0, done.stderr[-3000:]
     line = error_line(bundle("teacher/none.json", max_epochs=1, warmup_steps=1, vit="tiny", resume=True))
-    assert "checkpoint is of another pretrainer" in line
+    assert "cannot resume: vit was 'nano', is 'tiny'" in line
     assert "holds a run already" in error_line(bundle("teacher/none.json", max_epochs=1, warmup_steps=1))
     assert torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+
+
+def test_a_run_goes_on_as_it_was_asked_for_or_says_what_changed(bundle, tmp_path):
+    small = {"max_epochs": 1, "warmup_steps": 1}
+    nested = {"train#trainer#max_epochs": 1, "train#optimizer#lr_vit": 0.002}
+    done = bundle("teacher/none.json", warmup_steps=1, device="cpu", **nested)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with (tmp_path / "run" / "curves.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert int(float(last["step"])) == 4
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "step_4.pt", weights_only=True)
+    assert saved["settings"]["max_epochs"] == 1
+    assert saved["lr_scheduler"]["last_epoch"] == 4
+    assert float(last["lr/vit"]) == pytest.approx(0.0002), "the schedule ends with the run: a tenth of its top"
+    again = bundle("teacher/none.json", warmup_steps=1, resume=True, rotate=20, **nested)
+    assert "cannot resume: device was 'cpu'" not in again.stderr
+    assert "cannot resume: rotate was 0.0, is 20." in error_line(again)
+    assert "train#trainer#max_epochs was 1, is '@max_epochs'" in error_line(
+        bundle("teacher/none.json", resume=True, **small)
+    )
+
+
+def test_where_models_cannot_be_written_the_run_keeps_them(bundle, tmp_path):
+    (tmp_path / "models").write_text("no folder")
+    done = bundle("teacher/none.json", max_epochs=1, warmup_steps=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the models are in" in done.stderr
+    assert (tmp_path / "run" / "model.pt").is_file()
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_an_interrupted_closing_is_one_line_and_resumed(bundle, tmp_path, phantoms):
+    small = {"max_epochs": 1, "warmup_steps": 1, "evaluation#n_resamples": 3000}
+    knobs = {"dataset_dir": phantoms, "output_dir": tmp_path / "run", "bundle_root": tmp_path, **small}
+    command = bundle_command("teacher/none.json", **knobs)
+    process = start_module(command[1], command[2:], cwd=tmp_path, stderr=tmp_path / "told")
+    kill_once(process, lambda: (tmp_path / "run" / "features").is_dir(), number=signal.SIGINT)
+    told = (tmp_path / "told").read_text()
+    assert "Traceback" not in told, told[-3000:]
+    assert f"vivid: interrupted; continue with the same command plus: --output_dir {tmp_path / 'run'}" in told
+    done = bundle("teacher/none.json", resume=True, **small)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "results.json").is_file()

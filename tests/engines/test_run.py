@@ -12,7 +12,8 @@ from monai.engines import SupervisedTrainer
 from torch.utils.data import DataLoader
 
 from vivid_monai.data.loader import ResumableBatchSampler
-from vivid_monai.engines.run import Interrupted, RunCheckpoint, Settings, new_run_dir, run, saves, start_run
+from vivid_monai.engines import run as run_module
+from vivid_monai.engines.run import Interrupted, RunCheckpoint, Settings, new_run_dir, run, saves, start_run, way_on
 from vivid_monai.errors import VividError
 
 
@@ -199,3 +200,20 @@ def test_run_folders_count_up(tmp_path):
     assert Path(new_run_dir(tmp_path / "runs")).name == Path(new_run_dir(tmp_path / "runs")).name == "001"
     new_run_dir.cache_clear()  # as another process would ask
     assert Path(new_run_dir(tmp_path / "runs")).name == "002"
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "_current", [])
+    assert "the same command starts again" in way_on()
+    folder = tmp_path / "run"
+    start_run(folder, resume=False)
+    assert f"remove {folder}" in way_on()
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "step_3.pt").touch()
+    assert way_on() == f"interrupted; continue with the same command plus: --output_dir {folder} --resume True"
+
+
+def test_where_no_folder_can_be_made_the_option_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(VividError, match=r"no folder of a run can be made here .*--output_dir"):
+        new_run_dir(tmp_path / "file" / "runs")

@@ -38,6 +38,12 @@ def test_user_errors_are_one_line_and_others_keep_their_traceback(monkeypatch, c
     sys.excepthook(type(error), error, None)
     assert capsys.readouterr().err.strip() == "vivid: row 7: mend it"
     assert not seen
+    disk = wrapped(PermissionError(13, "Permission denied", "runs"))
+    sys.excepthook(type(disk), disk, None)
+    assert capsys.readouterr().err.strip() == "vivid: [Errno 13] Permission denied: 'runs'"
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err.strip().startswith("vivid: interrupted")
+    assert not seen
     other = wrapped(KeyError("x"))
     sys.excepthook(type(other), other, None)
     assert len(seen) == 1

@@ -18,11 +18,14 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver
 
 from vivid_monai.errors import VividError
+from vivid_monai.storage.run_config import CONFIG, resume_config
 
 logger = logging.getLogger(__name__)
 PATTERN = re.compile(r"^step_(\d+)\.pt$")
-FIRST_FILES = ("initial_vit.safetensors", "config.json", "checkpoints")
+FIRST_FILES = ("initial_vit.safetensors", CONFIG, "checkpoints")
 """Each of them shows that a folder belongs to a run."""
+_current: list[Path] = []
+"""The folder of the run of this process, once it is known."""
 
 
 class RandomState:
@@ -232,17 +235,34 @@ def start_run(output_dir: str | Path, *, resume: bool) -> None:
     """Refuse a folder that does not fit ``resume``, before anything is written; all processes together.
 
     Raises:
-        VividError: a new run in the folder of another one, or nothing to resume.
+        VividError: a new run in the folder of another one; nothing to resume; settings that may not change have.
     """
     folder = Path(output_dir)
 
     def wrong() -> VividError | None:
-        if resume:
-            return None if saves(folder / "checkpoints") else _nothing_to_resume(folder / "checkpoints")
-        return _used(folder) if any((folder / name).exists() for name in FIRST_FILES) else None
+        if not resume:
+            return _used(folder) if any((folder / name).exists() for name in FIRST_FILES) else None
+        if not saves(folder / "checkpoints"):
+            return _nothing_to_resume(folder / "checkpoints")
+        try:
+            resume_config(folder)
+        except VividError as error:
+            return error
+        return None
 
     if found := _as_first_process(wrong):
         raise found
+    _current.append(folder)
+
+
+def way_on() -> str:
+    """What to do after an interruption, in words."""
+    if not _current:
+        return "interrupted; the same command starts again, and takes what is in caches"
+    folder = _current[-1]
+    if saves(folder / "checkpoints"):
+        return f"interrupted; continue with the same command plus: --output_dir {folder} --resume True"
+    return f"interrupted before the first checkpoint; remove {folder}, or name another --output_dir, and start again"
 
 
 def _nothing_to_resume(checkpoints: Path) -> VividError:
@@ -275,13 +295,19 @@ def new_run_dir(parent: str | Path) -> str:
     """
 
     def make() -> str:
-        Path(parent).mkdir(parents=True, exist_ok=True)
-        number = max((int(p.name) for p in Path(parent).iterdir() if p.name.isdecimal()), default=0) + 1
-        while True:
-            try:
-                (Path(parent) / f"{number:03d}").mkdir()
-                return os.fspath(Path(parent) / f"{number:03d}")
-            except FileExistsError:  # another run was faster
-                number += 1
+        try:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            number = max((int(p.name) for p in Path(parent).iterdir() if p.name.isdecimal()), default=0) + 1
+            while True:
+                try:
+                    (Path(parent) / f"{number:03d}").mkdir()
+                    return os.fspath(Path(parent) / f"{number:03d}")
+                except FileExistsError:  # another run was faster
+                    number += 1
+        except OSError as error:
+            return f"{parent}: no folder of a run can be made here ({error.strerror}); name one with --output_dir"
 
-    return str(_as_first_process(make))
+    made = str(_as_first_process(make))
+    if not Path(made).is_dir():
+        raise VividError(made)
+    return made

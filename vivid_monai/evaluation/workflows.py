@@ -1,12 +1,10 @@
 """Jobs of the bundle: evaluate encoders; finish a pretraining run by linear evaluation."""
 
-import json
 import logging
 import os
 import shlex
 import shutil
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +15,6 @@ from urllib.parse import quote
 
 import ignite.distributed as idist
 import torch
-from monai.bundle import ConfigWorkflow
 
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
@@ -35,6 +32,7 @@ from vivid_monai.networks.classifier import BACKBONES, Classifier
 from vivid_monai.networks.modules import fingerprint, load_module, save_module
 from vivid_monai.networks.spd import SPD
 from vivid_monai.storage.files import made_by_one, whole_file
+from vivid_monai.storage.run_config import CONFIG, write_config
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +145,7 @@ def keep_initial(
     path = Path(output_dir) / INITIAL
     if idist.get_rank() == 0 and not path.exists():
         _save_encoder(network, spd, path, preprocess)
-        _write_config(path.with_name("config.json"))
+        write_config(path.parent)
 
 
 def finish_training(
@@ -191,9 +189,12 @@ def finish_training(
         network.head.weight.copy_(torch.from_numpy(head.weight))
         network.head.bias.copy_(torch.from_numpy(head.bias))
     _ship(network, spd, folder, preprocess, task.fields)
-    # Two runs that end together write one after the other: what lies in models/ is of one of them.
-    with made_by_one(models, f"{models}: another run is writing its models; waiting", option="--bundle_root"):
-        _ship(network, spd, models, preprocess, task.fields)
+    try:
+        # Two runs that end together write one after the other: what lies in models/ is of one of them.
+        with made_by_one(models, f"{models}: another run is writing its models; waiting", option="--bundle_root"):
+            _ship(network, spd, models, preprocess, task.fields)
+    except (OSError, VividError) as error:
+        logger.warning(f"{models} cannot be written ({error}): the models are in {folder} alone")
     results = write_evaluation(evaluated, task, folder, shown=shown, spd=spd, n_examples=n_examples)
     _print_output(results, folder, FILES | {name: w.format(models=models) for name, w in TRAINING_FILES.items()})
     return results
@@ -246,8 +247,8 @@ def write_evaluation(
     (folder / "skipped.csv").unlink(missing_ok=True)  # of an earlier run into the same folder
     if results.skipped:
         write_csv(folder / "skipped.csv", ("path", "reason", "times"), [(*one, 1) for one in results.skipped])
-    if not (folder / "config.json").exists():
-        _write_config(folder / "config.json")
+    if not (folder / CONFIG).exists():
+        write_config(folder)
     write_report(folder)
     return results
 
@@ -293,17 +294,6 @@ def provenance() -> dict[str, Any]:
 def _quoted(word: str) -> str:
     """A word for the shell: in double quotes where it holds single ones, as lists of configs do."""
     return f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
-
-
-def _write_config(path: Path) -> None:
-    """Write the merged config of the bundle workflow that is running, overrides included; ``{}`` outside of one.
-
-    A config cannot name itself in MONAI's language, so the workflow is found among the callers.
-    """
-    callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_stack(sys._getframe()))
-    workflow = next((one for one in callers if isinstance(one, ConfigWorkflow)), None)
-    with whole_file(path) as part:
-        part.write_text(json.dumps(workflow.parser.get() if workflow else {}, indent=2, default=str) + "\n")
 
 
 def _data(task: Task) -> dict[str, Any]:

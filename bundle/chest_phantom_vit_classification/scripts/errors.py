@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from types import TracebackType
 
 _ODD = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -14,28 +15,43 @@ class VividError(ValueError):
     """
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """An error's message on one line of at most ``most`` characters: what is wrong first, the way out last."""
+    text = printable(" ".join(str(error).split())) or type(error).__name__
+    if len(text) <= most:
+        return text
+    end = most * 2 // 5
+    return f"{text[: most - end - 3].rstrip()} … {text[-end:].lstrip()}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def find_cause(error: BaseException | None) -> VividError | None:
-    """The outermost :class:`VividError` in the chain of causes of ``error``, if any."""
-    while error is not None and not isinstance(error, VividError):
+def find_cause(error: BaseException | None, kind: type[BaseException] = VividError) -> BaseException | None:
+    """The outermost error of a kind in the chain of causes of ``error``, if any."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
 
 
-def show_errors_plainly() -> None:
-    """Print an uncaught :class:`VividError` as one line, also when the bundle wrapped it; leave other errors alone."""
+def show_errors_plainly(way_on: Callable[[], str] = lambda: "interrupted; the same command starts again") -> None:
+    """Print an uncaught :class:`VividError`, an error of the file system or an interruption as one line, also when the
+    bundle wrapped it; leave other errors alone.
+
+    Args:
+        way_on: says of an interruption how to go on.
+    """
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause = find_cause(error)
-        if cause is None:
-            previous(kind, error, trace)
+        if cause := find_cause(error) or find_cause(error, OSError):
+            print(f"\nvivid: {one_line(cause)}", file=sys.stderr, flush=True)
+        elif find_cause(error, KeyboardInterrupt):
+            print(f"\nvivid: {way_on()}", file=sys.stderr, flush=True)
         else:
-            print(f"\nvivid: {cause}", file=sys.stderr, flush=True)
+            previous(kind, error, trace)
 
     sys.excepthook = hook
 

@@ -1,0 +1,80 @@
+"""What a run was asked for: its config beside its results, and what may change when it goes on."""
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from vivid_monai.errors import VividError
+from vivid_monai.storage.files import whole_file
+
+CONFIG = "config.json"
+MAY_CHANGE = frozenset(
+    (
+        *("_desc_", "bundle_root", "output_dir", "resume", "name"),
+        *("device", "num_workers", "cache", "save_every", "compile"),
+        *("val_interval", "val_images", "n_examples", "min_present", "min_absent", "evaluation", "validate"),
+    )
+)
+"""Items of a config, with all below them, that change nothing of what the network learns."""
+
+
+def running_config() -> dict[str, Any]:
+    """The merged config of the bundle workflow that is running, overrides included; empty outside of one.
+
+    A config cannot name itself in MONAI's language, so the workflow is found among the callers.
+    """
+    callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_stack(sys._getframe()))
+    workflow = next((one for one in callers if isinstance(one, ConfigWorkflow)), None)
+    return json.loads(json.dumps(workflow.parser.get(), default=str)) if workflow else {}
+
+
+def write_config(folder: Path) -> None:
+    """Write the config of the running workflow into a run's folder."""
+    with whole_file(folder / CONFIG) as part:
+        part.write_text(json.dumps(running_config(), indent=2) + "\n", encoding="utf-8")
+
+
+def resume_config(folder: Path) -> None:
+    """Compare the running config with that of the run in `folder`, and store it where only what may change changed.
+
+    Raises:
+        VividError: something else changed: every such item by its name.
+    """
+    now = running_config()
+    path = folder / CONFIG
+    if not now or not path.exists():
+        return
+    try:
+        was = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError) as error:
+        raise VividError(f"{path}: cannot be read, so nobody knows what the run was asked for: {error}") from error
+    leaves = dict(_leaves(now))
+    keys = [key for key in dict.fromkeys([*was, *leaves]) if key.split("#")[0] not in MAY_CHANGE]
+    if changed := [key for key in keys if was.get(key) != leaves.get(key)]:
+        told = [f"{key} was {_short(was.get(key))}, is {_short(leaves.get(key))}" for key in changed[:3]]
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise VividError(
+            f"cannot resume: {'; '.join(told)}{more}. Go on with what the run was asked for (--config_file {path}), or "
+            "start a new run without --resume"
+        )
+    write_config(folder)
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Names as MONAI writes them ("train#dataset#cache") and values of everything in a config."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if parts is None or not value:
+        yield key, value
+        return
+    for name, one in parts:
+        yield from _leaves(one, f"{key}#{name}" if key else str(name))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"
