@@ -207,8 +207,9 @@ def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch):
     assert "the same command starts again" in way_on()
     folder = tmp_path / "run"
     start_run(folder, resume=False)
-    assert f"remove {folder}" in way_on()
+    assert "before anything was trained" in way_on()
     (folder / "checkpoints").mkdir(parents=True)
+    assert f"remove {folder}" in way_on()
     (folder / "checkpoints" / "step_3.pt").touch()
     assert way_on() == f"interrupted; continue with the same command plus: --output_dir {folder} --resume True"
 

@@ -262,7 +262,11 @@ def way_on() -> str:
     folder = _current[-1]
     if saves(folder / "checkpoints"):
         return f"interrupted; continue with the same command plus: --output_dir {folder} --resume True"
-    return f"interrupted before the first checkpoint; remove {folder}, or name another --output_dir, and start again"
+    if any((folder / name).exists() for name in FIRST_FILES):
+        return (
+            f"interrupted before the first checkpoint; remove {folder}, or name another --output_dir, and start again"
+        )
+    return "interrupted before anything was trained; the same command starts again"
 
 
 def _nothing_to_resume(checkpoints: Path) -> VividError:
