@@ -203,7 +203,14 @@ def test_weights_without_a_place_are_an_error(tmp_path: Path) -> None:
 def test_a_misfit_is_an_error(tmp_path: Path) -> None:
     saved(small.vit, tmp_path)
     edit(tmp_path, "config.json", intermediate_size=64)
-    with pytest.raises(VividError, match=str(tmp_path)):
+    with pytest.raises(VividError, match=r"another model than the weights: .*bias is 48 in the file, 64 by config"):
+        load_encoder(str(tmp_path))
+
+
+def test_a_pointer_of_git_lfs_is_told_from_weights(tmp_path: Path) -> None:
+    saved(small.vit, tmp_path)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(VividError, match=r"model\.safetensors: is a pointer of Git LFS, not the weights"):
         load_encoder(str(tmp_path))
 
 

@@ -1,6 +1,7 @@
 """Specs: what a string can name, and what is said where it names nothing."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,17 @@ def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
         load_encoder(str(tmp_path))
     with pytest.raises(VividError, match=r"not a folder with a config\.json"):
         load_encoder(f"transformers:{tmp_path}")
+
+
+def test_the_folder_of_a_run_names_its_encoder(vit_file: str, tmp_path: Path) -> None:
+    shutil.copy(vit_file, tmp_path / "pretrained_vit.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    for prefix in ("", "untrained:"):
+        one, other = (load_encoder(f"{prefix}{path}") for path in (tmp_path, vit_file))
+        assert one.fingerprint() == other.fingerprint()
+    (tmp_path / "pretrained_vit.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(VividError, match="a pointer of Git LFS"):
+        load_encoder(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from vivid_monai.errors import VividError, first_line
 from vivid_monai.evaluation.encoders.base import Encoder
 from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.checkpoint import refuse_pointers
 from vivid_monai.networks.language import HUB_NAME
 from vivid_monai.networks.pooling import choose_pool
 
@@ -85,6 +86,7 @@ def load_transformers(name: str, *, pool: str | None = None) -> TransformersEnco
     if not folder.exists() and not HUB_NAME.fullmatch(name):
         raise VividError(f"{name}: no such folder")
     place = str(folder) if folder.exists() else name
+    refuse_pointers(*folder.glob("*.safetensors"), *folder.glob("*.bin"))
     try:
         try:
             model, report, preprocess = _read(place, offline=True)
@@ -143,7 +145,13 @@ def _read(place: str, *, offline: bool) -> tuple[Any, dict[str, Any], Preprocess
             vision.mask_ratio = 0.0
         preprocess = read_processor(values, model_type=config.model_type, channels=getattr(vision, "num_channels", 3))
         loaded: Any = AutoModel.from_pretrained(
-            place, config=vision, dtype=torch.float32, output_loading_info=True, **where
+            # Of another size than config.json says: `_check_keys` names them, transformers only its own option.
+            place,
+            config=vision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **where,
         )
     return *loaded, preprocess
 
@@ -154,8 +162,10 @@ def _check_keys(model: Any, report: dict[str, Any], name: str) -> None:
     foreign = [
         key for key in report["unexpected_keys"] if not key.endswith(INERT) and BESIDE.isdisjoint(key.split(".")[:2])
     ]
-    wrong = [str(key) for key in report["mismatched_keys"]]
-    for keys, what in ((missing, "lacks weights"), (foreign, "has weights without a place"), (wrong, "misfits")):
+    for key, stored, wanted in sorted(report["mismatched_keys"])[:1]:
+        sizes = f"{'x'.join(map(str, stored))} in the file, {'x'.join(map(str, wanted))} by config.json"
+        raise VividError(f"{name}: config.json is of another model than the weights: {key} is {sizes}")
+    for keys, what in ((missing, "lacks weights"), (foreign, "has weights without a place")):
         if keys:
             some = ", ".join(sorted(keys)[:4])
             raise VividError(f"{name}: as a {type(model).__name__} it {what}: {some} ({len(keys)} in all)")

@@ -80,9 +80,9 @@ def load_encoder(spec: str, *, pool: str | None = None, seed: int = 0) -> Encode
     """The encoder that a string names, frozen and in evaluation mode. The global random state is left as it was.
 
     Args:
-        spec: a ``.safetensors`` file of ours; ``untrained:`` and such a file, for fresh weights; a folder of
-            transformers; ``transformers:``, ``timm:``, ``open_clip:`` or ``torchxrayvision:`` and a folder or name; or
-            ``thumbnails:`` and a number of pixels.
+        spec: a ``.safetensors`` file of ours, or the folder of a run; ``untrained:`` and such a file or folder, for
+            fresh weights; a folder of transformers; ``transformers:``, ``timm:``, ``open_clip:`` or
+            ``torchxrayvision:`` and a folder or name; or ``thumbnails:`` and a number of pixels.
         pool: "spd" (our read-out, where the file has one), "cls", "mean" (of the patches), "cls+mean" or "pooled" (the
             network's own pooled output); None is what the file says, else the network's default ("cls", without a CLS
             token "pooled"), and :attr:`Encoder.pool` says which.
@@ -98,9 +98,12 @@ def load_encoder(spec: str, *, pool: str | None = None, seed: int = 0) -> Encode
             if not name:
                 raise VividError(f"{spec!r} names no model: write {kind}:FOLDER-OR-NAME")
             return LIBRARIES[kind](name, pool=pool)
-        if (Path(spec).expanduser() / "config.json").is_file():
+        folder = Path(spec).expanduser()
+        if (folder / "config.json").is_file() and not (folder / "pretrained_vit.safetensors").is_file():
             return load_transformers(spec, pool=pool)
         path = spec.removeprefix("untrained:")
+        if (own := Path(path).expanduser() / "pretrained_vit.safetensors").is_file():  # a run's folder, or models/
+            path, spec = str(own), spec.removesuffix(path) + str(own)
         if not path.endswith(".safetensors"):
             raise VividError(
                 f"{spec!r} is no encoder: give a .safetensors file of this package (or untrained: and such a file), a "
