@@ -221,7 +221,7 @@ def test_a_number_that_is_none_is_named_without_its_text(tmp_path: Path) -> None
 @pytest.mark.parametrize("high", [13, 15])
 def test_bits_may_lie_higher_in_their_word(tmp_path: Path, dtype: type, compress: str, high: int) -> None:
     values = RAMP.astype(np.int32) - (2048 if dtype == np.int16 else 0)
-    word = (values << (high - 11)) | (0b11 if high > 12 else 0)  # below the stored bits: an old overlay
+    word = (values << (high - 11) | 0b11) ^ (0b11 << (high + 1))  # around the stored bits: old overlays
     window = WINDOW | ({"WindowCenter": -0.5} if dtype == np.int16 else {})
     path = save(tmp_path / "a.dcm", word.astype(dtype), bits=12, compress=compress, HighBit=high, **window)
     assert close(read_image(path)[0], GREY)
@@ -312,6 +312,12 @@ def test_outside_of_the_display_shutter_is_its_grey(
         more = {} if value is None else {"ShutterPresentationValue": value}
         path = save(tmp_path / "a.dcm", PhotometricInterpretation=photometric, **WINDOW, **tags, **more)
         assert close(read_image(path)[0], np.where(inside, plain, grey))
+
+
+def test_the_radius_of_a_circular_shutter_is_one_along_a_row(tmp_path: Path) -> None:
+    ds = dcmread(save(tmp_path / "a.dcm", **CIRCLE | {"RadiusOfCircularShutter": 2}, PixelAspectRatio=[2, 1]))
+    shown = ~dicom._shutter(ds, RAMP.shape)[0]
+    assert shown.tolist() == [[mark == "#" for mark in row] for row in ("..#...", "#####.", "..#...", "......")]
 
 
 def test_what_the_shutter_hides_does_not_set_the_range(tmp_path: Path) -> None:

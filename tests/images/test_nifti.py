@@ -8,6 +8,7 @@ import pytest
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from pydicom import dcmread
 
+from vivid_monai.images import nifti
 from vivid_monai.images.read import ImageError, read_image
 
 SHAPE = (6, 5, 4)  # right→left, anterior→posterior, inferior→superior in the marked volume
@@ -155,3 +156,19 @@ def test_a_real_volume_is_windowed_in_hounsfield_units(real_data: Path) -> None:
     hounsfield = np.asarray(nibabel.load(path).dataobj)[:, :, 80].T
     assert image.shape == (1, 126, 120)
     assert np.allclose(image[0], np.clip((hounsfield + 160) / 400, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (6, 5), (6, 5, 4, 1)])
+def test_the_range_is_that_of_all_parts(
+    tmp_path: Path, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)[::-1, ::-1]
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "a.nii.gz")
+    expected = read_image(tmp_path / "a.nii.gz", slice=0)
+    monkeypatch.setattr(nifti, "_PART", 1)
+    assert np.array_equal(read_image(tmp_path / "a.nii.gz", slice=0), expected)
+    assert expected.min() == 0
+    values[0, 1] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(ImageError, match=r"not finite"):
+        read_image(tmp_path / "a.nii.gz", slice=0)

@@ -9,6 +9,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from vivid_monai.images.raster import MAX_PIXELS
 
+_PART = 2**26  # voxels; most volumes are smaller
 _RADIOLOGICAL = axcodes2ornt("LPS")  # index grows towards Left, Posterior, Superior
 
 
@@ -37,8 +38,7 @@ def read_nifti(
         centre, width = window
         low, high = centre - width / 2, centre + width / 2
     else:
-        values = np.asanyarray(volume.dataobj)
-        low, high = float(values.min()), float(values.max())
+        low, high = _range(volume)
         if low == high:
             raise ValueError(f"every voxel is {low:g}, and no window says how bright that is")
     pixels = np.clip((slab.astype(np.float64) - low) / (high - low), 0, 1)
@@ -85,6 +85,18 @@ def _axial_slab(path: Path, index: int | None, slices: int) -> tuple[np.ndarray,
     some = some.reshape(some.shape[:3])
     slab = apply_orientation(np.take(some, taken - first, axis=axial), turn)
     return slab.transpose(2, 1, 0), volume
+
+
+def _range(volume: nibabel.Nifti1Image) -> tuple[float, float]:
+    """The smallest and the largest value, not finite where one is; of a large volume, a part at a time is in memory."""
+    if len(volume.shape) < 3:
+        parts = [np.asanyarray(volume.dataobj)]
+    else:
+        step = max(1, _PART // (volume.shape[0] * volume.shape[1]))
+        firsts = range(0, volume.shape[2], step)
+        parts = (np.asanyarray(volume.dataobj[:, :, first : first + step]) for first in firsts)
+    ends = np.array([(part.min(), part.max()) for part in parts])
+    return float(ends.min()), float(ends.max())
 
 
 def open_nifti(path: Path, *, axes: int = 0) -> nibabel.Nifti1Image:

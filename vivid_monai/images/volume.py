@@ -18,6 +18,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from vivid_monai.images.dicom import read_values
+from vivid_monai.images.dicom_file import dcmread
 from vivid_monai.images.nifti import open_nifti
 from vivid_monai.images.read import ImageError, readable, whole_labels
 
@@ -141,7 +142,7 @@ def read_series(paths: Sequence[str]) -> Series:
     headers: dict[str, tuple[str, pydicom.Dataset]] = {}
     for path in paths:
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_NAMES, *_GEOMETRY])
+            header = dcmread(path, stop_before_pixels=True, specific_tags=[*_NAMES, *_GEOMETRY])
         except Exception:  # what a damaged header makes pydicom raise is not told anywhere
             left_out["unreadable header"] += 1
             continue

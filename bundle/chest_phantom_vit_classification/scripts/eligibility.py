@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
 
 from .errors import VividError
+from .dicom_file import dcmread
 
 TAGS = ("modality", "body", "view", "orientation", "quality", "processing")
 """What a file may be refused by, and what overrides that."""
