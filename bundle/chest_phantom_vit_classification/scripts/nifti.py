@@ -89,12 +89,11 @@ def _axial_slab(path: Path, index: int | None, slices: int) -> tuple[np.ndarray,
 
 def _range(volume: nibabel.Nifti1Image) -> tuple[float, float]:
     """The smallest and the largest value, not finite where one is; of a large volume, a part at a time is in memory."""
-    if len(volume.shape) < 3:
-        parts = [np.asanyarray(volume.dataobj)]
-    else:
+    wanted: list[Any] = [np.s_[:]]  # all of an image without a third axis
+    if len(volume.shape) > 2:
         step = max(1, _PART // (volume.shape[0] * volume.shape[1]))
-        firsts = range(0, volume.shape[2], step)
-        parts = (np.asanyarray(volume.dataobj[:, :, first : first + step]) for first in firsts)
+        wanted = [np.s_[:, :, first : first + step] for first in range(0, volume.shape[2], step)]
+    parts = (np.asanyarray(volume.dataobj[part]) for part in wanted)
     ends = np.array([(part.min(), part.max()) for part in parts])
     return float(ends.min()), float(ends.max())
 
