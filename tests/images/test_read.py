@@ -1,6 +1,7 @@
 """What holds for every format: content decides, shapes are (1, H, W), every failure names the file."""
 
 import gzip
+import os
 from pathlib import Path
 
 import nibabel
@@ -11,7 +12,7 @@ from PIL import Image
 
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import ReadImaged
-from vivid_monai.images.read import ImageError, image_error_behind, read_image
+from vivid_monai.images.read import ImageError, image_error_behind, one_line, read_image
 
 RAMP = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
 
@@ -66,6 +67,17 @@ def test_a_missing_file_and_a_folder_are_errors_that_say_so(tmp_path: Path) -> N
         read_image(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match="cannot be opened"):
         read_image(tmp_path)
+
+
+def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png: is a pipe"):
+        read_image(tmp_path / "a.png")
+
+
+def test_what_a_decoder_says_at_length_is_cut(tmp_path: Path) -> None:
+    assert one_line(ValueError("much\n" * 100)).endswith("much …")
+    assert len(one_line(ValueError("much\n" * 100))) <= 240
 
 
 def test_slice_and_window_are_refused_where_they_mean_nothing(tmp_path: Path) -> None:

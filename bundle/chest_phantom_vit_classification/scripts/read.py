@@ -1,9 +1,11 @@
 """One reader for every image file: raster images, DICOM and NIfTI slices, told apart by content, not by name."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 
@@ -81,6 +83,8 @@ def read_image(
         raise VividError(f"window must be (centre, width) with width > 0, not {window!r}")
     path = Path(path)
     try:
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise ImageError(f"{path}: is a pipe, a socket or a device, not a file")  # opening it may wait for ever
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError as error:
@@ -144,8 +148,8 @@ def readable(path: str | os.PathLike[str], what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line; some say it in several, some nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an error says, in one short line; some say it in several, some nothing."""
+    return shorten(str(error), 240, placeholder=" …") or type(error).__name__
 
 
 def image_error_behind(error: BaseException) -> ImageError | None:
