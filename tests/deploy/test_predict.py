@@ -224,6 +224,20 @@ def test_killed_in_the_middle_nothing_is_done_twice(bundle_folder, images, pixel
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*TABLES, "journal.jsonl"])
 
 
+def test_interrupted_with_workers_it_is_one_line(bundle_folder, images, pixels, tmp_path):
+    for i in range(200):
+        dicom(images / f"z{i:03d}.dcm", seed=i, pixels=pixels)
+    command = ["predict", images, "--bundle", bundle_folder, "--out", tmp_path / "out", "--batch-size", 1]
+    journal = tmp_path / "out" / "journal.jsonl"
+    process = start_module("vivid_monai.cli", [*command, "--workers", 1], cwd=tmp_path, stderr=tmp_path / "told")
+    kill_once(process, lambda: journal.exists() and journal.read_text().count("\n") > 3, number=signal.SIGINT)
+    told = (tmp_path / "told").read_text()
+    assert process.exitcode == 130, told
+    assert "Traceback" not in told
+    assert "vivid predict: interrupted" in told
+    assert journal.read_text().count("\n") == len((tmp_path / "out" / "predictions.csv").read_text().splitlines())
+
+
 def test_the_command_tells_what_it_did(bundle_folder, images, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["predict", str(images), "--bundle", str(bundle_folder), "--out", str(out), "--workers", "1"]) == 0

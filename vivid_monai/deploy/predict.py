@@ -1,6 +1,8 @@
 """``vivid predict``: findings of many image files, resumable; what is not assessed or cannot be read is listed."""
 
 import json
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -137,7 +139,8 @@ def predict(
         tables = PredictionsWriter(model.rules.fields, _places(folder), more=[*more, "reason"])
         with tqdm(total=len(inputs), initial=len(inputs) - len(waiting), desc="images", unit="image") as bar:
             dataset: Any = InputDataset(waiting, transform, shape=model.preprocess.shape) if waiting else []
-            loader: Any = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+            options: Any = {"collate_fn": list, "worker_init_fn": _quiet_worker}
+            loader: Any = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, **options)
             for image, (entry, picture) in zip(waiting, _answers(model, loader, overlays=overlays), strict=True):
                 entry = replace(entry, image=image)
                 number = f"{len(journal.entries):06d}"
@@ -156,6 +159,12 @@ def predict(
         entries = _done(journal, inputs)
         write_predictions(model.rules, entries, folder)
     return Predictions(entries, len(inputs) - len(waiting))
+
+
+def _quiet_worker(_: int) -> None:
+    """Leave Ctrl-C to the main process, whose end is not worth a traceback; errors of a worker are raised there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = lambda *_: None
 
 
 def _done(journal: "Journal", inputs: Sequence[Input]) -> list[Entry]:
