@@ -125,7 +125,7 @@ def close(image: np.ndarray, expected: np.ndarray) -> bool:
     return np.allclose(image, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("said", [8, 16])
+@pytest.mark.parametrize("said", [0, 8, 16])
 @pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
 def test_a_table_of_another_depth_than_it_says_is_scaled_by_its_largest_entry(
     tmp_path: Path, sequence: str, said: int

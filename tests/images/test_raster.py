@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,23 @@ def test_significant_bits_are_those_the_file_says_where_they_are_enough(
 def test_it_is_told_once_that_sixteen_bits_hold_fewer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raster, "NARROW", set())
+    monkeypatch.setattr(raster, "NARROW", bytearray(16))
     for name in ("a.png", "b.png"):
         read_image(save(RAMP >> 4, tmp_path / name))
     (said,) = caplog.messages
     assert said.endswith("a.png: is a 16-bit image of 12-bit values; such images are scaled by 4095")
+
+
+@pytest.mark.skipif("fork" not in get_all_start_methods(), reason="processes share nothing")
+def test_it_is_told_once_by_all_processes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = save(RAMP >> 4, tmp_path / "a.png")
+    raster.NARROW[12] = 0
+    worker = get_context("fork").Process(target=read_image, args=(path,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    read_image(path)
+    assert not caplog.messages
 
 
 def test_a_dark_image_stays_dark(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_images_that_show_nothing_are_dropped(tmp_path, pixels, says):
 
 def test_what_worker_processes_scale_otherwise_is_told_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("vivid_monai.prepare.image_files._BATCH", 3)
-    monkeypatch.setattr("vivid_monai.images.raster.NARROW", set())
+    monkeypatch.setattr("vivid_monai.images.raster.NARROW", bytearray(16))
     names = [f"{i}.png" for i in range(6)]
     for name in names:
         Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 6).save(tmp_path / name)

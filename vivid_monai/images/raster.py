@@ -3,11 +3,11 @@
 import io
 import logging
 from collections.abc import Iterator
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from torch.utils.data import get_worker_info
 
 from vivid_monai.images.codestream import jpeg_stream, require_whole
 
@@ -16,8 +16,11 @@ log = logging.getLogger("vivid_monai")
 MAX_PIXELS = 100_000_000
 """Images of more pixels are refused as decompression bombs (a large mammogram has 30 million)."""
 
-NARROW: set[int] = set()
-"""Bits under 16 that 16-bit images held that this process has read; of each, it is told once."""
+NARROW: bytearray | mmap = mmap(-1, 16)
+"""At a number of bits: 1 if 16-bit images that hold so many were read, which is told once.
+
+Forked processes share it: workers of a loader, which are others in every epoch.
+"""
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, the weights of JPEG's own Y channel
 
@@ -166,8 +169,7 @@ def _bits(largest: int, significant: int | None, path: Path) -> int:
 
 
 def announce(bits: int, path: Path | str) -> None:
-    """Log that a 16-bit image is scaled as one of fewer bits: once, and of several worker processes in the first."""
-    worker = get_worker_info()
-    if bits not in NARROW and (worker is None or worker.id == 0):
+    """Log that a 16-bit image is scaled as one of fewer bits, unless it was told."""
+    if not NARROW[bits]:
+        NARROW[bits] = 1
         log.info("%s: is a 16-bit image of %d-bit values; such images are scaled by %d", path, bits, 2**bits - 1)
-    NARROW.add(bits)

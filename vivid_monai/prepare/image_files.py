@@ -24,11 +24,11 @@ _NEARLY_BLACK = 1 / 16
 
 
 class _Seen(NamedTuple):
-    """What reading an image told: its size, or why its row is dropped; and the `NARROW` of the process that read it."""
+    """What reading an image told: its size, or why its row is dropped; and what is `NARROW` in the process."""
 
     size: tuple[int, int] | None
     problem: tuple[str, str] | None
-    narrow: frozenset[int]
+    narrow: tuple[int, ...]
 
 
 def drop_duplicates(rows: Rows) -> list[int]:
@@ -77,7 +77,7 @@ def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:
     tasks = list(zip(paths, slices, strict=True))
     found = _run(_read, tasks, workers if len(paths) >= _BATCH else 1, "processes", "reading images")
     for (path, _), seen in zip(tasks, found, strict=True):
-        for bits in sorted(seen.narrow):
+        for bits in seen.narrow:
             announce(bits, path)
     sizes = [seen.size or (None, None) for seen in found]
     height, width = (pd.array([size[axis] for size in sizes], "Int32") for axis in (0, 1))
@@ -109,7 +109,7 @@ def _read(path: str, place: int | None) -> _Seen:
             problem = "blank-image", f"{path}: {blank}"
     except ImageError as error:
         problem = "unreadable-image", str(error)
-    return _Seen(size, problem, frozenset(NARROW))
+    return _Seen(size, problem, tuple(bits for bits in range(len(NARROW)) if NARROW[bits]))
 
 
 def _blank(pixels: np.ndarray) -> str | None:

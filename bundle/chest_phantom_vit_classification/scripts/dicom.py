@@ -108,7 +108,8 @@ def _table(ds: pydicom.Dataset, sequence: str, *, signed: bool) -> _Table | None
             entries = entries.astype("<u2").view(np.uint8).astype(np.int64)
         entries, top = entries[:n], 2**depth - 1 if 0 < depth <= 16 else 0
         largest = max(1, int(entries.max()))
-        setattr(ds, sequence, [item])  # for pydicom, which looks at the first, be it empty
+        setattr(ds, sequence, [item])  # for pydicom, which looks at the first, be it empty,
+        item.LUTDescriptor = [n, first, depth if top else 16]  # and needs a depth
         return _Table(first, entries, top if top // 2 < largest <= top else largest)
     return None
 
