@@ -12,7 +12,7 @@ from vivid_monai.data.items import Items
 from vivid_monai.errors import VividError
 from vivid_monai.images.augment import RandomAugmentation
 from vivid_monai.images.preprocess import BasePreprocess, plain_tensors
-from vivid_monai.images.read import PACKAGES, image_error_behind
+from vivid_monai.images.read import PACKAGES, READER, image_error_behind
 from vivid_monai.storage.arrays import ArrayCache, Chunk, Rows, fingerprint, in_chunks
 from vivid_monai.storage.files import versions
 from vivid_monai.storage.skipped import Skipped
@@ -118,7 +118,7 @@ class ImageDataset(Dataset):
         return {
             "preprocess": self.preprocess.stored_dict(),
             "files": fingerprint(files, len(self.data)),
-            "versions": versions(PACKAGES),
+            "versions": versions(PACKAGES) | {"reader": READER},
         }
 
 

@@ -15,6 +15,7 @@ from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.loader import ordered_loader
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
+from vivid_monai.images.read import READER
 from vivid_monai.storage.arrays import RECORD, ArrayCache, Chunk, Rows, fingerprint, open_rows
 from vivid_monai.storage.files import versions
 
@@ -121,7 +122,7 @@ class FeatureStore:
                 "files": fingerprint(((str(row["image"]), row.get("slice")) for row in items), n),
                 "batch_size": self.batch_size,
                 "device": self.device.type,
-                "versions": versions(PACKAGES),
+                "versions": versions(PACKAGES) | {"reader": READER},
             }
 
         started, computed = time.perf_counter(), 0

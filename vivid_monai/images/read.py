@@ -14,6 +14,8 @@ from vivid_monai.images.dicom import read_dicom
 from vivid_monai.images.nifti import read_nifti, read_nifti_labels
 from vivid_monai.images.raster import read_bmp, read_jpeg, read_png, read_png_labels, read_tiff
 
+READER = 2
+"""Raised where files come out as other pixels than before: caches of pixels and of features are made anew."""
 PACKAGES = (
     *("vivid-monai", "numpy", "torch", "monai", "pillow", "pydicom", "nibabel"),
     *("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"),

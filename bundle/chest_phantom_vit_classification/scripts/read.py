@@ -14,6 +14,8 @@ from .dicom import read_dicom
 from .nifti import read_nifti, read_nifti_labels
 from .raster import read_bmp, read_jpeg, read_png, read_png_labels, read_tiff
 
+READER = 2
+"""Raised where files come out as other pixels than before: caches of pixels and of features are made anew."""
 PACKAGES = (
     *("vivid-monai", "numpy", "torch", "monai", "pillow", "pydicom", "nibabel"),
     *("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"),
