@@ -154,7 +154,7 @@ def test_every_arm_and_data_set_of_the_table_is_known():
     arms = json.loads((ROOT / "configs" / "arms.json").read_text()).keys() | table["arms"].keys()
     for one in table["experiments"].values():
         assert set(one["arms"]) <= arms
-        assert {*one["data"]} <= {*table["data"], "kermany", "nih", "covid"}
+        assert {*one["data"]} <= {*table["data"], "kermany", "kermany_kind", "nih", "covid"}
         for config in one.get("configs", ()):
             assert (ROOT / "configs" / config).is_file()
     assert {arm["data"] for arm in table["arms"].values()} <= table["data"].keys()
