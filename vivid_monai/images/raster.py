@@ -11,7 +11,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vivid_monai.images.codestream import jpeg_stream, require_whole
 
-log = logging.getLogger("vivid_monai")
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 100_000_000
 """Images of more pixels are refused as decompression bombs (a large mammogram has 30 million)."""
@@ -172,4 +172,4 @@ def announce(bits: int, path: Path | str) -> None:
     """Log that a 16-bit image is scaled as one of fewer bits, unless it was told."""
     if not NARROW[bits]:
         NARROW[bits] = 1
-        log.info("%s: is a 16-bit image of %d-bit values; such images are scaled by %d", path, bits, 2**bits - 1)
+        logger.info("%s: is a 16-bit image of %d-bit values; such images are scaled by %d", path, bits, 2**bits - 1)

@@ -50,13 +50,12 @@ def resume_config(folder: Path) -> None:
     if not now or not path.exists():
         return
     try:
-        was = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+        was = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise VividError(f"{path}: cannot be read, so nobody knows what the run was asked for: {error}") from error
-    leaves = dict(_leaves(now))
-    keys = [key for key in dict.fromkeys([*was, *leaves]) if key.split("#")[0] not in MAY_CHANGE]
-    if changed := [key for key in keys if was.get(key) != leaves.get(key)]:
-        told = [f"{key} was {_short(was.get(key))}, is {_short(leaves.get(key))}" for key in changed[:3]]
+    changed = [one for one in _differences(was, now) if one[0].split("#")[0] not in MAY_CHANGE]
+    if changed:
+        told = [f"{key} was {_short(before)}, is {_short(after)}" for key, before, after in changed[:3]]
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise VividError(
             f"cannot resume: {'; '.join(told)}{more}. Go on with what the run was asked for (--config_file {path}), or "
@@ -65,14 +64,13 @@ def resume_config(folder: Path) -> None:
     write_config(folder)
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Names as MONAI writes them ("train#dataset#cache") and values of everything in a config."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if parts is None or not value:
-        yield key, value
-        return
-    for name, one in parts:
-        yield from _leaves(one, f"{key}#{name}" if key else str(name))
+def _differences(was: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Name as MONAI writes it ("train#dataset#cache"), value before and value now of what differs."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*was, *now]):
+            yield from _differences(was.get(name), now.get(name), f"{key}#{name}" if key else name)
+    elif was != now:
+        yield key, was, now
 
 
 def _short(value: Any) -> str:
