@@ -24,6 +24,11 @@ def one_line(error: BaseException, most: int = 300) -> str:
     return f"{text[: most - end - 3].rstrip()} … {text[-end:].lstrip()}"
 
 
+def cut(text: str, most: int) -> str:
+    """A text of at most ``most`` characters, for a message: the rest is an ellipsis."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

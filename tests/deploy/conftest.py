@@ -1,6 +1,7 @@
 """A finished training run, made without training: features of random weights that a head can be fitted on."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ from vivid_monai.evaluation.workflows import write_evaluation
 from vivid_monai.networks.modules import save_module
 
 NAME = "made_xray_vit_classification"
+
+
+@pytest.fixture
+def own_modules(tmp_path_factory, monkeypatch):
+    """transformers keeps the code of folders in a place of its own."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def make_run(folder: Path, *, n: int = 600, space: str = "chexpert-12", fields=None, change=None) -> Path:

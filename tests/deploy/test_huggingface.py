@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageClassification, dynamic_module_utils
+from transformers import AutoModel, AutoModelForImageClassification
 
 from tests.deploy.small import FIELDS, PREPROCESS, SIZE, make_classifier, make_images
 from vivid_monai.deploy import export as module
@@ -18,7 +18,7 @@ from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import NAMINGS, load_vit_weights, rename_vit_weights
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("own_modules")]
 
 
 @pytest.mark.parametrize(
@@ -103,15 +103,6 @@ def test_a_stem_can_be_trained_on_in_transformers_and_saved(tmp_path):
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
     with torch.inference_mode():
         torch.testing.assert_close(again(make_images(2)).logits, ours.eval()(make_images(2)), rtol=0, atol=1e-5)
-
-
-@pytest.fixture(autouse=True)
-def own_modules(tmp_path_factory, monkeypatch):
-    """transformers keeps the code of folders in a place of its own."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    monkeypatch.setattr("sys.path", [*sys.path])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)
 
 
 def test_its_encoder_can_be_trained_on(tmp_path):

@@ -1,14 +1,13 @@
 """The image processor and the recipes in the exported README against our own preprocessing."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, dynamic_module_utils, pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from tests.deploy.made_dicom import dicom
 from tests.deploy.recipes import recipes
@@ -17,14 +16,7 @@ from vivid_monai.deploy.export import export_huggingface
 from vivid_monai.deploy.processing_vivid import VividImageProcessor
 from vivid_monai.images.preprocess import Preprocess
 
-
-@pytest.fixture(autouse=True)
-def own_modules(tmp_path_factory, monkeypatch):
-    """transformers keeps the code of folders in a place of its own."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    monkeypatch.setattr("sys.path", [*sys.path])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)
+pytestmark = pytest.mark.usefixtures("own_modules")
 
 
 RULES = [

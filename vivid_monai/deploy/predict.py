@@ -132,11 +132,12 @@ def predict(
     asked = {"accept": list(by_tags.accept)} if by_tags.accept else {}
     journal = Journal(folder, {**settings, "overlays": overlays, "reports": reports, **asked})
     waiting = [one for one in inputs if one not in journal.entries]
-    more = [name for name, is_asked in (("overlay", overlays), ("report", reports), ("accepted", accept)) if is_asked]
+    may_be = {"overlay": overlays, "report": reports, "accepted": accept, "reason": True}
+    more = [name for name, is_asked in may_be.items() if is_asked]
     tables: PredictionsWriter | None = None
     try:
-        write_predictions(model.rules, _done(journal, inputs), folder, more=[*more, "reason"])
-        tables = PredictionsWriter(model.rules.fields, _places(folder), more=[*more, "reason"])
+        write_predictions(model.rules, _done(journal, inputs), folder, more=more)
+        tables = PredictionsWriter(model.rules.fields, _places(folder), more=more)
         with tqdm(total=len(inputs), initial=len(inputs) - len(waiting), desc="images", unit="image") as bar:
             dataset: Any = InputDataset(waiting, transform, shape=model.preprocess.shape) if waiting else []
             options: Any = {"collate_fn": list, "worker_init_fn": _quiet_worker}
@@ -150,7 +151,7 @@ def predict(
                 if reports and entry.status != UNREADABLE and is_dicom(entry.image.path):
                     entry = _reported(model, entry, folder, f"reports/{number}.dcm")
                 journal.add(entry)
-                _write_row(tables, model.rules, entry, [*more, "reason"])
+                _write_row(tables, model.rules, entry, more)
                 bar.update()
     finally:
         journal.close()

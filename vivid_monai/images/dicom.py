@@ -9,7 +9,7 @@ import pydicom
 from PIL import Image, ImageDraw
 from pydicom.pixels import apply_windowing
 
-from vivid_monai.images.dicom_file import numbers_of, read_stored, value_of
+from vivid_monai.images.dicom_file import number_of, numbers_of, read_stored, value_of
 from vivid_monai.images.raster import MAX_PIXELS, bands
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -126,13 +126,12 @@ def _modality(ds: pydicom.Dataset) -> Change:
     if table := _table(ds, "ModalityLUTSequence", signed=bool(ds.PixelRepresentation)):
         return table.look_up
     ds.pop("ModalityLUTSequence", None)
-    slope, intercept = numbers_of(ds, "RescaleSlope"), numbers_of(ds, "RescaleIntercept")
-    if not slope or not intercept or slope[0] is None or intercept[0] is None:
+    slope, intercept = number_of(ds, "RescaleSlope"), number_of(ds, "RescaleIntercept")
+    if slope is None or intercept is None:
         return lambda stored: stored
-    if slope[0] == 0:
+    if slope == 0:
         raise ValueError("its RescaleSlope is 0")
-    by, plus = slope[0], intercept[0]
-    return lambda stored: stored.astype(np.float64) * by + plus
+    return lambda stored: stored.astype(np.float64) * slope + intercept
 
 
 def _lowest(ds: pydicom.Dataset) -> int:
@@ -175,7 +174,7 @@ def _full_range(ds: pydicom.Dataset, units: Change, stored: np.ndarray, hidden: 
 
 def _padding(ds: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
     """Where pixels are padding; bool (H, W)."""
-    value, limit = ([*numbers_of(ds, name), None][0] for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    value, limit = (number_of(ds, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if value is None:
         return np.zeros(stored.shape, bool)
     low, high = sorted(_of_sign(int(one), stored.dtype) for one in (value, value if limit is None else limit))
@@ -201,11 +200,11 @@ def _shutter(ds: pydicom.Dataset, shape: tuple[int, ...]) -> tuple[np.ndarray, n
     rows, columns = np.arange(1, shape[0] + 1), np.arange(1, shape[1] + 1)
     if "RECTANGULAR" in shapes:
         names = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
-        upper, lower, left, right = ([*numbers_of(ds, f"Shutter{name}Edge"), None][0] for name in names)
+        upper, lower, left, right = (number_of(ds, f"Shutter{name}Edge") for name in names)
         outside |= ~(_between(upper, rows, lower)[:, None] & _between(left, columns, right))
     if "CIRCULAR" in shapes:
         row, column = _pairs(ds, "CenterOfCircularShutter", least=1)[0]
-        radius = [*numbers_of(ds, "RadiusOfCircularShutter"), None][0]
+        radius = number_of(ds, "RadiusOfCircularShutter")
         if radius is None:
             raise ValueError("its circular shutter has no radius")
         for part in bands(shape):  # the radius is one along a row
@@ -216,7 +215,7 @@ def _shutter(ds: pydicom.Dataset, shape: tuple[int, ...]) -> tuple[np.ndarray, n
         vertices = _pairs(ds, "VerticesOfThePolygonalShutter", least=3)
         ImageDraw.Draw(inside).polygon([(column - 1, row - 1) for row, column in vertices], fill=1, outline=1)
         outside |= ~np.asarray(inside)
-    value = [*numbers_of(ds, "ShutterPresentationValue"), None][0] or 0
+    value = number_of(ds, "ShutterPresentationValue") or 0
     return outside, np.float32(min(max(value, 0), 65535) / 65535)
 
 

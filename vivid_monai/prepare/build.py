@@ -15,7 +15,7 @@ from vivid_monai.data.columns import open_label_space, stored_label_space
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import SPLITS, SplitError, SplitRule, assert_disjoint
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.card import Card, Counts, count_states, describe, to_markdown
+from vivid_monai.prepare.card import Card, Counts, count_states, describe, over_splits, to_markdown
 from vivid_monai.prepare.image_files import Check, check_images, drop_duplicates
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Contradictions, Rows, Source, write_skip_list
 from vivid_monai.prepare.validate import contradictions, invalid_rows, to_arrow
@@ -109,6 +109,7 @@ def prepare(
     manifest = Manifest(
         to_arrow(rows.table), label_space=source.label_space, image_root=source.image_root, splits=how, sources=files
     )
+    described = describe(manifest)
     manifest.card = {
         "dataset": source.dataset,
         "label_space": space.name,
@@ -117,8 +118,8 @@ def prepare(
         "skipped": reasons,
         "contradictions": found,
         "states_read": read,
-        "losses": _losses(rows, skipped, once, space),
-        **describe(manifest),
+        "losses": _losses(rows.n_read, skipped, once, over_splits(described["states"])),
+        **described,
         "image_check": _CHECKED[check],
         "sources": files,
         "notes": rows.notes,
@@ -201,11 +202,10 @@ def _split(rows: Rows, rule: SplitRule | None, source: Source) -> frozenset[str]
     return official
 
 
-def _losses(rows: Rows, skipped: pd.DataFrame, read: Counts, space: LabelSpace) -> dict[str, Any]:
+def _losses(n_read: int, skipped: pd.DataFrame, read: Counts, kept: Counts) -> dict[str, Any]:
     """What is not in the manifest, repeated rows apart: rows, states of each field, and what is over the limits."""
     lost = int((skipped["row"].notna() & ~skipped["reason"].isin(_NO_LOSS)).sum())
-    kept = count_states(rows.table, space.fields)
-    over = [f"{lost:,} of {rows.n_read:,} rows"] if lost > _ROWS * rows.n_read else []
+    over = [f"{lost:,} of {n_read:,} rows"] if lost > _ROWS * n_read else []
     for field, states in read.items():
         for word in STATES:
             before, after = states[word], kept[field][word]

@@ -41,6 +41,14 @@ def count_states(table: pd.DataFrame, fields: Sequence[str]) -> Counts:
     return counts
 
 
+def over_splits(states: Mapping[str, Counts]) -> Counts:
+    """Field → state → rows of all splits together, of a card's "states"."""
+    sides = list(states.values())
+    return {
+        field: {word: sum(side[field][word] for side in sides) for word in words} for field, words in sides[0].items()
+    }
+
+
 def count_words(table: pd.DataFrame, column: str) -> Counts:
     """Word ("unknown" for null) → split → rows."""
     words = table[column].astype(object).fillna("unknown")
@@ -106,10 +114,8 @@ def _checks_text(card: Card) -> str:
         *(f"No {split} split: {way}." for split, way in _WITHOUT.items() if split not in card["splits"]),
         *(f"LOST: {what}." for what in card["losses"]["over"]),
     ]
-    balance = []
-    for field, once in card["losses"]["states_read_once"].items():
-        kept = {word: sum(side[field][word] for side in card["states"].values()) for word in STATES}
-        balance.append((field, *(f"{kept[word]:,} of {once[word]:,}" for word in STATES)))
+    kept, once = over_splits(card["states"]), card["losses"]["states_read_once"]
+    balance = [(field, *(f"{kept[field][word]:,} of {once[field][word]:,}" for word in STATES)) for field in once]
     return "\n\n".join(["\n".join(f"- {one}" for one in told), _table(("field, kept of read", *STATES), balance)])
 
 

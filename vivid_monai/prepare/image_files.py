@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vivid_monai.images.raster import NARROW, announce
 from vivid_monai.images.read import ImageError, read_image
-from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows
+from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, differing
 
 Check = Literal["none", "files", "images"]
 CHECKS: tuple[Check, ...] = ("none", "files", "images")
@@ -40,18 +40,19 @@ def drop_duplicates(rows: Rows) -> list[int]:
     table = rows.table
     same = [name for name in ("image", "slice", "reader") if name in table]
     content = [name for name in table if name not in (TABLE, ROW, KEY, "id")]
-    repeated = table[table.duplicated(same, keep=False)].astype(object)
-    repeated = repeated.where(repeated.notna(), None)  # so that two nulls are equal
-    problems: dict[int, tuple[str, str]] = {}
-    for _, group in repeated.groupby(same, sort=False, dropna=False):
-        first = group.iloc[0]
-        if differ := [name for name in content if any(cell != first[name] for cell in group[name])]:
-            detail = f"rows {', '.join(map(str, group[ROW]))} of this image differ in {', '.join(differ)}"
-            problems |= dict.fromkeys(group.index, ("conflicting-duplicate", detail))
-        else:
-            problems |= dict.fromkeys(group.index[1:], ("duplicate", f"says what row {first[ROW]} says"))
+    several = table[table.duplicated(same, keep=False)]
+    group = several.groupby(same, sort=False, dropna=False).ngroup()
+    differ = differing(several, content, group)
+    odd = differ.any(axis=1)
+    again = several[~odd & group.duplicated()]
+    firsts = several[ROW].groupby(group).transform("first")
+    problems = {row: ("duplicate", f"says what row {firsts[row]} says") for row in again.index}
+    for _, image in several[odd].groupby(group[odd]):
+        names = differ.columns[differ.loc[image.index[0]]]
+        detail = f"rows {', '.join(map(str, image[ROW]))} of this image differ in {', '.join(names)}"
+        problems |= dict.fromkeys(image.index, ("conflicting-duplicate", detail))
     rows.drop_each(problems)
-    return [row for row, (reason, _) in problems.items() if reason == "duplicate"]
+    return list(again.index)
 
 
 def check_images(rows: Rows, root: Path, *, check: Check, workers: int) -> None:

@@ -8,12 +8,14 @@ import pandas as pd
 
 from vivid_monai.data.columns import FINDING
 from vivid_monai.errors import VividError
-from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows
+from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, differing
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
 
 Merge = Literal["any", "majority", "each"]
 _OWN = (TABLE, ROW, KEY, "id", "boxes", "reader")
-_RANK = {NULL: 0, ABSENT: 1, UNCERTAIN: 2, PRESENT: 3}
+_ORDER = np.array([NULL, ABSENT, UNCERTAIN, PRESENT], np.int8)
+"""Of several states of a reader, the last of these counts; below, states are their places here, their ranks."""
+_ABSENT, _UNCERTAIN, _PRESENT = 1, 2, 3
 _MANY = 0.05
 """Where more of the images than this share have rows that differ, the table is long, and not one with slips."""
 
@@ -32,7 +34,7 @@ def merge_rows(rows: Rows, how: Merge) -> None:
     states = [name for name in table if name.startswith(FINDING)]
     facts = [name for name in table if name not in (*_OWN, *key) and name not in states]
     group = table.groupby(key, sort=False, dropna=False).ngroup()
-    differ = pd.DataFrame({name: _varies(table[name], group) for name in facts})
+    differ = differing(table, facts, group)
     bad = differ.any(axis=1)
     told = differ[bad].apply(lambda row: "rows of this image differ in " + ", ".join(row.index[row]), axis=1)
     rows.drop(bad, "conflicting-duplicate", told if bad.any() else "")
@@ -42,17 +44,16 @@ def merge_rows(rows: Rows, how: Merge) -> None:
     voter = table.groupby([*image, "reader"], sort=False, dropna=False).ngroup()
     if how == "majority" and table["reader"].isna().all():
         voter = pd.Series(np.arange(len(table)), table.index)
-    ranks = np.array([_RANK[code] for code in (NULL, ABSENT, PRESENT, UNCERTAIN)])[table[states].to_numpy() + 1]
-    codes = np.array([NULL, ABSENT, UNCERTAIN, PRESENT], np.int8)
+    ranks = pd.DataFrame(np.argsort(_ORDER)[table[states].to_numpy() + 1])
     first = ~group.duplicated().to_numpy()
     if how == "majority":
-        merged = _vote(pd.DataFrame(ranks).groupby(voter.to_numpy()).max(), group[~voter.duplicated().to_numpy()])
+        merged = _vote(ranks.groupby(voter.to_numpy()).max(), group[~voter.duplicated().to_numpy()])
     else:
-        merged = pd.DataFrame(ranks).groupby(group.to_numpy(), sort=False).max().to_numpy()
+        merged = ranks.groupby(group.to_numpy(), sort=False).max().to_numpy()
     one = table[first].copy()
-    one[states] = codes[merged]
+    one[states] = _ORDER[merged]
     if "boxes" in table:
-        kept = dict(zip(states, (merged >= _RANK[UNCERTAIN]).T, strict=True))
+        kept = dict(zip(states, (merged >= _UNCERTAIN).T, strict=True))
         found = _boxes_of(table, group, kept)
         lost = int(table["boxes"].map(len, na_action="ignore").sum()) - sum(map(len, found))
         one["boxes"] = pd.Series([boxes or None for boxes in found], one.index, dtype=object)
@@ -70,14 +71,12 @@ def merge_rows(rows: Rows, how: Merge) -> None:
 def refuse_long_table(rows: Rows, mapping: Path) -> None:
     """Raise a VividError where many images have rows that say different things: nobody said how to merge them."""
     table = rows.table
-    content = [name for name in table if name not in (TABLE, ROW, KEY, "id")]
+    content = [name for name in table if name not in (TABLE, ROW, KEY, "id", "image", "slice")]
     image = table.groupby(["image", "slice"], sort=False, dropna=False).ngroup()
     if not (several := image.duplicated(keep=False)).any():
         return
     part, of = table[several], image[several]
-    differ = pd.concat([_varies(part[name], of) for name in content if name not in ("image", "slice")], axis=1).any(
-        axis=1
-    )
+    differ = differing(part, content, of).any(axis=1)
     n, images = of[differ].nunique(), image.nunique()
     if n > _MANY * images:
         some = ", ".join(str(row) for row in part[ROW][differ & (of == of[differ].iloc[0])][:3])
@@ -86,13 +85,6 @@ def refuse_long_table(rows: Rows, mapping: Path) -> None:
             f"if for boxes, findings or readers. Say in {mapping.name} how to merge: "
             '"rows": "any", "majority" or "each"'
         )
-
-
-def _varies(column: pd.Series, group: pd.Series) -> pd.Series:
-    """Whether the rows of a row's group differ in a column; a null is a value of its own."""
-    plain = column.map(str, na_action="ignore") if column.dtype == object else column
-    codes = pd.Series(pd.factorize(plain, use_na_sentinel=False)[0], column.index)
-    return codes.groupby(group).transform("nunique") > 1
 
 
 def _vote(by_reader: pd.DataFrame, group: pd.Series) -> np.ndarray:
@@ -105,9 +97,9 @@ def _vote(by_reader: pd.DataFrame, group: pd.Series) -> np.ndarray:
         np.add.at(total, images, which)
         return total
 
-    answered, present, absent = (count(which) for which in (ranks > 0, ranks == _RANK[PRESENT], ranks == _RANK[ABSENT]))
-    majority = np.where(2 * present > answered, _RANK[PRESENT], np.where(2 * absent > answered, _RANK[ABSENT], 2))
-    return np.where(answered == 0, _RANK[NULL], majority)
+    answered, present, absent = (count(which) for which in (ranks > 0, ranks == _PRESENT, ranks == _ABSENT))
+    majority = np.where(2 * present > answered, _PRESENT, np.where(2 * absent > answered, _ABSENT, _UNCERTAIN))
+    return np.where(answered == 0, 0, majority)
 
 
 def _boxes_of(table: pd.DataFrame, group: pd.Series, kept: dict[str, np.ndarray]) -> list[list[dict[str, Any]]]:

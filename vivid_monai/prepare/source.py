@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vivid_monai.data.columns import FINDING, LabelSpaceSource
+from vivid_monai.errors import cut
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.states import NULL, PRESENT
 
@@ -85,7 +86,7 @@ class Rows:
             except (BadCell, KeyError) as error:
                 known = ", ".join(map(repr, translate)) if isinstance(translate, Mapping) else str(error)
                 for row in self.table.index[codes == code]:
-                    self.problems.setdefault(row, f"column {name!r} holds {short(text)}, not {short(known, 120)}")
+                    self.problems.setdefault(row, f"column {name!r} holds {cut(text, 60)!r}, not {cut(known, 120)}")
                 values.append(bad)
         return codes, values
 
@@ -127,10 +128,16 @@ class Rows:
         self.drop_each({row: ("bad-value", problem) for row, problem in self.problems.items()})
 
 
-def short(text: str, most: int = 60) -> str:
-    """A cell or a list of words in a message: not more of it than a person reads."""
-    cut = text if len(text) <= most else text[: most - 1] + "…"
-    return repr(cut) if most == 60 else cut
+def differing(table: pd.DataFrame, names: Sequence[str], group: pd.Series) -> pd.DataFrame:
+    """Which of the columns ``names`` differ within the group of each row; bool (N, names). Nulls are equal."""
+
+    def codes_of(column: pd.Series) -> np.ndarray:
+        # Boxes are lists, which have no hash.
+        plain = column.map(str, na_action="ignore") if column.dtype == object else column
+        return pd.factorize(plain)[0]
+
+    codes = pd.DataFrame({name: codes_of(table[name]) for name in names}, table.index)
+    return codes.groupby(group).transform("nunique") > 1
 
 
 def constant(word: str | None, index: pd.Index) -> pd.Series:

@@ -9,7 +9,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, cut
 from vivid_monai.storage.files import whole_file
 
 CONFIG = "config.json"
@@ -55,7 +55,7 @@ def resume_config(folder: Path) -> None:
         raise VividError(f"{path}: cannot be read, so nobody knows what the run was asked for: {error}") from error
     changed = [one for one in _differences(was, now) if one[0].split("#")[0] not in MAY_CHANGE]
     if changed:
-        told = [f"{key} was {_short(before)}, is {_short(after)}" for key, before, after in changed[:3]]
+        told = [f"{key} was {cut(repr(before), 40)}, is {cut(repr(after), 40)}" for key, before, after in changed[:3]]
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise VividError(
             f"cannot resume: {'; '.join(told)}{more}. Go on with what the run was asked for (--config_file {path}), or "
@@ -71,8 +71,3 @@ def _differences(was: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, 
             yield from _differences(was.get(name), now.get(name), f"{key}#{name}" if key else name)
     elif was != now:
         yield key, was, now
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:39] + "…"

@@ -82,6 +82,11 @@ def numbers_of(ds: pydicom.Dataset, name: str) -> list[float | None]:
     return numbers
 
 
+def number_of(ds: pydicom.Dataset, name: str) -> float | None:
+    """The first number of an attribute, as of :func:`numbers_of`."""
+    return next(iter(numbers_of(ds, name)), None)
+
+
 def read_stored(path: Path) -> tuple[pydicom.Dataset, np.ndarray]:
     """Read a grey image of one frame.
 
