@@ -172,6 +172,9 @@ def test_other_versions_of_what_reads_images_do_not_hit(
         monkeypatch.setattr("vivid_monai.data.dataset.versions", lambda packages, version=version: {"pillow": version})
         ImageDataset(data, PREPROCESS, cache=tmp_path / "cache")
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 2
+    monkeypatch.setattr("vivid_monai.data.dataset.READER", 0)
+    ImageDataset(data, PREPROCESS, cache=tmp_path / "cache")
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 3
 
 
 def test_what_cannot_work_is_refused_at_once(data: list[dict]) -> None:

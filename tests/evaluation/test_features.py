@@ -131,6 +131,14 @@ def test_another_batch_size_is_another_entry(store, manifest, tmp_path):
     assert encoder.batches
 
 
+def test_images_that_are_read_otherwise_are_another_entry(store, manifest, monkeypatch):
+    features(store, manifest)
+    monkeypatch.setattr("vivid_monai.evaluation.features.READER", 0)
+    encoder = TinyEncoder()
+    features(store, manifest, encoder)
+    assert encoder.batches != []
+
+
 def test_unreadable_images_are_reported_on_a_hit_too(store, manifest, capsys):
     items = manifest.select("train").items()
     broken = [0, 4, 5, 6, 7, len(items) - 1]  # the second batch has no image at all

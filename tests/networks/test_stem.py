@@ -25,6 +25,14 @@ def test_a_convolutional_stem_gives_the_same_grid(dims: int) -> None:
     assert [name for name, p in vit.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+@pytest.mark.parametrize(("dims", "layout"), [(2, torch.channels_last), (3, torch.channels_last_3d)])
+def test_maps_have_their_channels_last(dims: int, layout: torch.memory_format) -> None:
+    """It is faster on CPUs, whatever the memory format of the weights."""
+    maps = ConvStem(1, 32, [4] * dims)(torch.randn(2, 1, *[16] * dims))
+    assert maps.is_contiguous(memory_format=layout)
+    assert not maps.is_contiguous()
+
+
 def test_axes_are_halved_as_often_as_their_patches_ask() -> None:
     stem = ConvStem(3, 32, [2, 8])
     assert [m.stride for m in stem if isinstance(m, nn.Conv2d)] == [

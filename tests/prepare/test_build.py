@@ -170,6 +170,12 @@ def test_an_open_row_of_a_held_out_patient_is_left_out_and_one_of_a_train_patien
     assert prepared.card["skipped"] == {"official-patient": 1}
     assert prepared.skipped["row"].tolist() == [8]
     assert prepared.manifest.table["split"].to_pylist() == ["test"] * 3 + ["train"] * 4
+    # Whatever is drawn: the patients without any official row go to val here, nearly all of them.
+    drawn = prepare(
+        make([*rows, *official(20, None, 20)], official=frozenset({"train", "test"}), val=0.9), check="none"
+    )
+    assert drawn.manifest.table["split"].to_pylist()[:7] == ["test"] * 3 + ["train"] * 4
+    assert drawn.card["splits"]["val"]["images"] > 10
 
 
 def test_val_is_drawn_from_official_train_patients_where_asked_and_missed_where_not(make):
