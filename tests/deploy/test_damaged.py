@@ -16,7 +16,7 @@ from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.predict import predict
 from vivid_monai.errors import VividError
 
-N = 40  # of each kind; scripts/fuzz_predict.py makes thousands
+N = 40  # of each kind; scripts/fuzz.py makes thousands
 
 
 @pytest.fixture(scope="module")

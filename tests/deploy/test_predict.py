@@ -309,7 +309,7 @@ def test_its_own_answers_are_no_inputs_and_termination_leaves_tables(
 
     def terminated(self, batch):
         seen.append(batch)
-        if len(seen) == 2:
+        if len(seen) == 3:  # the first is that of a blank image
             os.kill(os.getpid(), signal.SIGTERM)
         return call(self, batch)
 
@@ -354,6 +354,12 @@ def test_a_folder_that_cannot_be_entered_is_listed_and_no_success(bundle_folder,
         (lambda folder: _edited(folder), "has changed since the bundle was built"),
         (lambda folder: _without(folder, "preprocess"), "is not a bundle of"),
         (lambda folder: _without(folder, "views"), "is not a bundle of"),
+        (
+            lambda folder: _with_answers(folder, {"no_finding": ["Edema"]}),
+            "is not a bundle",
+        ),
+        (lambda folder: _with_answers(folder, {"fields": []}), "is not a bundle of"),
+        (lambda folder: _with_answers(folder, {"modality": "XX"}), "break the rules of records: 'XX' is not one of"),
     ],
 )
 def test_a_damaged_bundle_is_one_clear_line(bundle_folder, tmp_path, capsys, change, told):
@@ -369,6 +375,14 @@ def _edited(folder: Path) -> None:
     path = folder / "configs" / "metadata.json"
     metadata = json.loads(path.read_text())
     next(one for one in metadata["answers"]["fields"] if one["present_from"])["present_from"] = 0.999
+    path.write_text(json.dumps(metadata))
+
+
+def _with_answers(folder: Path, change: dict) -> None:
+    path = folder / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["answers"] |= change
+    metadata["vivid"]["metadata_sha256"] = None
     path.write_text(json.dumps(metadata))
 
 

@@ -198,7 +198,10 @@ def test_an_empty_attribute_is_an_absent_one(tmp_path: Path, tags: dict, syntax:
         ({"ShutterShape": "RECTANGULAR", "ShutterLeftVerticalEdge": 7}, "padding or outside of the display shutter"),
         ({"HighBit": 3}, "HighBit 3 cannot be that of 12 of 16 bits"),
         ({"HighBit": 16}, "HighBit 16"),
+        ({"pixels": np.tile(RAMP, (16, 16)), "HighBit": 16, "compress": JPEG2000Lossless}, "HighBit 16"),
         ({"BitsStored": None}, "has no BitsStored"),
+        ({"BitsStored": 0}, "BitsStored 0 cannot be those of 16 bits"),
+        ({"BitsStored": 17}, "BitsStored 17 cannot be those of 16 bits"),
         ({"PixelAspectRatio": [1, 10**8]}, "square pixels are more"),
     ],
 )

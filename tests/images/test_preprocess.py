@@ -50,6 +50,8 @@ def test_json_with_other_keys_is_refused_by_name() -> None:
         {"channels": 2},
         {"mean": (0.5, 0.5)},
         {"mean": "0.5"},
+        {"mean": float("nan")},
+        {"std": 10**400},
         {"std": 0},
         {"std": ()},
         {"channels": 3, "std": (0.2, 0.2)},

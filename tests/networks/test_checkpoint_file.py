@@ -43,6 +43,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     torch.save(argparse.Namespace(), tmp_path / "code.pth")
     torch.save({"a": torch.zeros(1), "epoch": 3}, tmp_path / "mixed.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    (tmp_path / "stop.bin").write_bytes(b"\x80\x02.")  # nothing is on the stack where it ends
     (tmp_path / "weights.npz").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     messages = {
@@ -51,6 +52,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         "code.pth": "broken or pickles code",
         "mixed.pth": "'epoch' is no tensor",
         "list.pth": "holds a list",
+        "stop.bin": "broken or pickles code",
         "weights.npz": "read from .safetensors",
         "empty": "holds none of",
         "gone.bin": "no such file",

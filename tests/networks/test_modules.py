@@ -201,6 +201,7 @@ def test_another_architecture_is_refused(file: Path, other: dict, message: str) 
         ),
         ({"tensors": {"cls_token": None}}, "cls_token is missing"),
         ({"tensors": {"other": torch.zeros(1)}}, "other is unknown"),
+        ({"tensors": {"cls_token": torch.zeros(1, 1, 128, dtype=torch.int64)}}, "cls_token is of torch.int64"),
     ],
 )
 def test_a_file_that_contradicts_itself(file: Path, changed: dict, message: str) -> None:

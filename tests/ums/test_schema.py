@@ -97,6 +97,7 @@ def test_json_that_is_no_object_is_one_violation(data):
         ('{"a": 1', "here: not JSON"),
         ("[" * 100_000, "here: not JSON of ours: nested too deeply"),
         ("1" * 5000, "here: not JSON"),
+        ('{"a": "\\ud800"}', "here: holds half of a surrogate pair"),
     ],
 )
 def test_broken_json_is_one_clear_error(text, message):

@@ -443,6 +443,13 @@ def test_a_field_with_a_side_keeps_it():
     assert side("Left kidney cyst", None, laterality="right") == ["laterality"], "without a label space, by its name"
 
 
+def test_a_long_name_does_not_make_a_long_message(valid):
+    valid["findings"]["x" * 5000] = {"state": None, "y" * 5000: 1}
+    lengths = [len(one.message) for one in verify(valid)]
+    assert len(lengths) == 3
+    assert max(lengths) == 300
+
+
 @pytest.mark.real_data
 def test_the_boxes_of_nih_are_inside(real_data):
     with (real_data / "nih" / "BBox_List_2017.csv").open(newline="", encoding="utf-8") as file:

@@ -1,9 +1,7 @@
 """Trained models in Python: a bundle, the folder of a run or an encoder file; images in, probabilities out."""
 
 import hashlib
-import io
 import json
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,14 +21,16 @@ from vivid_monai.deploy.onnx import OnnxClassifier
 from vivid_monai.deploy.ood import OODDetector
 from vivid_monai.deploy.ood_score import thumbnail_features
 from vivid_monai.deploy.postprocessing import DecisionRules
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, one_line
 from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
 from vivid_monai.evaluation.probes import LinearProbe, load_probe
 from vivid_monai.images.preprocess import BasePreprocess, Preprocess
 from vivid_monai.images.read import ImageError
+from vivid_monai.networks.checkpoint import load_pickled
 from vivid_monai.networks.classifier import BACKBONES, Classifier
 from vivid_monai.networks.spd import SPD
 from vivid_monai.ums.label_space import LabelSpace, available_label_spaces, load_label_space, parse_label_space
+from vivid_monai.ums.verify import verify
 
 WEIGHTS, ONNX, OOD = "models/model.pt", "models/model.onnx", "models/assessment.safetensors"
 RUNTIMES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
@@ -79,13 +79,15 @@ class BundleModel:
             if self.runtime == "onnx":
                 self._content(ONNX)
             self._network: Any = OnnxClassifier(folder / ONNX) if self.runtime == "onnx" else self.classifier
+            self._try()
 
     @cached_property
     def classifier(self) -> Classifier:
         """The classifier in PyTorch, whatever the runtime."""
         own = self.metadata["vivid"]
         with self._explained():
-            state = torch.load(io.BytesIO(self._content(WEIGHTS)), map_location="cpu", weights_only=True)
+            path, content = self.folder / WEIGHTS, self._content(WEIGHTS)
+            state = load_pickled(path, way_out="build the bundle again", content=content)
             if "vit" in own:  # a bundle of version 1
                 state, own = _from_version_1(state, own["vit"]), {**own, "backbone": "vit", "config": own["vit"]}
             encoder = BACKBONES[own["backbone"]](**own["config"])
@@ -120,9 +122,20 @@ class BundleModel:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (KeyError, TypeError, AttributeError, StopIteration, pickle.UnpicklingError, RuntimeError) as error:
-            what = f"{type(error).__name__}: {error}"
+        except VividError:
+            raise
+        except Exception as error:  # whatever a value leads to that is not the right one
+            what = f"{type(error).__name__}: {one_line(error, 160)}"
             raise VividError(f"{self.folder}: is not a bundle of `vivid bundle`: {what}") from error
+
+    def _try(self) -> None:
+        """Answer a blank image: what does not fit together is told before the first real one."""
+        probabilities, distances = self(torch.zeros(1, *self.preprocess.shape))
+        record = self.rules.record("blank", probabilities[0])
+        if wrong := verify(record, self.label_space):
+            raise VividError(f"{self.folder}: its answers break the rules of records: {wrong[0].message}")
+        if not distances[0] >= 0 or not self.ood.limit >= 0:
+            raise VividError(f"{self.folder}: its distance from the training images is no number")
 
     def _content(self, name: str) -> bytes:
         """The file of this name, if it is the one that the metadata were written with."""

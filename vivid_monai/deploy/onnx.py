@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from vivid_monai.errors import VividError, first_line
+from vivid_monai.errors import VividError, one_line
 
 if TYPE_CHECKING:
     from vivid_monai.images.preprocess import Preprocess
@@ -46,7 +46,7 @@ class OnnxClassifier:
         try:
             self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime has a dozen kinds without a common base
-            raise VividError(f"{self.path}: is no ONNX file that can be run: {first_line(error)}") from error
+            raise VividError(f"{self.path}: is no ONNX file that can be run: {one_line(error, 160)}") from error
         self.metadata = self._metadata()
         self.fields: tuple[str, ...] = tuple(self.metadata["fields"])
         self.image_shape = tuple(self._session.get_inputs()[0].shape[1:])

@@ -18,6 +18,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver
 
 from vivid_monai.errors import VividError
+from vivid_monai.networks.checkpoint import load_pickled
 from vivid_monai.storage.run_config import CONFIG, resume_config
 
 logger = logging.getLogger(__name__)
@@ -191,12 +192,7 @@ class RunCheckpoint:
 
 
 def _load(path: Path, objects: Mapping[str, Any]) -> None:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise VividError(
-            f"{path} cannot be read as a checkpoint ({error}); delete it and resume again from the save before it"
-        ) from error
+    state = load_pickled(path, way_out="delete it and resume again from the save before it")
     if set(state) != set(objects):
         raise VividError(
             f"{path} is no checkpoint of this kind of run: it holds {sorted(state)}, not {sorted(objects)}"

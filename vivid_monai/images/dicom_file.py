@@ -123,6 +123,8 @@ def _check(ds: pydicom.Dataset) -> None:
     for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"):
         if value_of(ds, name) is None:
             raise ValueError(f"has no {name}")
+    if not 0 < ds.BitsStored <= ds.BitsAllocated:
+        raise ValueError(f"its BitsStored {ds.BitsStored} cannot be those of {ds.BitsAllocated} bits")
     if ds.Rows * ds.Columns > MAX_PIXELS:
         raise ValueError(f"{ds.Columns} x {ds.Rows} pixels are more than the {MAX_PIXELS:,} allowed")
 
@@ -142,7 +144,7 @@ def _decode(ds: pydicom.Dataset) -> np.ndarray:
 
     high = int((numbers_of(ds, "HighBit") or [bits - 1])[0] or 0)
     aligned = high == bits - 1 or (stream is not None and stream.bits <= high)  # decoders give the lower bits
-    if not aligned and not bits <= high < ds.BitsAllocated:
+    if high >= ds.BitsAllocated or (not aligned and high < bits):
         raise ValueError(f"its HighBit {high} cannot be that of {bits} of {ds.BitsAllocated} bits")
     if not aligned:
         ds.BitsStored = ds.BitsAllocated

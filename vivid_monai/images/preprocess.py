@@ -14,7 +14,7 @@ from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Compose
 from monai.utils import CompInitMode, instantiate
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, cut
 from vivid_monai.images.geometry import centring, resizing
 from vivid_monai.images.read import read_mask
 from vivid_monai.images.transforms import (
@@ -396,7 +396,7 @@ KINDS: dict[str, type[BasePreprocess]] = {kind.kind: kind for kind in (Preproces
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:
     if not condition:
-        raise VividError(f"preprocess: {name} must be {expected}, not {value!r}")
+        raise VividError(f"preprocess: {name} must be {expected}, not {cut(repr(value), 60)}")
 
 
 def _whole(value: Any) -> bool:
@@ -406,7 +406,7 @@ def _whole(value: Any) -> bool:
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
     values = value if isinstance(value, Sequence) else [value]
     ok = len(values) > 0 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    _require(ok, name, value, "numbers")
+    _require(ok and all(abs(v) < 1e30 for v in values), name, value, "numbers")
     return tuple(float(v) for v in values)
 
 

@@ -1,7 +1,7 @@
 """Weights on disk, of any library: tensors by name, read without running code."""
 
+import io
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -80,14 +80,25 @@ def refuse_pointers(*files: Path) -> None:
             )
 
 
-def _read_pickled(file: Path) -> dict[str, Tensor]:
+def load_pickled(file: Path, *, way_out: str, content: bytes | None = None) -> Any:
+    """Tensors and plain values in a file of ``torch.save``, onto the CPU; no code in it is run.
+
+    Args:
+        way_out: for the message.
+        content: what the file held when it was checked.
+
+    Raises:
+        VividError: it is broken, or holds something else.
+    """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise VividError(
-            f"{file}: cannot be read as plain tensors ({type(error).__name__}); it is broken or pickles code: "
-            "fetch it again, or save its state dict alone as .safetensors"
-        ) from error
+        return torch.load(file if content is None else io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch raises all kinds, and advises to load the file without care
+        what = f"({type(error).__name__}); it is broken or pickles code"
+        raise VividError(f"{file}: cannot be read as plain tensors {what}: {way_out}") from error
+
+
+def _read_pickled(file: Path) -> dict[str, Tensor]:
+    content = load_pickled(file, way_out="fetch it again, or save its state dict alone as .safetensors")
     if isinstance(content, Mapping):
         wrapped = [name for name in ("state_dict", "model") if isinstance(content.get(name), Mapping)]
         content = content[wrapped[0]] if wrapped else content

@@ -195,16 +195,17 @@ def stored_parts(file: CheckpointFile) -> dict[str, Any] | None:
 
 
 def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """What keeps tensors from being those wanted: names that are missing or unknown, other shapes."""
-    return [
-        f"{name} is missing"
-        if name not in found
-        else f"{name} is unknown"
-        if name not in wanted
-        else f"{name} has shape {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in sorted(found.keys() | wanted.keys())
-        if name not in found or name not in wanted or found[name].shape != wanted[name].shape
-    ]
+    """What keeps tensors from being those wanted: missing or unknown names, other shapes, integers for floats."""
+    wrong = []
+    for name in sorted(found.keys() | wanted.keys()):
+        one, other = found.get(name), wanted.get(name)
+        if one is None or other is None:
+            wrong.append(f"{name} is {'missing' if one is None else 'unknown'}")
+        elif one.shape != other.shape:
+            wrong.append(f"{name} has shape {tuple(one.shape)}, not {tuple(other.shape)}")
+        elif one.is_floating_point() != other.is_floating_point():
+            wrong.append(f"{name} is of {one.dtype}, not {other.dtype}")
+    return wrong
 
 
 def some(names: Sequence[str], most: int = 4, *, sep: str = ", ") -> str:

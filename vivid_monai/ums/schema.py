@@ -33,7 +33,8 @@ def pointer(*parts: str | int) -> str:
 def parse_json(text: str, *, where: str = "JSON") -> Any:
     """Return the value of JSON text; NaN and infinities come through as floats, for the checks to find.
 
-    Raises VividError, with ``where`` before it, on broken JSON and on an object that has a key twice.
+    Raises VividError, with ``where`` before it, on broken JSON, on an object that has a key twice, and on half of a
+    surrogate pair, which JSON can say and no file can hold.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -45,9 +46,14 @@ def parse_json(text: str, *, where: str = "JSON") -> Any:
         return out
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        value = json.loads(text, object_pairs_hook=unique)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except VividError:
         raise
+    except UnicodeEncodeError as error:
+        raise VividError(f"{where}: holds half of a surrogate pair ({error.object[error.start]!r}), no text") from error
     except ValueError as error:
         raise VividError(f"{where}: not JSON: {error}") from error
     except RecursionError as error:

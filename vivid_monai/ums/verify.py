@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import LONGEST, VividError, cut
 from vivid_monai.ums.label_space import LabelSpace, available_label_spaces, load_label_space, side_in
 from vivid_monai.ums.record import Record
 from vivid_monai.ums.schema import SCHEMA_FILES, Violation, is_finite, pointer, schema_violations
@@ -51,7 +51,7 @@ def verify(record: Record | dict[str, Any], space: LabelSpace | None = None) -> 
         checks = (_details(name, finding), _measurements(name, finding, space), _boxes(finding, image))
         for check in (*checks, _sides(name, finding, space, data.get("view"))):
             found |= {Violation(pointer("findings", name, *path), code, message) for path, code, message in check}
-    return sorted(found)
+    return sorted(one._replace(message=cut(one.message, LONGEST)) for one in found)
 
 
 def _object(value: Any) -> dict[str, Any]:

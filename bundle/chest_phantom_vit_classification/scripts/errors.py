@@ -8,6 +8,10 @@ from types import TracebackType
 _ODD = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
+LONGEST = 300
+"""Characters of a message."""
+
+
 class VividError(ValueError):
     """A mistake in an input, a file or a setting, told so that it can be mended.
 
@@ -15,7 +19,7 @@ class VividError(ValueError):
     """
 
 
-def one_line(error: BaseException, most: int = 300) -> str:
+def one_line(error: BaseException, most: int = LONGEST) -> str:
     """An error's message on one line of at most ``most`` characters: what is wrong first, the way out last."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
     if len(text) <= most:

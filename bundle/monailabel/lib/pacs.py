@@ -11,6 +11,7 @@ import requests
 from dicomweb_client import DICOMwebClient
 from fastapi import HTTPException
 
+from lib.requested import quoted
 from lib.rules import Rules
 from lib.store import FINAL, FolderStore
 
@@ -85,7 +86,7 @@ class PacsStore(FolderStore):
     def _fetch(self, image_id: str) -> None:
         found = self._find({"SOPInstanceUID": image_id}) if image_id.strip(".0123456789") == "" else []
         if not found:
-            raise HTTPException(404, f"there is no image {image_id!r} in {self.name()}")
+            raise HTTPException(404, f"there is no image {quoted(image_id)} in {self.name()}")
         study, series, instance = (found[0][tag]["Value"][0] for tag in ("0020000D", "0020000E", "00080018"))
         try:
             # As it is stored: without "*" a PACS may decode JPEG by itself, to other pixels.

@@ -7,6 +7,12 @@ from typing import Any
 from fastapi import HTTPException
 
 
+def quoted(value: Any) -> str:
+    """What was asked for, as a message can hold it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 def check(request: dict[str, Any], what: str, known: Collection[str]) -> None:
     """A field of a request's body takes the place of the name in its address, and may be anything that JSON can say.
 
@@ -14,7 +20,7 @@ def check(request: dict[str, Any], what: str, known: Collection[str]) -> None:
         HTTPException: 404, there is none of that name; 422, text that cannot be written.
     """
     if request.get(what) not in list(known):  # a list: what is asked for need not be hashable
-        raise HTTPException(404, f"there is no {what} {request.get(what)!r}; there is {', '.join(known)}")
+        raise HTTPException(404, f"there is no {what} {quoted(request.get(what))}; there is {', '.join(known)}")
     check_text(request)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from fastapi import HTTPException
 
+from lib.requested import quoted
+
 STATES = ("present", "absent", "uncertain", None)
 
 
@@ -34,7 +36,7 @@ class Rules:
         """
         said = _object(text)
         if unknown := said.keys() - {"findings", "reader"}:
-            raise _refused(f"only findings and reader can be stored, not {', '.join(map(repr, sorted(unknown)))}")
+            raise _refused(f"only findings and reader can be stored, not {', '.join(map(quoted, sorted(unknown)[:3]))}")
         findings, reader = said.get("findings"), said.get("reader")
         if not isinstance(findings, dict) or not findings:
             raise _refused('findings are missing: {"findings": {"Edema": "present"}, "reader": "…"}')
@@ -63,9 +65,9 @@ class Rules:
     def _check(self, findings: Mapping[str, Any]) -> None:
         for field, state in findings.items():
             if field not in self.ancestors:
-                raise _refused(f"{field!r} is no field of this model; its fields are {', '.join(self.ancestors)}")
+                raise _refused(f"{quoted(field)} is no field of this model; its fields are {', '.join(self.ancestors)}")
             if state not in STATES:
-                raise _refused(f"{field}: {state!r} is no state; say present, absent, uncertain or null")
+                raise _refused(f"{field}: {quoted(state)} is no state; say present, absent, uncertain or null")
         present = [field for field, state in findings.items() if state == "present"]
         for field in present:
             for ancestor in self.ancestors[field]:

@@ -12,7 +12,7 @@ from fastapi import HTTPException
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from lib.requested import check_text
+from lib.requested import check_text, quoted
 from lib.rules import Rules
 
 FINAL = DefaultLabelTag.FINAL.value
@@ -41,7 +41,7 @@ class FolderStore(LocalDatastore):
     def get_image_uri(self, image_id: str) -> str:
         if uri := super().get_image_uri(image_id):
             return uri
-        raise HTTPException(404, f"there is no image {image_id!r}")
+        raise HTTPException(404, f"there is no image {quoted(image_id)}")
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         known = label_tag == FINAL and label_id in self._done()  # never a path that a request made up
@@ -69,7 +69,7 @@ class FolderStore(LocalDatastore):
             HTTPException: 404 no such image, 422 what is wrong with the findings.
         """
         if label_tag != FINAL:
-            raise HTTPException(422, f"not stored: findings have the tag {FINAL}, not {label_tag!r}")
+            raise HTTPException(422, f"not stored: findings have the tag {FINAL}, not {quoted(label_tag)}")
         check_text(label_info)
         image = Path(self.get_image_uri(image_id)).name
         record = self.rules.record(image, Path(label_filename).read_bytes())

@@ -18,6 +18,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.agreement import macro_auroc
 from lib.infer import CALIBRATION, FindingsInfer
+from lib.requested import quoted
 from lib.weights import Weights
 
 LABELS = {"present": 1, "absent": 0}
@@ -166,5 +167,5 @@ def _number(name: str, value: Any, kind: type) -> Any:
     except (TypeError, ValueError, OverflowError):
         number = 0
     if not 0 < number < math.inf or (name == "val_split" and number >= 1):
-        raise HTTPException(422, f"not trained: {name} is {value!r}")
+        raise HTTPException(422, f"not trained: {name} is {quoted(value)}")
     return number
