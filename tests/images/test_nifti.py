@@ -120,6 +120,14 @@ def test_other_contents_are_refused(tmp_path: Path, volume: np.ndarray, says: st
         read_image(tmp_path / "a.nii", slice=1)
 
 
+def test_too_many_voxels_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(np.random.default_rng(0).random(SHAPE, np.float32), tmp_path / "a.nii.gz")
+    monkeypatch.setattr(nifti, "MAX_VOXELS", np.prod(SHAPE) - 1)
+    monkeypatch.setattr("nibabel.arrayproxy.ArrayProxy.__getitem__", None)
+    with pytest.raises(ImageError, match=f"has {np.prod(SHAPE):,} voxels, more than"):
+        read_image(path, slice=3)
+
+
 def test_a_truncated_volume_is_refused(tmp_path: Path) -> None:
     for name in ("a.nii", "a.nii.gz"):
         path = save(np.random.default_rng(0).random(SHAPE, np.float32), tmp_path / name)

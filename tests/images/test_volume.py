@@ -181,6 +181,13 @@ def test_a_dicom_series_is_a_volume_in_patient_coordinates(tmp_path: Path) -> No
     assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), [scan.spacing[1], scan.spacing[0], abs(scan.step)])
 
 
+def test_a_series_of_too_many_voxels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Scan("1.2.3").write(tmp_path / "ct", CHEST)
+    monkeypatch.setattr("vivid_monai.images.nifti.MAX_VOXELS", 1000)
+    with pytest.raises(ImageError, match="voxels, more than the 1,000 allowed"):
+        read_volume(tmp_path / "ct")
+
+
 def test_volumes_are_items_and_unreadable_ones_are_skipped(tmp_path: Path) -> None:
     paths = [save(body(), tmp_path / "a.nii"), save(body() + 1024, tmp_path / "b.nii")]
     rows = [{"image": str(path), "id": path.stem} for path in paths]

@@ -1,5 +1,7 @@
 """Axial slices of NIfTI volumes, turned the way radiologists look at them."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from .raster import MAX_PIXELS
 
+MAX_VOXELS = 2**29
+"""Of a volume: 2,048 slices of 512 x 512. A gzipped file is a thousandth of what it holds, where that is all air."""
 _PART = 2**26  # voxels; most volumes are smaller
 _RADIOLOGICAL = axcodes2ornt("LPS")  # index grows towards Left, Posterior, Superior
 
@@ -107,4 +111,11 @@ def open_nifti(path: Path, *, axes: int = 0) -> nibabel.Nifti1Image:
         raise ValueError(f"holds {volume.header.get_data_dtype()} values, not grey ones")
     if len(volume.shape) < axes or any(n != 1 for n in volume.shape[3:]) or 0 in volume.shape:
         raise ValueError(f"has shape {volume.shape}; one volume (X, Y, Z) with voxels is needed")
+    require_few(volume.shape)
     return volume
+
+
+def require_few(shape: Sequence[int]) -> None:
+    """Raise a ValueError where a volume has more voxels than `MAX_VOXELS`."""
+    if (voxels := math.prod(shape)) > MAX_VOXELS:
+        raise ValueError(f"has {voxels:,} voxels, more than the {MAX_VOXELS:,} allowed")

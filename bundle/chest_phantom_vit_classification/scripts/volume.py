@@ -19,7 +19,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from .dicom import read_values
 from .dicom_file import dcmread
-from .nifti import open_nifti
+from .nifti import open_nifti, require_few
 from .read import ImageError, readable, whole_labels
 
 AIR = -1024.0
@@ -322,4 +322,5 @@ def _one_series(folder: Path) -> Series:
         raise SeriesError(f"the folder holds {len(series.series_uids)} series; a folder for each is needed")
     if not series.regular:
         raise SeriesError("its slices are not equally far apart; some are missing or there twice")
+    require_few((*series.shape, len(series.slices)))
     return series
