@@ -78,7 +78,12 @@ def check(choose: random.Random) -> str:
                 continue
             content = damaged(path.read_bytes(), choose)
             path.write_bytes(content)
-            if len(content) < len(originals()[source]) - _CLOSED and originals()[source].startswith(content):
+            if source.endswith(".jpg") and choose.random() < 0.3:  # cut, and closed again
+                path.write_bytes(
+                    originals()[source][: choose.randrange(700, len(originals()[source]) - 64)] + b"\xff\xd9"
+                )
+                cut.add(path.name)
+            elif len(content) < len(originals()[source]) - _CLOSED and originals()[source].startswith(content):
                 cut.add(path.name)
         done = predict(model(), find_inputs([folder]), Path(name) / "out", batch_size=choose.choice([1, 4]))
         assert len(done.entries) == 1 + len(bad)
