@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["TQDM_DISABLE"] = "1"  # of hundreds of small runs
 
-from tests.fuzz import bundles, checkpoints, dicoms, images, long_tables, mappings, monailabel, records, tables
+from tests.fuzz import bundles, checkpoints, dicoms, images, long_tables, mappings, monailabel, records, tables, tags
 
 CHOICES = st.randoms(use_true_random=False) | st.randoms(use_true_random=True)  # the first shrink, the others vary more
 ENTRANCES: dict[str, tuple[Any, Callable[[Any], str]]] = {
@@ -33,6 +33,7 @@ ENTRANCES: dict[str, tuple[Any, Callable[[Any], str]]] = {
     "records": (CHOICES, records.check),
     "dicoms": (CHOICES, dicoms.check),
     "images": (CHOICES, images.check),
+    "tags": (CHOICES, tags.check),
     "checkpoints": (CHOICES, checkpoints.check),
     "bundles": (CHOICES, bundles.check),
     "monailabel": (CHOICES, monailabel.check),
