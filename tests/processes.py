@@ -118,6 +118,7 @@ def _run(code: str, argv: list[str], cwd: str, env: dict[str, str], out: str, er
     os.environ.update(env)
     os.chdir(cwd)
     torch.set_num_threads(int(env["OMP_NUM_THREADS"]))  # the server may have had more
+    multiprocessing.set_start_method(None, force=True)  # workers start as everywhere, not through a server of their own
     sys.argv = argv
     sys.path.insert(0, cwd)
     if without:

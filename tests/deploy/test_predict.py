@@ -214,7 +214,7 @@ def test_killed_in_the_middle_nothing_is_done_twice(bundle_folder, images, pixel
     kill_once(process, lambda: journal.exists() and journal.read_text().count("\n") > 20, timeout=120)
     done = journal.read_text().count("\n") - 1
     assert done <= len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) <= done + 1
-    (tmp_path / "out" / ".predictions.csv.abc.part").write_text("cut o")
+    (tmp_path / "out" / ".predictions.csv.abcd_123.part").write_text("cut o")
     finished = run_module("vivid_monai.cli", command, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert "500/500" in finished.stderr

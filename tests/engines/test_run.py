@@ -142,7 +142,7 @@ def test_a_new_run_does_not_touch_the_folder_of_another(tmp_path):
     start_run(tmp_path, resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "initial_vit.safetensors").touch()
-    with pytest.raises(VividError, match="holds a run already"):
+    with pytest.raises(VividError, match=r"has not saved yet.*remove the folder"):
         start_run(tmp_path / "other", resume=False)
     with pytest.raises(VividError, match="nothing to resume"):
         start_run(tmp_path / "other", resume=True)
@@ -194,6 +194,13 @@ def test_a_full_disk_leaves_the_saves_before_it(tmp_path, monkeypatch):
     with pytest.raises(VividError, match=r"No space left.*--resume True"):
         run(trainer)
     assert [path.name for path in tmp_path.iterdir()] == ["step_3.pt"]
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    (tmp_path / ".step_3.pt.abcd_123.part").write_bytes(b"half")
+    trainer, _, _ = make_trainer(tmp_path)
+    run(trainer)
+    assert {path.name for path in tmp_path.iterdir()} == {"step_12.pt", "step_15.pt"}
 
 
 def test_run_folders_count_up(tmp_path):

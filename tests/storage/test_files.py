@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vivid_monai.errors import VividError
-from vivid_monai.storage.files import whole_file
+from vivid_monai.storage.files import _remove_left, part_folder, whole_file
 
 
 def test_a_finished_file_takes_its_place_with_ordinary_rights(tmp_path: Path) -> None:
@@ -36,6 +36,23 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, err
         break_off()
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    (tmp_path / ".file.txt.abcd_123.part").write_text("half")
+    (tmp_path / ".folder.abcd_123.part" / "folder").mkdir(parents=True)
+    (tmp_path / ".notes.part").write_text("a file of the user's")
+    with whole_file(tmp_path / "held.txt") as held, part_folder(tmp_path / "folder") as folder:
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            [".notes.part", held.name, folder.parent.name]
+        )
+        _remove_left.cache_clear()  # as another process
+        with whole_file(tmp_path / "file.txt") as part:
+            part.write_text("whole")
+        assert held.exists()
+        folder.replace(tmp_path / "folder")
+    assert sorted(os.listdir(tmp_path)) == [".notes.part", "file.txt", "folder", "held.txt"]
+    assert (tmp_path / "folder").stat().st_mode == tmp_path.stat().st_mode | 0o055
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

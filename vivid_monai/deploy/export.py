@@ -1,7 +1,6 @@
 """Export a classifier as TorchScript, ONNX or Hugging Face folder, with its preprocessing, checked against PyTorch."""
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from importlib.metadata import version
@@ -27,7 +26,7 @@ from vivid_monai.networks.classifier import Classifier
 from vivid_monai.networks.stem import ConvStem
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import DINOV2, PATCHES, TRANSFORMERS, rename_vit_weights
-from vivid_monai.storage.files import whole_file
+from vivid_monai.storage.files import part_folder, whole_file
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)
@@ -220,10 +219,7 @@ def export_huggingface(
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise VividError(f"{folder}: holds files already; name a folder that is not there yet")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as outer:
-            part = Path(outer) / folder.name  # a temporary folder is private; this one has any new folder's rights
-            part.mkdir()
+        with part_folder(folder) as part:
             config.save_pretrained(part)
             (part / "model.safetensors").write_bytes(save(_weights(network), metadata={"format": "pt"}))
             (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")

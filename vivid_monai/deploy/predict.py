@@ -127,7 +127,6 @@ def predict(
     by_tags = RefuseByTagsd("image", metadata=model.metadata, accept=accept)
     transform = Compose([by_tags, *model.preprocess.transform().transforms])
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_parts(folder)
     settings = {"model": model.name, "version": model.version, "weights": model.fingerprint}  # one file, one runtime
     asked = {"accept": list(by_tags.accept)} if by_tags.accept else {}
     journal = Journal(folder, {**settings, "overlays": overlays, "reports": reports, **asked})
@@ -170,13 +169,6 @@ def _quiet_worker(_: int) -> None:
 
 def _done(journal: "Journal", inputs: Sequence[Input]) -> list[Entry]:
     return [journal.entries[one] for one in inputs if one in journal.entries]
-
-
-def _remove_parts(folder: Path) -> None:
-    """What a killed run did not finish to write."""
-    for place in (folder, folder / "overlays", folder / "reports"):
-        for part in place.glob(".*.part"):
-            part.unlink(missing_ok=True)
 
 
 def _answers(

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.metrics.masked import masked_auroc
-from vivid_monai.storage.files import whole_file
+from vivid_monai.storage.files import part_folder, whole_file
 from vivid_monai.storage.skipped import Skipped
 
 MOST = 0.002
@@ -64,9 +63,8 @@ def write_int8(model: CalibratedModel, path: Path, rules: DecisionRules) -> dict
         in float32), "probability" (the largest change of an answered field's) and "states" (how many are others, of
         images x answered fields).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=".onnx.") as folder:
-        whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+    with part_folder(path) as folder:
+        whole, small = folder / "float32.onnx", folder / "int8.onnx"
         export_onnx(model.classifier, whole, preprocess=model.preprocess, fields=model.fields)
         items = model.manifest.select("train").items()
         some = [items[row] for row in np.unique(np.linspace(0, len(items) - 1, _TRAINING).astype(int))]

@@ -19,6 +19,7 @@ from ignite.handlers import Checkpoint, DiskSaver
 
 from vivid_monai.errors import VividError
 from vivid_monai.networks.checkpoint import load_pickled
+from vivid_monai.storage.files import whole_file
 from vivid_monai.storage.run_config import CONFIG, resume_config
 
 logger = logging.getLogger(__name__)
@@ -79,11 +80,15 @@ class _Saver(DiskSaver):
     def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
         try:
             super().__call__(checkpoint, filename, metadata)
-        except (OSError, RuntimeError) as error:
+        except (VividError, RuntimeError) as error:
             raise VividError(
-                f"could not write the checkpoint {self.dirname / filename}: {error}. Free some space on that disk and "
-                "continue with --resume True; the checkpoints before it are untouched"
+                f"could not write the checkpoint {self.dirname / filename}: {error.__cause__ or error}. Free some "
+                "space on that disk and continue with --resume True; the checkpoints before it are untouched"
             ) from error
+
+    def _save_func(self, checkpoint: Mapping, path: Path, func: Callable) -> None:
+        with whole_file(path) as part, part.open("wb") as file:  # not by its name, which PyTorch would write into it
+            func(checkpoint, file)
 
 
 class Interrupted(VividError):
@@ -141,7 +146,7 @@ class RunCheckpoint:
         self._saved = engine.state.iteration if self._resume else None
         self._checkpoint = Checkpoint(
             objects,
-            _Saver(str(self.directory), atomic=True, require_empty=False),
+            _Saver(str(self.directory), require_empty=False),
             n_saved=self._keep,
             filename_pattern="step_{global_step}.pt",
             global_step_transform=lambda *_: engine.state.iteration,
@@ -273,6 +278,11 @@ def _nothing_to_resume(checkpoints: Path) -> VividError:
 
 
 def _used(folder: Path) -> VividError:
+    if not saves(folder / "checkpoints"):
+        return VividError(
+            f"{folder} holds a run that has not saved yet; if it has ended, remove the folder, or give another "
+            "--output_dir; nothing was written"
+        )
     return VividError(
         f"{folder} holds a run already: continue it with --resume True, or give another --output_dir; nothing was "
         "written"

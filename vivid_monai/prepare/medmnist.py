@@ -3,8 +3,6 @@
 import hashlib
 import io
 import os
-import shutil
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -25,6 +23,7 @@ from vivid_monai.data.columns import FINDING
 from vivid_monai.data.splits import SPLITS
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source
+from vivid_monai.storage.files import part_folder
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
 from vivid_monai.ums.states import ABSENT, PRESENT
 
@@ -225,10 +224,9 @@ def _official_file(root: Path, known: Official, size: int, *, download: bool) ->
         if not download:
             raise VividError(f"{path}: no such file: {by_hand}, or let --download do it")
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}.") as part:
-                download_url(url, Path(part) / name, hash_val=expected, hash_type="md5")
-                (Path(part) / name).replace(path)
+            with part_folder(path) as part:
+                download_url(url, part / name, hash_val=expected, hash_type="md5")
+                (part / name).replace(path)
         except (URLError, OSError, RuntimeError) as error:
             raise VividError(f"{path}: could not be downloaded ({error}): {by_hand}") from error
     return path
@@ -262,18 +260,15 @@ def image_path(split: str, position: int) -> str:
 def write_images(path: Path, counts: dict[str, int], folder: Path, *, size: int | None, workers: int) -> int:
     """Write every image of a file as 8-bit grey PNG; returns their side in pixels.
 
-    ``folder`` takes its name only when all of them are there. A run that is killed leaves ``.NAME.part`` beside it,
-    which the next run removes. A folder that has its name is complete and stays as it is.
+    ``folder`` takes its name only when all of them are there; one that has it is complete and stays as it is.
 
     Raises VividError: as `read_images`; the folder cannot be written.
     """
     if folder.is_dir():
         with Image.open(next(folder.rglob("*.png"))) as image:
             return image.width
-    part = folder.with_name(f".{folder.name}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        with ThreadPoolExecutor(workers) as pool:
+        with part_folder(folder) as part, ThreadPoolExecutor(workers) as pool:
             for split, n in counts.items():
                 images = read_images(path, split, n, size)
                 size = images.shape[1]
@@ -281,12 +276,10 @@ def write_images(path: Path, counts: dict[str, int], folder: Path, *, size: int 
                 for parent in {path.parent for path in paths}:
                     parent.mkdir(parents=True)
                 list(tqdm(pool.map(_save, paths, images), total=n, desc=f"{split} images", unit="image", leave=False))
-        os.sync()  # once for all files: the folder must not have its name before its files are on the disk
-        part.rename(folder)
+            os.sync()  # once for all files: the folder must not have its name before its files are on the disk
+            part.rename(folder)
     except OSError as error:
         raise VividError(f"{folder}: images cannot be written: {error}; none were left") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     assert size is not None
     return size
 

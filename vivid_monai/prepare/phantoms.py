@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import uuid
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from vivid_monai.data.splits import SplitRule
 from vivid_monai.errors import VividError
 from vivid_monai.phantom.patients import LABEL_SPACE
 from vivid_monai.phantom.phantom import MAX_SIZE, MIN_SIZE, VERSION, generate, require_integer
+from vivid_monai.storage.files import part_folder
 from vivid_monai.ums.label_space import load_label_space
 
 _ALONE = 300
@@ -64,23 +63,21 @@ def prepare(
     if _is_made(root, settings, rule):
         return root / "manifest.parquet"
     workers = require_integer("workers", joblib.cpu_count() if workers is None else workers, 1)
-    part = root.parent / f".{root.name}.{uuid.uuid4().hex[:12]}.part"
     try:
-        part.mkdir(parents=True)
-        rows = _write_all(part, seed, size, n, 1 if n <= _ALONE else workers)
-        _write_reports(part / "reports.jsonl", rows)
-        table = pa.Table.from_pylist(rows).append_column("split", rule.assign([row["patient_id"] for row in rows]))
-        manifest = Manifest(table, label_space=LABEL_SPACE, image_root=part, splits=rule.to_dict(), sources=[settings])
-        manifest.save(part / "manifest.parquet")
-        try:
-            part.replace(root)
-        except OSError:  # another process was faster; its folder serves if it is the same
-            if not _is_made(root, settings, rule):
-                raise
+        with part_folder(root) as part:
+            rows = _write_all(part, seed, size, n, 1 if n <= _ALONE else workers)
+            _write_reports(part / "reports.jsonl", rows)
+            table = pa.Table.from_pylist(rows).append_column("split", rule.assign([row["patient_id"] for row in rows]))
+            about: dict[str, Any] = {"splits": rule.to_dict(), "sources": [settings]}
+            manifest = Manifest(table, label_space=LABEL_SPACE, image_root=part, **about)
+            manifest.save(part / "manifest.parquet")
+            try:
+                part.replace(root)
+            except OSError:  # another process was faster; its folder serves if it is the same
+                if not _is_made(root, settings, rule):
+                    raise
     except (OSError, BrokenExecutor) as error:
         raise VividError(f"{root}: the phantoms cannot be written: {error}; nothing was left behind") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return root / "manifest.parquet"
 
 

@@ -1,12 +1,16 @@
-"""Files that are written whole or not at all; entries of a cache: their names, and one process that makes them."""
+"""Files and folders that are written whole or not at all; entries of a cache: their names, and who makes them."""
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,19 +26,17 @@ logger = logging.getLogger(__name__)
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yields the path of a temporary file in the folder of `path` (made where missing), which takes its place.
 
-    When the block fails, the temporary file is removed and `path` is what it was.
+    When the block fails, the temporary file is removed and `path` is what it was. A process that is killed leaves it,
+    and the next one that writes into this folder removes it.
 
     Raises:
         VividError: the folder cannot be written or the disk is full; other errors of the block pass through.
     """
     target = Path(path)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        os.close(handle)
+        part, held = _begin(target, tempfile.mkstemp)
     except OSError as error:
         raise VividError(f"{target}: cannot be written: {error}") from error
-    part = Path(name)
     try:
         yield part
         with part.open("rb+") as written:
@@ -48,6 +50,57 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         raise VividError(f"{target}: cannot be written: {error}; the file is as it was before") from error
     finally:
         part.unlink(missing_ok=True)
+        os.close(held)
+
+
+@contextmanager
+def part_folder(target: Path) -> Iterator[Path]:
+    """Yields a new folder in a temporary one beside `target`, to take its place; what is left at the end is removed.
+
+    A process that is killed leaves it, and the next one that writes beside it removes it.
+
+    Raises:
+        OSError: there cannot be one.
+    """
+    outer, held = _begin(target, tempfile.mkdtemp)
+    try:
+        part = outer / target.name  # the temporary one is private; this one has any new folder's rights
+        part.mkdir()
+        yield part
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+        os.close(held)
+
+
+_PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
+
+
+def _begin(target: Path, make: Callable[..., str | tuple[int, str]]) -> tuple[Path, int]:
+    """A new file or folder beside `target`, and the descriptor whose lock says that it is not left behind."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(target.parent.absolute())
+    while True:
+        made = make(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        held, name = (os.open(made, os.O_RDONLY), made) if isinstance(made, str) else made
+        with suppress(OSError):  # where there are no locks, nothing is taken to be left behind
+            fcntl.flock(held, fcntl.LOCK_SH)
+        if os.path.exists(name):  # nobody removed it before it was locked
+            return Path(name), held
+        os.close(held)
+
+
+@cache
+def _remove_left(folder: Path) -> None:
+    """Remove what killed processes left of files and folders; looked for once, as a folder may hold many files."""
+    for part in folder.glob(".*.part"):
+        if _PART.fullmatch(part.name):
+            with suppress(OSError):  # another process holds it, or was faster
+                held = os.open(part, os.O_RDONLY if part.is_dir() else os.O_RDWR)
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+                finally:
+                    os.close(held)
 
 
 def entry_name(key: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from vivid_monai.images.read import read_image
 from vivid_monai.prepare import medmnist as source_module
 from vivid_monai.prepare.build import prepare
 from vivid_monai.prepare.medmnist import image_path, read
+from vivid_monai.storage.files import _remove_left
 
 medmnist = pytest.importorskip("medmnist")
 
@@ -219,9 +220,10 @@ def test_a_run_that_is_stopped_leaves_no_images_and_the_next_is_whole(official, 
     assert list((tmp_path / "out" / "images").iterdir()) == []
     monkeypatch.undo()
     call_official(monkeypatch, official)
-    left = tmp_path / "out" / "images" / f".organamnist-{md5(official)[:8]}.part" / "train"  # as SIGKILL leaves it
+    left = tmp_path / "out" / "images" / f".organamnist-{md5(official)[:8]}.abcd_123.part"  # as SIGKILL leaves it
     left.mkdir(parents=True)
     (left / "junk.png").write_bytes(b"half")
+    _remove_left.cache_clear()  # as another process
     source = read("organamnist", root=official.parent, size=28, out=tmp_path / "out")
     assert len(prepare(source, check="images").manifest) == sum(COUNTS.values())
     assert len(list((tmp_path / "out").rglob("*.png"))) == sum(COUNTS.values())
