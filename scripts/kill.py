@@ -4,7 +4,7 @@
     python scripts/kill.py --kills 9 --only training       # one of them
 
 Each command runs to its end once. Then it is started in a folder of its own, killed with all its processes (SIGKILL)
-at a time drawn evenly from the duration of that run, or as soon after it as a file is half written, sometimes once more
+at a time drawn evenly from the duration of that run, or as soon after it as something is written, sometimes once more
 while it goes on, and run to its end: by the same command, a training run with --resume True once it has saved. What
 lies in the folder then must be what lies in that of the first run: the same files, no more, with the same content. Ends
 with status 1 at the first that is not so; its folders are kept, and printed with the seed. (A seed fixes the shares of
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +54,7 @@ from vivid_monai.ums.label_space import load_label_space
 AGAIN = 0.3
 """Share of the kills that are followed by one more, while the command goes on."""
 WRITING = 0.5
-"""Share of the kills that wait, after that time, for a file to be half written."""
+"""Share of the kills that wait, after that time, for something to be written, and meet it half done."""
 HALF = ", a file half written"
 LONG = 300
 """Seconds after which a command that goes on is taken to hang."""
@@ -232,9 +233,10 @@ class Running:
         self.process = _start(code, argv, str(self.folder), quiet(), str(self.out), str(self.out), "")
 
     def kill_after(self, seconds: float, *, writing: bool = False) -> bool:
-        """Kill it with all its processes, or wait until then for a file to be half written; False: it had ended."""
+        """Kill it with all its processes, then or as soon as it writes something; False: it had ended."""
         self.process.join(seconds)
-        while writing and self.process.exitcode is None and not half_written(self.folder):
+        before = sizes(self.folder)
+        while writing and self.process.exitcode is None and sizes(self.folder) == before:
             time.sleep(0.001)
         if self.process.exitcode is not None:
             return False
@@ -252,6 +254,16 @@ class Running:
         if code != 0:
             self.kill_after(0)
             raise Failed(f"ended with {code}: {self.out.read_text(errors='replace')[-1500:]}")
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Path → bytes of the files in a folder in which something is written."""
+    found = {}
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found[os.path.join(root, name)] = os.stat(os.path.join(root, name)).st_size
+    return found
 
 
 def half_written(folder: Path) -> bool:
