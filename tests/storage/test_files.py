@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vivid_monai.errors import VividError
+from vivid_monai.storage import files
 from vivid_monai.storage.files import _remove_left, part_folder, whole_file
 
 
@@ -53,6 +54,17 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
         folder.replace(tmp_path / "folder")
     assert sorted(os.listdir(tmp_path)) == [".notes.part", "file.txt", "folder", "held.txt"]
     assert (tmp_path / "folder").stat().st_mode == tmp_path.stat().st_mode | 0o055
+
+
+def test_where_there_are_no_locks_nothing_is_taken_to_be_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    (tmp_path / ".file.txt.abcd_123.part").write_text("perhaps another process is at it")
+    with whole_file(tmp_path / "file.txt") as part, part_folder(tmp_path / "folder") as folder:
+        part.write_text("whole")
+        folder.replace(tmp_path / "folder")
+    assert sorted(os.listdir(tmp_path)) == [".file.txt.abcd_123.part", "file.txt", "folder"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

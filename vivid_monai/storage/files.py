@@ -1,6 +1,5 @@
 """Files and folders that are written whole or not at all; entries of a cache: their names, and who makes them."""
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -10,14 +9,21 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from vivid_monai.errors import VividError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows, where what a killed process leaves stays
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +40,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     target = Path(path)
     try:
-        part, held = _begin(target, tempfile.mkstemp)
+        part, let_go = _begin(target, tempfile.mkstemp)
     except OSError as error:
         raise VividError(f"{target}: cannot be written: {error}") from error
     try:
@@ -50,7 +56,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         raise VividError(f"{target}: cannot be written: {error}; the file is as it was before") from error
     finally:
         part.unlink(missing_ok=True)
-        os.close(held)
+        let_go()
 
 
 @contextmanager
@@ -62,36 +68,42 @@ def part_folder(target: Path) -> Iterator[Path]:
     Raises:
         OSError: there cannot be one.
     """
-    outer, held = _begin(target, tempfile.mkdtemp)
+    outer, let_go = _begin(target, tempfile.mkdtemp)
     try:
         part = outer / target.name  # the temporary one is private; this one has any new folder's rights
         part.mkdir()
         yield part
     finally:
         shutil.rmtree(outer, ignore_errors=True)
-        os.close(held)
+        let_go()
 
 
 _PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 
 
-def _begin(target: Path, make: Callable[..., str | tuple[int, str]]) -> tuple[Path, int]:
-    """A new file or folder beside `target`, and the descriptor whose lock says that it is not left behind."""
+def _begin(target: Path, make: Callable[..., str | tuple[int, str]]) -> tuple[Path, Callable[[], None]]:
+    """A new file or folder beside `target`, locked as not left behind, and what lets go of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(target.parent.absolute())
     while True:
         made = make(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        if fcntl is None:  # and a file that is open could not be renamed
+            if not isinstance(made, str):
+                os.close(made[0])
+            return Path(made if isinstance(made, str) else made[1]), lambda: None
         held, name = (os.open(made, os.O_RDONLY), made) if isinstance(made, str) else made
         with suppress(OSError):  # where there are no locks, nothing is taken to be left behind
             fcntl.flock(held, fcntl.LOCK_SH)
         if os.path.exists(name):  # nobody removed it before it was locked
-            return Path(name), held
+            return Path(name), partial(os.close, held)
         os.close(held)
 
 
 @cache
 def _remove_left(folder: Path) -> None:
     """Remove what killed processes left of files and folders; looked for once, as a folder may hold many files."""
+    if fcntl is None:
+        return
     for part in folder.glob(".*.part"):
         if _PART.fullmatch(part.name):
             with suppress(OSError):  # another process holds it, or was faster
