@@ -280,6 +280,9 @@ def read_table(path: Path) -> dict[str, Any]:
         for name, one in table["experiments"].items():
             if missing := {"says", "data", "arms", "seeds"} - one.keys():
                 raise VividError(f"{path}: experiment {name!r} has no {', '.join(sorted(missing))}")
+        for name, one in table["arms"].items():
+            if odd := one.keys() - {"says", "configs", "knobs", "encoder", "data"}:
+                raise VividError(f"{path}: arm {name!r} has {', '.join(sorted(odd))}; it takes knobs")
         known = {arm for one in table["experiments"].values() for arm in one["arms"]} | {"untrained"}
         for claim in table["claims"]:
             if odd := {claim["arm"], claim["against"]} - known:

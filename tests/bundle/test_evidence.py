@@ -128,6 +128,7 @@ def test_what_belongs_to_one_machine_is_not_stored(checkout):
     [
         ({"data": {"few": {"labels": 0.1}}}, "data 'few' needs 'config', or 'of'"),
         ({"experiments": {"small": {"says": "", "data": []}}}, "experiment 'small' has no arms, seeds"),
+        ({"arms": {"odd": {"says": "", "set": {"max_epochs": 4}}}}, "arm 'odd' has set; it takes knobs"),
         ({"claims": [{"says": "x", "arm": "lmm", "against": "untrained"}]}, "no experiment has the arm lmm"),
         ({"claims": [{"says": "x"}]}, "no table of evidence"),
     ],

@@ -23,25 +23,25 @@ def changed(data: Any, choose: random.Random) -> Any:
     for _ in range(choose.choice([1, 1, 2])):
         places = [place for place in _containers(data) if place]
         if not places:
-            return choose.choice(ODD)
+            return copy.deepcopy(choose.choice(ODD))
         place = choose.choice(places)
         key = choose.choice(list(place) if isinstance(place, dict) else range(len(place)))
         way = choose.choice(["take away", "replace", "replace", "rename", "add"])
         if way == "take away":
             del place[key]
         elif way == "replace":
-            place[key] = choose.choice([*ODD, *_others(place, key)])
+            place[key] = copy.deepcopy(choose.choice([*ODD, *_others(place)]))
         elif isinstance(place, list):
-            place.insert(key, choose.choice([*ODD, place[key]]))
+            place.insert(key, copy.deepcopy(choose.choice([*ODD, place[key]])))
         elif way == "rename":
             place[f"{key}s"] = place.pop(key)
         else:
-            place[choose.choice(["odd", "", "x" * 400, "a\nb"])] = choose.choice(ODD)
+            place[choose.choice(["odd", "", "x" * 400, "a\nb"])] = copy.deepcopy(choose.choice(ODD))
     return data
 
 
-def _others(place: Any, key: Any) -> list[Any]:
-    """Values that stand beside this one."""
+def _others(place: Any) -> list[Any]:
+    """Values that stand beside each other."""
     return [*place.values()] if isinstance(place, dict) else [*place]
 
 
