@@ -55,7 +55,8 @@ def show_errors_plainly(way_on: Callable[[], str] = lambda: "interrupted; the sa
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if cause := find_cause(error) or find_cause(error, OSError):
+        cause = find_cause(error) or find_cause(error, OSError)
+        if cause and not isinstance(error, KeyboardInterrupt):  # which may come while another error is dealt with
             print(f"\nvivid: {one_line(cause)}", file=sys.stderr, flush=True)
         elif find_cause(error, KeyboardInterrupt):
             print(f"\nvivid: {way_on()}", file=sys.stderr, flush=True)

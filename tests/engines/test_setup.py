@@ -43,6 +43,10 @@ def test_user_errors_are_one_line_and_others_keep_their_traceback(monkeypatch, c
     assert capsys.readouterr().err.strip() == "vivid: [Errno 13] Permission denied: 'runs'"
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert capsys.readouterr().err.strip().startswith("vivid: interrupted")
+    meanwhile = KeyboardInterrupt()
+    meanwhile.__context__ = FileNotFoundError(2, "No such file", "entry.json")  # that the program was dealing with
+    sys.excepthook(KeyboardInterrupt, meanwhile, None)
+    assert capsys.readouterr().err.strip().startswith("vivid: interrupted")
     assert not seen
     other = wrapped(KeyError("x"))
     sys.excepthook(type(other), other, None)
