@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.fuzz.damage import changed, damaged, one_line
-from tests.fuzz.images import BUNDLE, model, originals, sane, whole
+from tests.fuzz.images import BUNDLE, originals, sane, whole
 from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import ONNX, OOD, WEIGHTS, BundleModel
 from vivid_monai.deploy.predict import predict
@@ -63,7 +63,5 @@ def check(choose: random.Random) -> str:
         if not meant:
             np.testing.assert_allclose(entry.probabilities, whole(IMAGE), atol=2e-5)
             return f"{kind}: the same answer"
-        if name == METADATA and entry.status == "answered" and len(entry.probabilities) != len(model().fields):
-            raise AssertionError("some fields were answered and others not")
         sane(entry, place)
         return f"{kind}: {entry.status}"

@@ -24,7 +24,7 @@ from vivid_monai.images.read import ImageError, read_image
 
 AT_HAND = shutil.which("dcmj2pnm") is not None
 """Whether DCMTK is installed."""
-ENCODERS = {"dcmcjpeg": [[], ["+e14"], ["+el"]], "dcmcjpls": [["+el"]], "dcmcrle": [[]]}
+ENCODERS = {"dcmcjpeg": [[], ["+el"]], "dcmcjpls": [["+el"]], "dcmcrle": [[]]}
 """Lossless ones of DCMTK, and options of each."""
 ODD: dict[str, list] = {
     "BitsAllocated": [0, 1, 8, 12, 16, 32],

@@ -10,19 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.damage import one_line
+from tests.fuzz.label_space import above, label_space
 from vivid_monai.data.splits import SplitError
 from vivid_monai.errors import VividError
 from vivid_monai.prepare import table
 from vivid_monai.prepare.build import prepare
 
 PARENTS = {"Opacity": None, "Nodule": "Opacity", "Mass": "Opacity", "Air": None, "Rib": None}
-SPACE = {
-    "label_space_version": "1.0",
-    "name": "fuzz",
-    "description": "Made up.",
-    "source": "tests",
-    "fields": [{"name": name} | ({"parent": above} if above else {}) for name, above in PARENTS.items()],
-}
+SPACE = label_space(PARENTS)
 NONE = "No finding"
 _RANK = [None, "absent", "uncertain", "present"]
 """Of several states of one reader the last of these counts (docs/data.md)."""
@@ -74,11 +69,6 @@ def draw(choose: random.Random) -> tuple[list[Row], dict[str, Any]]:
     return rows, mapping
 
 
-def above(name: str) -> list[str]:
-    parent = PARENTS[name]
-    return [parent, *above(parent)] if parent else []
-
-
 def states_of_rows(rows: list[Row], entry: dict[str, Any]) -> list[States]:
     """Listed is present, and with it what is above it and looked for; unlisted is what the mapping says."""
     everything = {name for row in rows for name in row["listed"]}
@@ -91,7 +81,9 @@ def states_of_rows(rows: list[Row], entry: dict[str, Any]) -> list[States]:
         made.append(states)
     sought = {name for name in PARENTS if name in looked or any(states[name] is not None for states in made)}
     for row, states in zip(rows, made, strict=True):
-        states |= dict.fromkeys((up for name in row["listed"] for up in above(name) if up in sought), "present")
+        states |= dict.fromkeys(
+            (up for name in row["listed"] for up in above(name, PARENTS) if up in sought), "present"
+        )
     return made
 
 
@@ -128,7 +120,7 @@ def expected(rows: list[Row], mapping: dict[str, Any]) -> dict[tuple[str, str | 
         for row in group:
             if row["x0"] == "":
                 continue
-            implied = {up for name in row["listed"] for up in above(name)}
+            implied = {up for name in row["listed"] for up in above(name, PARENTS)}
             size = (row["x0"], row["y0"], row["x1"] - row["x0"], row["y1"] - row["y0"])
             kept = [n for n in row["listed"] if n not in implied and result[n] in ("present", "uncertain")]
             boxes.update((name, *map(float, size)) for name in kept)

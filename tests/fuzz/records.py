@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.damage import changed, damaged, one_line
+from tests.fuzz.label_space import above, label_space
 from vivid_monai.commands.records import run_verify
 from vivid_monai.errors import VividError
 from vivid_monai.ums.label_space import parse_label_space
@@ -19,14 +20,7 @@ from vivid_monai.ums.verify import verify
 
 PARENTS = {"Chest": None, "Lung": "Chest", "Left Lung Spot": "Lung", "Heart": "Chest", "Device": None, "Nothing": None}
 BESIDE_NOTHING = {"Device", "Nothing"}
-SPACE = {
-    "label_space_version": "1.0",
-    "name": "fuzz",
-    "description": "Made up.",
-    "source": "tests",
-    "fields": [{"name": name} | ({"parent": above} if above else {}) for name, above in PARENTS.items()],
-    "no_finding": {"field": "Nothing", "compatible": ["Device"]},
-}
+SPACE = label_space(PARENTS, no_finding={"field": "Nothing", "compatible": ["Device"]})
 Wrong = list[tuple[str, str]]
 """Pointer and code of each violation."""
 
@@ -63,16 +57,11 @@ def record(choose: random.Random) -> dict[str, Any]:
     return data
 
 
-def above(name: str) -> list[str]:
-    parent = PARENTS[name]
-    return [parent, *above(parent)] if parent else []
-
-
 def contradictions(data: dict[str, Any]) -> Wrong:
     """By docs/ums.md: present below absent, and No Finding beside what it does not allow."""
     states = {name: finding["state"] for name, finding in data["findings"].items()}
     present = [name for name, state in states.items() if state == "present"]
-    pairs = [(name, up) for name in present for up in above(name) if states.get(up) == "absent"]
+    pairs = [(name, up) for name in present for up in above(name, PARENTS) if states.get(up) == "absent"]
     beside = [name for name in present if "Nothing" in present and name not in BESIDE_NOTHING]
     return [(f"/findings/{name}/state", "hierarchy") for name, _ in pairs] + [
         (f"/findings/{name}/state", "no-finding") for name in beside
