@@ -103,8 +103,15 @@ def test_an_unknown_label_space_is_one_line_and_status_2(vivid, tmp_path, capsys
 
 
 def test_odd_characters_do_not_break_lines_or_the_output(vivid, tmp_path):
-    write(tmp_path / "a.jsonl", '{"a\\nb\\ud800": 1, "ums_version": "\\ud800\\n"}')
+    write(tmp_path / "a.jsonl", '{"a\\nb\\u2028": 1, "ums_version": "\\u0085\\n"}')
     status, lines = vivid("verify", "a.jsonl")
     assert status == 1
     assert all(line.startswith("a.jsonl:1 ") for line in lines[:-1])
-    assert any(line.startswith('a.jsonl:1 "/a\\nb\\ud800" schema') for line in lines)
+    assert any(line.startswith('a.jsonl:1 "/a\\nb\\u2028" schema') for line in lines)
+
+
+def test_half_a_surrogate_pair_is_no_text(vivid, tmp_path):
+    write(tmp_path / "a.jsonl", '{"a": "\\ud800"}')
+    status, lines = vivid("verify", "a.jsonl")
+    assert status == 2
+    assert lines[0] == "a.jsonl:1 \"\" unreadable record: holds half of a surrogate pair ('\\ud800'), no text"

@@ -140,3 +140,13 @@ def test_boxes_of_label_columns_are_those_that_a_row_calls_present(tmp_path):
     assert boxes(source) == [[("Pneumonia", 1.0, 2.0, 3.0, 4.0), ("Pneumonia", 5.0, 6.0, 7.0, 8.0)], []]
     record = next(r for r in prepare(source, check="none", val=0, test=0).manifest.records() if r.id == "p.dcm")
     assert [box.x for box in record.findings["Pneumonia"].boxes] == [1.0, 5.0]
+
+
+def test_a_few_rows_of_a_second_reader_without_a_policy_are_conflicts(tmp_path):
+    one_each = "".join(f"i{i},nothing,R1,,,,\n" for i in range(40))
+    source = read(tmp_path, HEAD + one_each + "i7,nothing,R2,,,,\n")
+    prepared = prepare(source, check="none", val=0.2, test=0.2)
+    assert len(prepared.manifest) == 39
+    assert values(prepared.skipped["row"]) == [9, 42]
+    assert set(prepared.skipped["reason"]) == {"conflicting-duplicate"}
+    assert prepared.skipped["detail"][0] == "rows 9, 42 of this image differ in reader"

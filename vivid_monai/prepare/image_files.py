@@ -34,11 +34,11 @@ class _Seen(NamedTuple):
 def drop_duplicates(rows: Rows) -> list[int]:
     """Drop repeated rows: a "duplicate" agrees with the first, which stays; of a "conflicting-duplicate" all go.
 
-    Rows are about the same image where ``image`` and ``slice`` are equal, and ``reader``, where readers are kept apart.
+    Rows are about the same image where the columns ``rows.about`` are equal.
     Returns the index labels of the duplicates.
     """
     table = rows.table
-    same = [name for name in ("image", "slice", "reader") if name in table]
+    same = [name for name in rows.about if name in table]
     content = [name for name in table if name not in (TABLE, ROW, KEY, "id")]
     several = table[table.duplicated(same, keep=False)]
     group = several.groupby(same, sort=False, dropna=False).ngroup()

@@ -29,8 +29,10 @@ def merge_rows(rows: Rows, how: Merge) -> None:
     in something else (patient, split, view …) are listed as "conflicting-duplicate".
     """
     table = rows.table
-    image = ["image", "slice"]
-    key = [*image, "reader"] if how == "each" else image
+    image = list(rows.about)
+    if how == "each":
+        rows.about = (*image, "reader")
+    key = list(rows.about)
     states = [name for name in table if name.startswith(FINDING)]
     facts = [name for name in table if name not in (*_OWN, *key) and name not in states]
     group = table.groupby(key, sort=False, dropna=False).ngroup()
@@ -71,8 +73,8 @@ def merge_rows(rows: Rows, how: Merge) -> None:
 def refuse_long_table(rows: Rows, mapping: Path) -> None:
     """Raise a VividError where many images have rows that say different things: nobody said how to merge them."""
     table = rows.table
-    content = [name for name in table if name not in (TABLE, ROW, KEY, "id", "image", "slice")]
-    image = table.groupby(["image", "slice"], sort=False, dropna=False).ngroup()
+    content = [name for name in table if name not in (TABLE, ROW, KEY, "id", *rows.about)]
+    image = table.groupby(list(rows.about), sort=False, dropna=False).ngroup()
     if not (several := image.duplicated(keep=False)).any():
         return
     part, of = table[several], image[several]

@@ -43,6 +43,7 @@ class Rows:
         skipped: tables with the columns of SKIPPED; every row that is not in ``table`` is in one of them.
         notes: sentences for the data card.
         problems: index label → the first cell of the row that could not be translated.
+        about: the columns that tell what a row is about; two rows that agree in them repeat or contradict each other.
     """
 
     table: pd.DataFrame
@@ -50,6 +51,7 @@ class Rows:
     skipped: list[pd.DataFrame] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
+    about: tuple[str, ...] = ("image", "slice")
 
     def drop(self, mask: pd.Series | np.ndarray, reason: str | pd.Series, detail: str | pd.Series) -> None:
         """Move the rows where ``mask`` (bool, N) is true to the skip list.
