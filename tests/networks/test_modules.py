@@ -194,6 +194,8 @@ def test_another_architecture_is_refused(file: Path, other: dict, message: str) 
         ({"config": []}, "metadata are broken"),
         ({"fields": "edema"}, "metadata are broken"),
         ({"config": {"layers": 3}}, "configuration is not one of a vit"),
+        ({"config": {"preset": "micro", "img_size": 2**35}}, "configuration is not one of a vit"),
+        ({"config": {"preset": "micro", "img_size": [[32], [48]]}}, "configuration is not one of a vit"),
         ({"config": {"preset": "tiny"}}, "tensors are not those of its configuration.* and .* more"),
         (
             {"config": {"preset": "micro", "img_size": 64}},

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, first_line
 from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint
 from vivid_monai.networks.spd import SPD
 from vivid_monai.storage.files import whole_file
@@ -118,8 +118,8 @@ def load_module(
         with torch.device("meta" if pretrained else "cpu"):
             module = allowed[kind](**stored["config"])
             spd = SPD(**stored["spd"]) if stored["spd"] else None
-    except (TypeError, ValueError, VividError) as error:
-        raise VividError(f"{file.path}: its configuration is not one of a {kind}: {error}") from error
+    except Exception as error:  # whatever a value leads to that is not the right one, such as a size beyond all memory
+        raise VividError(f"{file.path}: its configuration is not one of a {kind}: {first_line(error)}") from error
     if pretrained:
         parts = {"": module, SPD_PREFIX: spd}
         if wrong := misfits(file.tensors, _state(parts)):
