@@ -16,3 +16,4 @@ def test_a_long_message_keeps_what_is_wrong_and_the_way_out():
 def test_the_first_line():
     assert first_line(VividError("\none\ntwo")) == "one"
     assert first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError("x" * 200 + "\nmore")) == "x" * 119 + "…"

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, first_line
 from vivid_monai.ums.label_space import LabelSpace, available_label_spaces, load_label_space, parse_label_space
 from vivid_monai.ums.record import Finding, ImageInfo, Provenance, Record
 from vivid_monai.ums.states import decode, encode
@@ -119,7 +119,9 @@ def conform_column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
             return pc.dictionary_encode(column.cast(pa.string()))
         return column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise VividError(f"the manifest's column {field.name!r} is {column.type}, not {field.type}: {error}") from error
+        raise VividError(
+            f"the manifest's column {field.name!r} is {column.type}, not {field.type}: {first_line(error)}"
+        ) from error
 
 
 _FLAT = ("id", "patient_id", "study_id", "modality", "anatomy", "view", "sex", "age", "report")

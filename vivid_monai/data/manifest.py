@@ -28,7 +28,7 @@ from vivid_monai.data.columns import (
 )
 from vivid_monai.data.items import Items
 from vivid_monai.data.splits import SPLITS, assert_disjoint
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, first_line
 from vivid_monai.storage.arrow import ArrowFile
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.label_space import LabelSpace
@@ -190,7 +190,7 @@ class Manifest:
             with pq.ParquetFile(path, memory_map=True) as file:
                 return cls._read(file, path, arrow, image_root)
         except (OSError, pa.ArrowException) as error:
-            raise VividError(f"{path}: not a readable Parquet file: {error}") from error
+            raise VividError(f"{path}: not a readable Parquet file: {first_line(error)}") from error
 
     @classmethod
     def _read(cls, file: pq.ParquetFile, path: Path, arrow: ArrowFile, image_root: Path | str | None) -> Self:

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from vivid_monai.errors import VividError, one_line
+from vivid_monai.errors import VividError, first_line, one_line
 
 if TYPE_CHECKING:
     from vivid_monai.images.preprocess import Preprocess
@@ -95,6 +95,6 @@ def _refuse_external_data(path: Path) -> None:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             external = content.find(b"location") >= 0
     except (OSError, ValueError) as error:
-        raise VividError(f"{path}: cannot be read: {error}") from error
+        raise VividError(f"{path}: cannot be read: {first_line(error)}") from error
     if external:
         raise VividError(f"{path}: its weights lie in another file, which is not read; export it as one file")

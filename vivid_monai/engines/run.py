@@ -17,7 +17,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, first_line
 from vivid_monai.networks.checkpoint import load_pickled
 from vivid_monai.storage.files import whole_file
 from vivid_monai.storage.run_config import CONFIG, resume_config
@@ -208,7 +208,7 @@ def _load(path: Path, objects: Mapping[str, Any]) -> None:
         except VividError:
             raise
         except ValueError as error:  # PyTorch's, of an optimiser with other groups
-            raise VividError(f"cannot resume: the {name} of {path} is another: {error}") from error
+            raise VividError(f"cannot resume: the {name} of {path} is another: {first_line(error)}") from error
 
 
 def run(trainer: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, first_line
 
 FOLDER_FILES = ("pretrained_vit.safetensors", "model.safetensors", "pytorch_model.bin")
 PICKLED = (".bin", ".pth", ".pt")
@@ -58,7 +58,9 @@ def read_checkpoint(path: str | PathLike, *, tensors: bool = True) -> Checkpoint
                 values = {name: content.get_tensor(name) for name in (content.keys() if tensors else ())}
                 metadata = content.metadata() or {}
         except (SafetensorError, OSError) as error:
-            raise VividError(f"{file}: is no whole safetensors file ({error}); fetch or write it again") from error
+            raise VividError(
+                f"{file}: is no whole safetensors file ({first_line(error)}); fetch or write it again"
+            ) from error
     elif file.suffix in PICKLED:
         values = _read_pickled(file)
     else:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vivid_monai.errors import VividError, first_line
+from vivid_monai.errors import VividError, cut, first_line
 from vivid_monai.networks.checkpoint import CheckpointFile, read_checkpoint
 from vivid_monai.networks.spd import SPD
 from vivid_monai.storage.files import whole_file
@@ -188,7 +188,7 @@ def stored_parts(file: CheckpointFile) -> dict[str, Any] | None:
             raise VividError(f"{file.path}: has version {stored['version']}, this package reads {VERSION}; update it")
         right = [isinstance(stored[name], types) for name, types in _TYPES.items()]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise VividError(f"{file.path}: its metadata are broken ({error!r}); write it again") from error
+        raise VividError(f"{file.path}: its metadata are broken ({cut(repr(error), 120)}); write it again") from error
     if not all(right):
         raise VividError(f"{file.path}: its metadata are broken (kind, config or fields); write it again")
     return stored

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vivid_monai.data.columns import FINDING
 from vivid_monai.data.splits import SPLITS
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, first_line
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source
 from vivid_monai.storage.files import part_folder
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
@@ -71,7 +71,8 @@ def official(name: str) -> Official:
             from medmnist import INFO
     except ImportError as error:
         raise VividError(
-            f"MedMNIST's file list and classes come from the package medmnist, which cannot be imported ({error}): "
+            "MedMNIST's file list and classes come from the package medmnist, which cannot be imported "
+            f"({first_line(error)}): "
             "pip install 'vivid-monai[medmnist]', or pip install --no-deps medmnist (without the torchvision that "
             "it declares and that is not needed here)"
         ) from error
@@ -105,9 +106,9 @@ def read_array(path: Path, key: str) -> np.ndarray:
         there = ", ".join(name.removesuffix(".npy") for name in file.namelist()) or "nothing"
         raise VividError(f"{path}: has no {key!r}; it has {there}") from error
     except zipfile.BadZipFile as error:
-        raise VividError(f"{path}: not a whole .npz file ({error}): download it again") from error
+        raise VividError(f"{path}: not a whole .npz file ({first_line(error)}): download it again") from error
     except (OSError, EOFError, ValueError, zlib.error, RuntimeError, MemoryError) as error:
-        raise VividError(f"{path}: {key} cannot be used: {error}") from error
+        raise VividError(f"{path}: {key} cannot be used: {first_line(error)}") from error
     return values
 
 
@@ -228,7 +229,7 @@ def _official_file(root: Path, known: Official, size: int, *, download: bool) ->
                 download_url(url, part / name, hash_val=expected, hash_type="md5")
                 (part / name).replace(path)
         except (URLError, OSError, RuntimeError) as error:
-            raise VividError(f"{path}: could not be downloaded ({error}): {by_hand}") from error
+            raise VividError(f"{path}: could not be downloaded ({first_line(error)}): {by_hand}") from error
     return path
 
 

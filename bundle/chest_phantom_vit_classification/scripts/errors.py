@@ -34,8 +34,8 @@ def cut(text: str, most: int) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of another library's message, at most 120 characters of it; its type where it says nothing."""
+    return cut((str(error).strip() or type(error).__name__).splitlines()[0], 120)
 
 
 def find_cause(error: BaseException | None, kind: type[BaseException] = VividError) -> BaseException | None:

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
-from vivid_monai.errors import VividError, first_line
+from vivid_monai.errors import VividError, cut, first_line
 from vivid_monai.evaluation.encoders.base import Encoder, library, load_strictly, square_preprocess, structure
 from vivid_monai.evaluation.encoders.from_timm import timm_pool
 from vivid_monai.images.preprocess import Preprocess
@@ -56,7 +56,7 @@ def load_open_clip(name: str, *, pool: str | None = None) -> OpenClipEncoder:
             model["embed_dim"], vision, quick_gelu=model.get("quick_gelu", False)
         )
     except Exception as error:  # open_clip and timm raise their own kinds on configurations they do not know
-        raise VividError(f"{source}: {CONFIG} cannot be used: {error!r}") from error
+        raise VividError(f"{source}: {CONFIG} cannot be used: {cut(repr(error), 120)}") from error
     preprocess = _preprocess(open_clip, images, vision, source)
     tensors = {name.removeprefix("module."): tensor for name, tensor in read_checkpoint(weights_file).tensors.items()}
     visual = {name.removeprefix("visual."): t for name, t in tensors.items() if name.startswith("visual.")}

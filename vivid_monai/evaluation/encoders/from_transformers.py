@@ -251,7 +251,7 @@ def read_processor(values: Mapping[str, Any], *, model_type: str, channels: int)
         # defaults then: its file must say everything.
         processor = getattr(transformers, f"{name}Pil", PilBackend).from_dict(dict(values))
     except Exception as error:  # transformers raises several kinds on values it cannot read
-        raise VividError(f"preprocessor_config.json: {name} does not take these values: {error}") from error
+        raise VividError(f"preprocessor_config.json: {name} does not take these values: {first_line(error)}") from error
 
     interpolation = INTERPOLATIONS.get(said("resample"))
     require(interpolation, "resample", processor.resample, "must be 2 (bilinear) or 3 (bicubic)")
