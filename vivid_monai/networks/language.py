@@ -239,8 +239,8 @@ class LanguageModel(nn.Module):
             _, last = seen(additive(forbidden[None, None], self.dtype))
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise VividError(
-                f"{self.name}: {kind} does not run with "
-                f"attn_implementation={self.model.config._attn_implementation!r} (the other one may): {first_line(error)}"
+                f"{self.name}: {kind} does not run with attn_implementation="
+                f"{self.model.config._attn_implementation!r} (the other one may): {first_line(error)}"
             ) from error
         if any(first[1:]):
             raise VividError(f"{self.name}: {kind} sees future tokens; it is not a causal LM")
