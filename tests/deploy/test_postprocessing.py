@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vivid_monai.deploy.postprocessing import DecisionRules
+from vivid_monai.errors import VividError
 from vivid_monai.ums.label_space import load_label_space
 from vivid_monai.ums.verify import verify
 
@@ -35,6 +36,16 @@ def test_thresholds_belong_to_the_side_they_name():
     field = one.fields[0]
     said = {p: one.states([p])[field] for p in (0.0, 0.2999, 0.3, 0.5999, 0.6, 1.0)}
     assert list(said.values()) == ["absent", "absent", "uncertain", "uncertain", "present", "present"]
+
+
+@pytest.mark.parametrize("odd", [(0.6, 0.3), (None, 0.6), ("0.3", 0.6), (float("nan"), 0.6), (True, 1)])
+def test_thresholds_that_could_fail_on_some_image_are_told_at_once(odd):
+    with pytest.raises(VividError, match="Edema: absent_below and present_from must be two numbers in order, or both"):
+        answers(Edema=odd)
+    spec = answers().spec
+    del spec["fields"][0]["absent_below"]
+    with pytest.raises(VividError, match="must be two numbers in order"):
+        DecisionRules(spec)
 
 
 def test_what_is_found_stands_and_its_ancestors_are_at_least_uncertain():

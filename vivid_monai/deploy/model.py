@@ -129,8 +129,10 @@ class BundleModel:
             raise VividError(f"{self.folder}: is not a bundle of `vivid bundle`: {what}") from error
 
     def _try(self) -> None:
-        """Answer a blank image: what does not fit together is told before the first real one."""
+        """Answer a blank image, and the extremes: what does not fit together is told before the first real one."""
         probabilities, distances = self(torch.zeros(1, *self.preprocess.shape))
+        for extreme in (0.0, 1.0):
+            self.rules.states([extreme] * len(self.fields))
         record = self.rules.record("blank", probabilities[0])
         if wrong := verify(record, self.label_space):
             raise VividError(f"{self.folder}: its answers break the rules of records: {wrong[0].message}")

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from vivid_monai.errors import printable
+from vivid_monai.errors import VividError, cut, printable
 
 NOT_RECORDED = "not-recorded"
 """The patient of a record that a model made: who it is stays in the image."""
@@ -34,11 +34,20 @@ class DecisionRules:
 
     Attributes:
         fields: names of the fields, in the order of the probabilities.
+
+    Raises:
+        VividError: thresholds that are missing, no numbers or in the wrong order.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.spec = dict(spec)
         self.fields: list[str] = [rule["field"] for rule in spec["fields"]]
+        for rule in spec["fields"]:
+            low, high = (rule.get(name, "missing") for name in ("absent_below", "present_from"))
+            numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (low, high))
+            if not (low is high is None or (numbers and low <= high)):
+                field = cut(printable(str(rule["field"])), 60)
+                raise VividError(f"{field}: absent_below and present_from must be two numbers in order, or both null")
 
     @classmethod
     def of_bundle(cls, metadata: str | Path) -> "DecisionRules":
