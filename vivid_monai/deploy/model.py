@@ -21,7 +21,7 @@ from vivid_monai.deploy.onnx import OnnxClassifier
 from vivid_monai.deploy.ood import OODDetector
 from vivid_monai.deploy.ood_score import thumbnail_features
 from vivid_monai.deploy.postprocessing import DecisionRules
-from vivid_monai.errors import VividError, one_line
+from vivid_monai.errors import VividError, cut, one_line
 from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
 from vivid_monai.evaluation.probes import LinearProbe, load_probe
 from vivid_monai.images.preprocess import BasePreprocess, Preprocess
@@ -122,8 +122,10 @@ class BundleModel:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except VividError:
-            raise
+        except VividError as error:
+            if str(error).startswith(str(self.folder)):
+                raise
+            raise VividError(f"{self.folder}: {one_line(error, 200)}") from error  # a value may be of any length
         except Exception as error:  # whatever a value leads to that is not the right one
             what = f"{type(error).__name__}: {one_line(error, 160)}"
             raise VividError(f"{self.folder}: is not a bundle of `vivid bundle`: {what}") from error
@@ -135,7 +137,7 @@ class BundleModel:
             self.rules.states([extreme] * len(self.fields))
         record = self.rules.record("blank", probabilities[0])
         if wrong := verify(record, self.label_space):
-            raise VividError(f"{self.folder}: its answers break the rules of records: {wrong[0].message}")
+            raise VividError(f"{self.folder}: its answers break the rules of records: {cut(wrong[0].message, 160)}")
         if not distances[0] >= 0 or not self.ood.limit >= 0:
             raise VividError(f"{self.folder}: its distance from the training images is no number")
 
