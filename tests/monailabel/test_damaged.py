@@ -93,6 +93,7 @@ BODIES = [
     b'{"model": null}',
     b'{"method": {}, "strategy": {}}',
     b'{"client_id": "\\ud800"}',
+    b'{"client_id": Infinity}',
     b'{"method": "another", "strategy": "another"}',
 ]
 
@@ -141,10 +142,11 @@ def test_damaged_findings_are_refused_in_one_line(server, said_by_reader):
     assert server.get("/datastore/")["completed"] == 0
 
 
-def test_what_no_response_could_hold_is_not_stored_beside_findings(server):
+@pytest.mark.parametrize("comment", [b'"\\ud800"', b"NaN"])
+def test_what_no_response_could_hold_is_not_stored_beside_findings(server, comment):
     image = next(iter(server.get("/datastore/", output="all")["objects"]))
     with pytest.raises(Refused) as refused:
-        server.store(image, {"findings": {"Edema": "present"}}, params=b'{"comment": "\\ud800"}')
+        server.store(image, {"findings": {"Edema": "present"}}, params=b'{"comment": ' + comment + b"}")
     one_line(refused.value)
     assert server.get("/datastore/")["completed"] == 0
     assert image in server.get("/datastore/", output="all")["objects"]

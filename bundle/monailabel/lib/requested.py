@@ -17,7 +17,7 @@ def check(request: dict[str, Any], what: str, known: Collection[str]) -> None:
     """A field of a request's body takes the place of the name in its address, and may be anything that JSON can say.
 
     Raises:
-        HTTPException: 404, there is none of that name; 422, text that cannot be written.
+        HTTPException: 404, there is none of that name; 422, what cannot be written.
     """
     if request.get(what) not in list(known):  # a list: what is asked for need not be hashable
         raise HTTPException(404, f"there is no {what} {quoted(request.get(what))}; there is {', '.join(known)}")
@@ -25,12 +25,13 @@ def check(request: dict[str, Any], what: str, known: Collection[str]) -> None:
 
 
 def check_text(said: Any) -> None:
-    """JSON can say half of a surrogate pair; once MONAI Label's index holds one, it can be sent to nobody any more.
+    """A body can say half of a surrogate pair, NaN or Infinity; once MONAI Label's index holds one, it can be sent to
+    nobody any more.
 
     Raises:
         HTTPException: 422, there is one in it.
     """
     try:
-        json.dumps(said, ensure_ascii=False).encode()
+        json.dumps(said, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
-        raise HTTPException(422, f"not text: {error}") from error
+        raise HTTPException(422, f"no JSON: {error}") from error
