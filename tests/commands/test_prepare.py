@@ -1,6 +1,7 @@
 """``vivid prepare`` as it is typed."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,9 @@ def test_a_data_set_that_lost_too_much_is_no_manifest_until_that_is_accepted(tab
     assert sorted(path.name for path in out.iterdir()) == ["card.json", "card.md", "skipped.csv"]
     assert run(table, "--out", str(out), "--accept-losses") == 0
     assert len(Manifest.load(out / "manifest.parquet")) == 26
+
+
+@pytest.mark.parametrize(("out", "told"), [("", "--out is empty"), (b"\xf6", "not plain text in UTF-8; rename it")])
+def test_a_folder_that_cannot_be_meant_is_told_before_anything_is_read(table, capsys, out, told):
+    assert run(table, "--out", os.fsdecode(out)) == 2
+    assert told in capsys.readouterr().err

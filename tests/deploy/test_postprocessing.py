@@ -88,3 +88,8 @@ def test_every_record_verifies(space):
 def test_too_few_probabilities_are_an_error():
     with pytest.raises(ValueError, match="shorter"):
         answers("chexpert-12").states([0.5] * 11)
+
+
+def test_rules_that_no_record_could_hold_are_refused():
+    with pytest.raises(VividError, match="holds half of a surrogate pair"):
+        DecisionRules({**answers().spec, "labeller": "\ud800"})

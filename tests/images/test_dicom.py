@@ -192,7 +192,7 @@ def test_an_empty_attribute_is_an_absent_one(tmp_path: Path, tags: dict, syntax:
     ("tags", "says"),
     [
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "RescaleSlope is 0"),
-        ({"VOILUTFunction": "LOG", **WINDOW} | {"VOILUTFunction": "LOG"}, "LOG"),
+        ({"VOILUTFunction": "LOG", **WINDOW} | {"VOILUTFunction": "LOG"}, "VOI LUT Function value"),
         ({"ShutterShape": "CIRCULAR"}, "CenterOfCircularShutter has 0 numbers"),
         ({"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [1, 1, 2, 2]}, "has 4 numbers, not 3 or more"),
         ({"ShutterShape": "RECTANGULAR", "ShutterLeftVerticalEdge": 7}, "padding or outside of the display shutter"),
@@ -443,3 +443,12 @@ def test_a_real_ct_slice_in_its_first_window_and_in_ours(real_data: Path) -> Non
     stored = dcmread(path).pixel_array.astype(float) - 1024  # slope 1, intercept −1024; windows 40/300 and 300/1500
     assert np.allclose(read_image(path)[0], np.clip((stored - 39.5) / 299 + 0.5, 0, 1), atol=1e-6)
     assert np.allclose(read_image(path, window=(-600, 1500))[0], np.clip((stored + 1350) / 1500, 0, 1), atol=1e-6)
+
+
+def test_bits_that_no_jpeg_has_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.dcm", np.zeros((32, 48), np.uint16), compress=JPEG2000Lossless)
+    content = dcmread(path)
+    content.BitsAllocated = 32
+    content.save_as(path)
+    with pytest.raises(ImageError, match="its BitsAllocated 32 cannot be that of a JPEG image"):
+        read_image(path)

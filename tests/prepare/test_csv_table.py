@@ -151,3 +151,9 @@ def test_every_spelling_of_utf_8_leaves_a_byte_order_mark_out(tmp_path, name):
 def test_an_encoding_that_is_none(tmp_path):
     with pytest.raises(VividError, match=r"no encoding 'ansi'; there are such as .*cp1252"):
         read(write(tmp_path, "a,b\n"), encoding="ansi")
+
+
+@pytest.mark.parametrize("name", ["rot13", "zlib", "base64", "hex"])
+def test_a_codec_of_no_text_is_no_encoding(tmp_path, name):
+    with pytest.raises(VividError, match=f"no encoding '{name}'"):
+        read(write(tmp_path, "a,b\n"), encoding=name)

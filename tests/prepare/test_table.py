@@ -1,8 +1,10 @@
 """Your own table: read through a mapping file, or one clear error."""
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -291,3 +293,33 @@ def test_a_parquet_column_named_twice(tmp_path):
     twice = pa.table([["a.png"], ["p"], [1], [0], [0]], names=["file", "mrn", "oedema", "fx", "fx"])
     with pytest.raises(VividError, match="more than one column is named 'fx'"):
         read(tmp_path, twice)
+
+
+@pytest.mark.parametrize(("kind", "first"), [(pa.float16(), 2048), (pa.float32(), 2**24)])
+def test_identifiers_in_short_floats_are_refused_once_they_are_not_exact(tmp_path, kind, first):
+    def made(number):
+        numbers = pa.array(np.array([1, 2, number], kind.to_pandas_dtype()), kind)
+        return pa.table({"file": ["a.png", "b.png", "c.png"], "mrn": numbers, "oedema": ["1"] * 3, "fx": ["0"] * 3})
+
+    assert len(read(tmp_path, made(first)).rows.table) == 3
+    with pytest.raises(VividError, match=f"column 'mrn' holds numbers over {first:,} as (half)?float: last digits"):
+        read(tmp_path, made(first + 4))
+
+
+@pytest.mark.parametrize("what", ["t.csv", "map.json"])
+def test_a_pipe_is_no_table_and_is_not_waited_for(tmp_path, what):
+    read(tmp_path)
+    (tmp_path / what).unlink()
+    os.mkfifo(tmp_path / what)
+    with pytest.raises(VividError, match=f"{what}: is a pipe, a socket or a device, not a file; write its content"):
+        table.read(tmp_path / "t.csv", mapping=tmp_path / "map.json", image_root=tmp_path)
+
+
+@pytest.mark.parametrize("what", ["t.csv", "map.json"])
+def test_a_name_that_is_not_utf_8_is_told_as_such(tmp_path, what):
+    read(tmp_path)
+    odd = tmp_path / os.fsdecode(b"\xf6" + what.encode())
+    (tmp_path / what).rename(odd)
+    files = {"t.csv": tmp_path / "t.csv", "map.json": tmp_path / "map.json", what: odd}
+    with pytest.raises(VividError, match=r"xf6.*: this name is not plain text in UTF-8; rename it"):
+        table.read(files["t.csv"], mapping=files["map.json"], image_root=tmp_path)

@@ -20,7 +20,7 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
 
 from vivid_monai.errors import VividError
-from vivid_monai.images.dicom_file import dcmread
+from vivid_monai.images.dicom_file import dcmread, quiet
 
 TAGS = ("modality", "body", "view", "orientation", "quality", "processing")
 """What a file may be refused by, and what overrides that."""
@@ -185,10 +185,12 @@ def objections(path: str, known: Mapping[str, Sequence[str]]) -> list[Objection]
     try:
         if not os.path.isfile(path):
             return []
-        tags = dcmread(path, stop_before_pixels=True, specific_tags=list(_READ))
+        with quiet():
+            tags = dcmread(path, stop_before_pixels=True, specific_tags=list(_READ))
     except Exception:  # no DICOM, or damaged: reading its pixels says so
         return []
-    return list(_objections(tags, known))
+    with quiet():
+        return list(_objections(tags, known))
 
 
 def _objections(tags: Dataset, known: Mapping[str, Sequence[str]]) -> Iterator[Objection]:

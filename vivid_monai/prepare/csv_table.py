@@ -105,6 +105,7 @@ def read_header(path: Path, *, delimiter: str = ",", encoding: str = "utf-8") ->
 def _codec(path: Path, encoding: str) -> str:
     """Python's own name of an encoding."""
     try:
+        "".encode(encoding)  # a codec that is of no text, such as rot13 or zlib, is a LookupError here
         return codecs.lookup(encoding).name
     except LookupError as error:
         near = difflib.get_close_matches(encoding.lower(), ("utf-8", "latin-1", "cp1252", "utf-16"), n=1)

@@ -52,6 +52,12 @@ class TableMapping(NamedTuple):
         return [self.data["image"]] if isinstance(self.data["image"], str) else _parts(self.data["image"]["template"])
 
     @property
+    def identifiers(self) -> list[str]:
+        """The columns that name patients, studies, rows and images: each must stay as it is written."""
+        roles = ("patient", "id", "study")
+        return [*(self.columns[role] for role in roles if role in self.columns), *self.image_columns]
+
+    @property
     def needed(self) -> dict[str, str]:
         """What the mapping says of a column, in words → the column."""
         named = {repr(role): name for role, name in self.columns.items()}

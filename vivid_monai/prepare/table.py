@@ -25,6 +25,7 @@ from vivid_monai.prepare.csv_table import read_csv, read_header
 from vivid_monai.prepare.long_table import merge_rows, refuse_long_table
 from vivid_monai.prepare.mapping import WORDS, TableMapping, listed_in, load_mapping, policy_of, state_of
 from vivid_monai.prepare.source import KEY, ROW, TABLE, BadCell, Rows, Source, Translation, constant
+from vivid_monai.storage.files import require_file, require_text
 from vivid_monai.ums.states import NULL, PRESENT, encode
 
 _IMAGE = "#image"
@@ -40,6 +41,9 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
     Raises VividError: the table or the mapping cannot be used: the message says which key, column, label, row or cell.
     """
     path, root = Path(table), Path(image_root)
+    for file in (path, Path(mapping)):
+        require_file(file)
+    require_text(root)
     plan = load_mapping(mapping)
     if path.suffix.lower() in (".parquet", ".pq"):
         rows = _read_parquet(path, plan)
@@ -49,11 +53,9 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
         text = {"delimiter": delimiter, "encoding": plan.data.get("encoding", "utf-8")}
         plan.check_columns(read_header(path, **text), path)
         rows = read_csv(path, required=[], key=plan.image_columns[0], multiline=True, **text)
-    for role in ("patient", "id", "study"):
-        if name := plan.columns.get(role):
-            require_exact(rows.table[name].unique(), f"{path}: column {name!r}")
-    for name in plan.image_columns:
+    for name in plan.identifiers:
         require_exact(rows.table[name].unique(), f"{path}: column {name!r}")
+    for name in plan.image_columns:
         rows.drop(rows.table[name].map(is_missing), "no-image", f"column {name!r} is blank")
     rows.table = rows.table.assign(**{_IMAGE: _image_texts(rows.table, plan)})
     name = plan.columns["patient"]
@@ -71,6 +73,15 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
     )
 
 
+_EXACT = {"halffloat": 2**11, "float": 2**24}
+"""Arrow's short floats, and up to which number they hold each whole one."""
+
+
+def _largest(column: pa.ChunkedArray) -> float:
+    numbers = np.abs(column.to_numpy().astype(np.float64))
+    return float(numbers[np.isfinite(numbers)].max(initial=0))
+
+
 def _read_parquet(path: Path, plan: TableMapping) -> Rows:
     try:
         plan.check_columns(pq.read_schema(path).names, path)
@@ -80,6 +91,11 @@ def _read_parquet(path: Path, plan: TableMapping) -> Rows:
     texts = {}
     for name in table.column_names:
         column = table[name]
+        if name in plan.identifiers and (limit := _EXACT.get(str(column.type))) and _largest(column) > limit:
+            raise VividError(
+                f"{path}: column {name!r} holds numbers over {limit:,} as {column.type}: last digits are lost, and "
+                "two may have become one; write them as text or whole numbers where the table is made"
+            )
         if pa.types.is_floating(column.type):
             column = pc.if_else(pc.is_nan(column), None, column)  # other tools write "nothing" as NaN
         if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, printable
 
 fcntl: ModuleType | None
 try:
@@ -161,3 +162,23 @@ def disk_errors(path: Path, *, option: str) -> Iterator[None]:
             f"{path}: cannot be stored: {error}. Make room, or choose another cache folder ({option}); what is done "
             "is kept, and the same command goes on after it"
         ) from error
+
+
+def require_text(path: Path) -> None:
+    """Raise a VividError where bytes of a path are not UTF-8: tables of Arrow and JSON cannot name it."""
+    if printable(str(path)) != str(path):
+        raise VividError(f"{printable(str(path))}: this name is not plain text in UTF-8; rename it")
+
+
+def require_file(path: Path) -> None:
+    """Raise a VividError where a path leads to something that is no file, and to read it may wait for ever.
+
+    That there is nothing is said by whoever reads it. Raises as :func:`require_text`, too.
+    """
+    require_text(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise VividError(f"{path}: is a pipe, a socket or a device, not a file; write its content to a file first")

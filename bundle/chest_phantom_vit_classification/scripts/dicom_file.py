@@ -1,8 +1,13 @@
 """DICOM files: opened within bounds, their attributes as plain values, their pixels as they are stored."""
 
 import math
+import re
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,6 +32,17 @@ MAX_INFLATED = 2**27
 """Bytes that a deflated file may inflate to (a large mammogram takes half of them)."""
 
 _JPEG = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes)
+_COLOURS = (
+    "unstated",
+    "MONOCHROME1",
+    "MONOCHROME2",
+    "RGB",
+    "PALETTE COLOR",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_PARTIAL_420",
+)
+"""Words that a message may hold: a tag may say anything, a patient's name too."""
 _OF_THE_FRAME = (
     "PixelValueTransformationSequence",
     "FrameVOILUTSequence",
@@ -47,6 +63,21 @@ def dcmread(path: str | Path, **options: Any) -> pydicom.FileDataset:
             if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
                 _bound(file)
     return pydicom.dcmread(path, **options)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without pydicom's warnings, which quote the values of tags."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+        yield
+
+
+def without_values(error: BaseException) -> str:
+    """What an error says; of one of pydicom's without what stands in quotes, which may be the value of a tag."""
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    text = str(error) or type(error).__name__
+    return re.sub(r"'[^']*'|\"[^\"]*\"", "…", text) if frames and frames[-1].startswith("pydicom") else text
 
 
 def _bound(file: BinaryIO) -> None:
@@ -114,15 +145,19 @@ def _check(ds: pydicom.Dataset) -> None:
         raise ValueError(f"holds no image but {sop_class.name}")
     if "PixelData" not in ds:
         raise ValueError("has no pixel data (not an image, or a truncated file)")
-    frames = int(ds.get("NumberOfFrames") or 1)
+    frames = number_of(ds, "NumberOfFrames") or 1
     if frames != 1:
-        raise ValueError(f"holds {frames} frames; export the one that is meant as a single image")
-    kind = ds.get("PhotometricInterpretation") or "unstated"
-    if (ds.get("SamplesPerPixel") or 1) != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ValueError(f"is not a grey image (photometric interpretation {kind})")
+        raise ValueError(f"holds {frames:g} frames; export the one that is meant as a single image")
+    kind = value_of(ds, "PhotometricInterpretation") or "unstated"
+    if (number_of(ds, "SamplesPerPixel") or 1) != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        told = kind if kind in _COLOURS else "of another kind"
+        raise ValueError(f"is not a grey image (photometric interpretation {told})")
     for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"):
-        if value_of(ds, name) is None:
+        numbers = numbers_of(ds, name)
+        if not numbers:
             raise ValueError(f"has no {name}")
+        if len(numbers) > 1 or not isinstance(ds[name].value, int):
+            raise ValueError(f"its {name} is not one whole number")
     if not 0 < ds.BitsStored <= ds.BitsAllocated:
         raise ValueError(f"its BitsStored {ds.BitsStored} cannot be those of {ds.BitsAllocated} bits")
     if ds.Rows * ds.Columns > MAX_PIXELS:
@@ -132,6 +167,8 @@ def _check(ds: pydicom.Dataset) -> None:
 def _decode(ds: pydicom.Dataset) -> np.ndarray:
     syntax, stream = ds.file_meta.TransferSyntaxUID, None
     plugin = "pylibjpeg" if syntax.is_compressed and syntax != RLELossless else ""
+    if plugin and ds.BitsAllocated not in (8, 16):
+        raise ValueError(f"its BitsAllocated {ds.BitsAllocated} cannot be that of a JPEG image")
     ds.SamplesPerPixel, bits = 1, ds.BitsStored
     frame = get_frame(ds.PixelData, 0, number_of_frames=1) if plugin else b""
     if syntax in _JPEG or syntax in JPEG2000TransferSyntaxes:

@@ -36,11 +36,15 @@ class DecisionRules:
         fields: names of the fields, in the order of the probabilities.
 
     Raises:
-        VividError: thresholds that are missing, no numbers or in the wrong order.
+        VividError: thresholds that are missing, no numbers or in the wrong order; what is no text.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.spec = dict(spec)
+        try:
+            json.dumps(self.spec, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise VividError("a part of the decision rules is no text: it holds half of a surrogate pair") from error
         self.fields: list[str] = [rule["field"] for rule in spec["fields"]]
         for rule in spec["fields"]:
             low, high = (rule.get(name, "missing") for name in ("absent_below", "present_from"))

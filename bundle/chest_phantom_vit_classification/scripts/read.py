@@ -11,6 +11,7 @@ import numpy as np
 
 from .errors import VividError
 from .dicom import read_dicom
+from .dicom_file import quiet, without_values
 from .nifti import read_nifti, read_nifti_labels
 from .raster import read_bmp, read_jpeg, read_png, read_png_labels, read_tiff
 
@@ -144,14 +145,15 @@ def whole_labels(values: np.ndarray) -> np.ndarray:
 def readable(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     """Errors of the block as an :class:`ImageError` of the file; decoders raise whatever they like on damaged ones."""
     try:
-        yield
+        with quiet():
+            yield
     except Exception as error:
         raise ImageError(f"{path}: unreadable {what}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one short line; some say it in several, some nothing."""
-    return shorten(str(error), 240, placeholder=" …") or type(error).__name__
+    """What an error says, in one short line without the value of a tag; some say it in several, some nothing."""
+    return shorten(without_values(error), 240, placeholder=" …") or type(error).__name__
 
 
 def image_error_behind(error: BaseException) -> ImageError | None:
