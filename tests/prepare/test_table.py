@@ -96,6 +96,10 @@ def test_an_age_that_cannot_be_is_listed(tmp_path):
     prepared = prepare(read(tmp_path, content, age="age"), check="none", val=0.0, test=0.0)
     assert prepared.card["skipped"] == {"invalid-range": 1}
     assert prepared.skipped["row"].tolist() == [3]
+    negative = prepare(read(tmp_path, content.replace("140", "-5"), age="age"), check="none", val=0.0, test=0.0)
+    assert negative.skipped[["row", "reason"]].to_numpy().tolist() == [[3, "invalid-range"]]
+    with pytest.raises(VividError, match=r"column .age. holds .old., not an age .* Mend the table, or leave the cell"):
+        read(tmp_path, content.replace("140", "old"), age="age")
 
 
 def test_a_delimited_label_column(tmp_path):

@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 _EXACT = 1 << 53
 """Up to here a float holds every whole number."""
 
-_AGE = re.compile(r"(?P<bound>[<>≤≥=]*)\s*(?P<number>\d+(\.\d+)?)\s*(?P<plus>\+?)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
+_AGE = re.compile(r"(?P<bound>[<>≤≥=]*)\s*(?P<number>-?\d+(\.\d+)?)\s*(?P<plus>\+?)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
 _UNITS = {"y": 1.0, "m": 12.0, "w": 52.1775, "d": 365.25}
 
 
@@ -46,8 +46,8 @@ def whole_number(text: str) -> int | None:
 def age_in_years(text: str) -> float | None:
     """Years from "58", "58.0", "058Y", "13 months", "010W", "006D", or a bound ("90+", ">89"); None where missing.
 
-    A bound is taken as the number that it names. An age that cannot be (NIH's table has 411) comes through, so that
-    the verifier lists its row.
+    A bound is taken as the number that it names. An age that cannot be (NIH's table has 411) comes through, a negative
+    one, too, so that the verifier lists its row.
 
     Raises:
         BadCell: no age.

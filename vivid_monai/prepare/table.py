@@ -160,7 +160,9 @@ def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
     if rows.problems:
         row, problem = min(rows.problems.items())
         where = f"{rows.table.at[row, TABLE]}, row {rows.table.at[row, ROW]}"
-        raise VividError(f"{where}: {problem}. Say in {plan.path.name} what it means, or mend the table")
+        of_age = "age" in plan.columns and f"column {plan.columns['age']!r} " in problem
+        way_out = "leave the cell empty" if of_age else f"say in {plan.path.name} what it means"
+        raise VividError(f"{where}: {problem}. Mend the table, or {way_out}")
     rows.finish(columns)
     if "rows" in plan.data:
         merge_rows(rows, plan.data["rows"])

@@ -67,6 +67,9 @@ def test_the_folder_of_a_run_names_its_encoder(vit_file: str, tmp_path: Path) ->
     (tmp_path / "pretrained_vit.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(VividError, match="a pointer of Git LFS"):
         load_encoder(str(tmp_path))
+    (tmp_path / "pretrained_vit.safetensors").rename(tmp_path / "initial_vit.safetensors")
+    with pytest.raises(VividError, match=r"this run has not ended, so it has no pretrained_vit.safetensors; resume it"):
+        load_encoder(str(tmp_path))
 
 
 @pytest.mark.parametrize(

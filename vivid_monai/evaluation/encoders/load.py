@@ -100,6 +100,8 @@ def load_encoder(spec: str, *, pool: str | None = None, seed: int = 0) -> Encode
             return LIBRARIES[kind](name, pool=pool)
         folder = Path(spec).expanduser()
         if (folder / "config.json").is_file() and not (folder / "pretrained_vit.safetensors").is_file():
+            if (folder / "initial_vit.safetensors").is_file():
+                raise VividError(f"{spec}: this run has not ended, so it has no pretrained_vit.safetensors; resume it")
             return load_transformers(spec, pool=pool)
         path = spec.removeprefix("untrained:")
         if (own := Path(path).expanduser() / "pretrained_vit.safetensors").is_file():  # a run's folder, or models/
