@@ -187,6 +187,8 @@ def stored_parts(file: CheckpointFile) -> dict[str, Any] | None:
         if stored["version"] not in (1, VERSION):
             raise VividError(f"{file.path}: has version {stored['version']}, this package reads {VERSION}; update it")
         right = [isinstance(stored[name], types) for name, types in _TYPES.items()]
+    except VividError:
+        raise
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise VividError(f"{file.path}: its metadata are broken ({cut(repr(error), 120)}); write it again") from error
     if not all(right):
