@@ -14,6 +14,7 @@ import pyarrow.csv as arrow_csv
 
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, constant, skip_list
+from vivid_monai.storage.files import require_file
 
 _BLOCK_BYTES = 1 << 24
 _OPEN = ": is there a quote that nothing closes?"
@@ -116,6 +117,7 @@ def _codec(path: Path, encoding: str) -> str:
 def _header(path: Path, delimiter: str, encoding: str) -> tuple[list[str], int]:
     """The names of the columns, and over how many lines of the file they go."""
     size = 1 << 16
+    require_file(path)
     encoding = _codec(path, encoding)
     try:
         with pa.input_stream(str(path)) as stream:

@@ -17,6 +17,7 @@ from vivid_monai.data.splits import SPLITS
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.cells import as_number
 from vivid_monai.prepare.source import BadCell
+from vivid_monai.storage.files import require_file
 from vivid_monai.ums.label_space import LabelSpace
 from vivid_monai.ums.schema import load_schema, parse_json
 from vivid_monai.ums.states import encode
@@ -85,6 +86,7 @@ def load_mapping(path: Path | str) -> TableMapping:
     never.
     """
     path = Path(path)
+    require_file(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

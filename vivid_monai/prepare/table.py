@@ -41,8 +41,6 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
     Raises VividError: the table or the mapping cannot be used: the message says which key, column, label, row or cell.
     """
     path, root = Path(table), Path(image_root)
-    for file in (path, Path(mapping)):
-        require_file(file)
     require_text(root)
     plan = load_mapping(mapping)
     if path.suffix.lower() in (".parquet", ".pq"):
@@ -83,6 +81,7 @@ def _largest(column: pa.ChunkedArray) -> float:
 
 
 def _read_parquet(path: Path, plan: TableMapping) -> Rows:
+    require_file(path)
     try:
         plan.check_columns(pq.read_schema(path).names, path)
         table = pq.read_table(path, columns=list(dict.fromkeys(plan.needed.values())))
