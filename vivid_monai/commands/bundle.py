@@ -12,7 +12,7 @@ from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import RUNTIMES, BundleModel
 from vivid_monai.deploy.postprocessing import ANSWERED, NOT_ASSESSED, UNREADABLE
 from vivid_monai.deploy.predict import FILES, predict
-from vivid_monai.storage.files import require_folder_name
+from vivid_monai.errors import VividError
 
 FORMATS: dict[str, tuple[Any, str]] = {
     "huggingface": (export_huggingface, "a folder that transformers' Auto classes load"),
@@ -104,7 +104,8 @@ def run_predict(args: argparse.Namespace) -> int:
     image unlike those that the model was trained on is not assessed; a file that cannot be read is listed.
     Interrupted, the same command predicts what is missing. The exit status is 1 where nothing could be answered, or a
     folder could not be entered."""
-    require_folder_name(args.out)
+    if not args.out.parts:
+        raise VividError("--out is empty, as of a shell variable that is not set; give a folder")
     inputs, model = find_inputs(args.paths), BundleModel(args.bundle, runtime=args.runtime)
     options = {name: getattr(args, name) for name in ("overlays", "reports", "accept", "batch_size")}
     done = predict(model, inputs, args.out, num_workers=args.workers, **options)

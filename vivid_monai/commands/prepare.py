@@ -18,7 +18,7 @@ from vivid_monai.prepare.lidc.nodules import write_table
 from vivid_monai.prepare.lidc.source import CropRule, read_identities
 from vivid_monai.prepare.lidc.source import read as read_lidc
 from vivid_monai.prepare.source import Source, write_skip_list
-from vivid_monai.storage.files import require_folder_name, require_text
+from vivid_monai.storage.files import require_text
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT
 
 EPILOG = (
@@ -155,7 +155,8 @@ def _split_options(
 
 def run_prepare(args: argparse.Namespace) -> int:
     """Read a data set as distributed, or your own table, into one validated manifest split by patient."""
-    require_folder_name(args.out)
+    if not args.out.parts:
+        raise VividError("--out is empty, as of a shell variable that is not set; give a folder")
     require_text(args.out)
     if args.source == "conditions":
         return _conditions(args)

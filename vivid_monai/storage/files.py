@@ -164,12 +164,6 @@ def disk_errors(path: Path, *, option: str) -> Iterator[None]:
         ) from error
 
 
-def require_folder_name(out: Path) -> None:
-    """Raise a VividError where ``--out`` is empty, which would be the current folder."""
-    if not out.parts:
-        raise VividError("--out is empty, as of a shell variable that is not set; give a folder")
-
-
 def require_text(path: Path) -> None:
     """Raise a VividError where bytes of a path are not UTF-8: tables of Arrow and JSON cannot name it."""
     if printable(str(path)) != str(path):
