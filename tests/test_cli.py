@@ -24,6 +24,13 @@ def test_errors_are_one_line(capsys, tmp_path):
     assert "Traceback" not in told
 
 
+def test_a_message_has_at_most_300_characters_with_the_name_of_its_command(capsys, tmp_path):
+    assert main(["report", str(tmp_path / f"{'deep/' * 80}nowhere")]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("vivid report: ")
+    assert len(told) == 300
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])

@@ -15,7 +15,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 from vivid_monai import __version__
-from vivid_monai.errors import VividError, one_line
+from vivid_monai.errors import LONGEST, VividError, one_line
 from vivid_monai.logs import show_messages
 
 COMMANDS = {
@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (VividError, OSError) as error:
-        print(f"vivid {command}: {one_line(error)}", file=sys.stderr)
+        who = f"vivid {command}: "
+        print(who + one_line(error, LONGEST - len(who)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"vivid {command}: interrupted; the same command goes on, or begins again", file=sys.stderr)

@@ -55,11 +55,17 @@ def test_fractions_out_of_range_are_refused(fractions):
         SplitRule(**fractions)
 
 
-def test_assert_disjoint_names_the_patients():
-    patients = pa.array(["a", "b", "c", "b", "a", "d"]).dictionary_encode()
+def test_assert_disjoint_names_rows_and_no_patients():
+    patients = pa.array(["Ann", "Bob", "Cid", "Bob", "Ann", "Dan"]).dictionary_encode()
     splits = pa.array(["train", "train", "test", "val", "test", "train"])
-    with pytest.raises(SplitError, match=r"lists: 2 patient\(s\).*a \(train and test\).*b \(train and val\)"):
+    with pytest.raises(SplitError) as said:
         assert_disjoint(patients, splits, where="lists")
+    assert str(said.value) == (
+        "lists: 2 patient(s) are in more than one split, as in "
+        "row 1 (train) and row 5 (test); row 2 (train) and row 4 (val)"
+    )
+    with pytest.raises(SplitError, match=r"as in 20 \(train\) and 60 \(test\); 30 \(train\) and 50 \(val\)$"):
+        assert_disjoint(patients, splits, where="lists", row=[20, 30, 40, 50, 60, 70].__getitem__)
 
 
 def test_a_missing_patient_id_cannot_be_split():

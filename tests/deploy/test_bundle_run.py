@@ -17,7 +17,7 @@ from tests.deploy.made_dicom import dicom
 from tests.processes import run_module
 from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
-from vivid_monai.deploy.postprocessing import DecisionRules
+from vivid_monai.deploy.postprocessing import TABLES, DecisionRules
 from vivid_monai.deploy.predict import predict
 from vivid_monai.metrics.masked import masked_auroc
 from vivid_monai.ums.record import Record
@@ -88,6 +88,18 @@ def test_an_empty_folder_is_one_line(folder, tmp_path):
     assert "Traceback" not in done.stderr
     assert f"vivid: {tmp_path / 'images'}: there is no file to answer" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_which_none_is_answered_are_no_success(folder, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    command = ["run", "--config_file", "configs/inference.json", "--dataset_dir", tmp_path / "images"]
+    done = run_module("monai.bundle", [*command, "--output_dir", tmp_path / "out"], cwd=folder)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert f"In {tmp_path / 'out'}: {', '.join(name for name in TABLES if name in written)}\n" in done.stdout
+    assert "vivid: no image was answered; " in done.stderr
 
 
 def test_trains_further_and_evaluates(folder, finished, tmp_path):

@@ -116,11 +116,11 @@ def test_official_splits_are_kept_and_the_rest_is_drawn(make):
     assert prepared.manifest.splits == {"official": ["test"], "salt": "vivid-med", "val": 0.5, "test": 0.0}
 
 
-def test_a_patient_on_two_sides_is_an_error_that_names_the_patient(make):
+def test_a_patient_on_two_sides_is_an_error_that_names_the_rows(make):
     official = [{"patient_id": "p7", "split": "test"}, {"patient_id": "p7", "split": "train"}, {"split": None}]
-    with pytest.raises(SplitError, match=r"own splits .*: 1 patient.*p7"):
+    with pytest.raises(SplitError, match=r"own splits .*: 1 patient.* row 2 \(test\) and .*row 3 \(train\)"):
         prepare(make(official, official=frozenset({"train", "test"})), check="none")
-    with pytest.raises(SplitError, match=r"splits .*: 1 patient.*p7"):
+    with pytest.raises(SplitError, match=r"splits .*: 1 patient.* row 2 \(test\) and .*row 3 \(train\)"):
         prepare(make([official[0], {"patient_id": "p7"}], official=frozenset({"test"}), open_is="train"), check="none")
 
 

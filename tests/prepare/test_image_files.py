@@ -1,5 +1,7 @@
 """Images that are missing, unreadable, or on several rows."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,6 +35,12 @@ def test_files_lists_missing_and_empty_ones(rows, tmp_path):
     assert [(s["row"], s["reason"]) for s in skipped] == [(4, "missing-file"), (5, "missing-file")]
     assert "No such file" in skipped[0]["detail"]
     assert "empty" in skipped[1]["detail"]
+
+
+def test_files_that_are_no_regular_ones_are_told_so(rows, tmp_path):
+    os.mkfifo(tmp_path / "none.png")
+    check_images(rows, tmp_path, check="files", workers=1)
+    assert "none.png: is no regular file" in rows.all_skipped()["detail"].iloc[0]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -150,3 +150,15 @@ def test_a_few_rows_of_a_second_reader_without_a_policy_are_conflicts(tmp_path):
     assert values(prepared.skipped["row"]) == [9, 42]
     assert set(prepared.skipped["reason"]) == {"conflicting-duplicate"}
     assert prepared.skipped["detail"][0] == "rows 9, 42 of this image differ in reader"
+
+
+def test_a_finding_of_one_reader_outweighs_the_no_finding_of_another(tmp_path):
+    space = {**SPACE, "fields": [*SPACE["fields"], {"name": "No Finding"}, {"name": "Device"}]}
+    space |= {"no_finding": {"field": "No Finding", "compatible": ["Device"]}}
+    del space["none_label"]
+    text = "a,No Finding,R1,,,,\na,Fracture,R2,5,5,6,6\nb,No Finding,R1,,,,\nb,Device,R2,1,1,2,2\nc,No Finding,R1,,,,\n"
+    source = read(tmp_path, HEAD + text, label_space=space, rows="any")
+    assert states(source, "No Finding") == [0, 1, 1]
+    assert states(source, "Fracture") == [1, 0, 0]
+    assert states(source, "Device") == [0, 1, 0]
+    assert len(prepare(source, check="none").manifest) == 3

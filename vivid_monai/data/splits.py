@@ -1,6 +1,6 @@
 """Splits by patient: a salted hash decides, so a patient's split never depends on who else is in the table."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 
@@ -81,17 +81,29 @@ def encode(patients: pa.ChunkedArray | pa.Array | Iterable[str]) -> tuple[np.nda
     return patients.indices.to_numpy(zero_copy_only=False), patients.dictionary
 
 
-def assert_disjoint(patients: pa.ChunkedArray | pa.Array, splits: pa.ChunkedArray | pa.Array, *, where: str) -> None:
-    """Raise a SplitError that names patients where one of them is in two splits. ``where``: what was looked at."""
-    patient_codes, ids = encode(patients)
+def assert_disjoint(
+    patients: pa.ChunkedArray | pa.Array,
+    splits: pa.ChunkedArray | pa.Array,
+    *,
+    where: str,
+    row: Callable[[int], object] = lambda place: f"row {place + 1}",
+) -> None:
+    """Raise a SplitError where a patient is in two splits; it names rows, and no patient.
+
+    Args:
+        where: what was looked at.
+        row: what the row at a place, from 0, is called.
+    """
+    patient_codes, _ = encode(patients)
     split_codes, names = encode(splits)
     # A patient on two sides has two of these sorted distinct pairs, side by side.
     pairs = np.unique(patient_codes.astype(np.int64) * len(names) + split_codes)
     owners = pairs // max(len(names), 1)
-    found: dict[str, list[str]] = {}
-    for pair in pairs[np.isin(owners, owners[1:][owners[1:] == owners[:-1]])]:
-        found.setdefault(ids[pair // len(names)].as_py(), []).append(names[pair % len(names)].as_py())
-    if found:
-        some = ", ".join(f"{patient} ({' and '.join(sides)})" for patient, sides in list(found.items())[:5])
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise SplitError(f"{where}: {len(found)} patient(s) are in more than one split: {some}{more}")
+    both = np.unique(owners[1:][owners[1:] == owners[:-1]])
+    if len(both):
+        some = []
+        for patient in both[:3]:
+            own = np.flatnonzero(patient_codes == patient)
+            first = own[np.sort(np.unique(split_codes[own], return_index=True)[1])]
+            some.append(" and ".join(f"{row(at)} ({names[int(split_codes[at])]})" for at in first.tolist()))
+        raise SplitError(f"{where}: {len(both)} patient(s) are in more than one split, as in {'; '.join(some)}")

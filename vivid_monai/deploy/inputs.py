@@ -152,14 +152,17 @@ def tell(inputs: Sequence[Input], folder: str) -> None:
     """Print what became of the inputs and where that is written: the end of a bundle's run.
 
     Raises:
-        VividError: folders could not be entered; a run must not end as if all had been seen.
+        VividError: nothing was answered, or folders could not be entered; a run must not end as if all were well.
     """
     with open(os.path.join(folder, TABLES[0]), newline="", encoding="utf-8") as file:
         counts = Counter(row["status"] for row in csv.DictReader(file))
     said = ", ".join(f"{counts[status]:,} {status}" for status in (ANSWERED, NOT_ASSESSED, UNREADABLE))
-    print(f"\n{len(inputs):,} files: {said}\nIn {folder}: {', '.join(TABLES)}")
+    written = [name for name in TABLES if os.path.exists(os.path.join(folder, name))]
+    print(f"\n{len(inputs):,} files: {said}\nIn {folder}: {', '.join(written)}")
     if unseen := [one.path for one in inputs if UNSEEN in one.problem]:
         raise VividError(f"{len(unseen)} folders or files could not be entered; unreadable.csv lists them")
+    if not counts[ANSWERED]:
+        raise VividError(f"no image was answered; {' and '.join(written)} in {folder} say why")
 
 
 class InputDataset(Dataset):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,7 +176,8 @@ def _split(rows: Rows, rule: SplitRule | None, source: Source) -> frozenset[str]
     sides = given if source.open_is is None else given.fillna(source.open_is)
     looked_at = sides.notna()
     where = "the data set's own splits (mend them there)"
-    assert_disjoint(pa.array(rows.table["patient_id"][looked_at]), pa.array(sides[looked_at]), where=where)
+    seen = rows.table[looked_at]
+    assert_disjoint(pa.array(seen["patient_id"]), pa.array(sides[looked_at]), where=where, row=partial(_row_of, seen))
     if rule is not None and known.all():  # of the official train patients, as nothing else is open
         rows.notes.append("Drawn from the official train patients.")
         given, official = given.mask(given == "train"), official - {"train"}
@@ -197,9 +199,13 @@ def _split(rows: Rows, rule: SplitRule | None, source: Source) -> frozenset[str]
                 f"split {split!r} is empty: {counts} of {len(given):,} rows kept. Give a larger fraction or "
                 "another salt, or see why its rows were skipped"
             )
-    assert_disjoint(patients, pa.array(given), where="splits")
+    assert_disjoint(patients, pa.array(given), where="splits", row=partial(_row_of, rows.table))
     rows.table = rows.table.assign(split=given.astype("category"))
     return official
+
+
+def _row_of(table: pd.DataFrame, place: int) -> str:
+    return f"{table[TABLE].iloc[place]}, row {table[ROW].iloc[place]}"
 
 
 def _losses(n_read: int, skipped: pd.DataFrame, read: Counts, kept: Counts) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Drop rows that repeat an image, or whose image is missing, cannot be read or shows nothing."""
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -96,9 +97,12 @@ def _run(
 
 def _missing(path: str) -> str | None:
     try:
-        return None if os.stat(path).st_size else f"{path}: the file is empty"
+        found = os.stat(path)
     except OSError as error:
         return f"{path}: {error.strerror}"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{path}: is no regular file"
+    return None if found.st_size else f"{path}: the file is empty"
 
 
 def _read(path: str, place: int | None) -> _Seen:

@@ -9,6 +9,7 @@ import pandas as pd
 from vivid_monai.data.columns import FINDING
 from vivid_monai.errors import VividError
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, differing
+from vivid_monai.ums.label_space import LabelSpace
 from vivid_monai.ums.states import ABSENT, NULL, PRESENT, UNCERTAIN
 
 Merge = Literal["any", "majority", "each"]
@@ -20,13 +21,14 @@ _MANY = 0.05
 """Where more of the images than this share have rows that differ, the table is long, and not one with slips."""
 
 
-def merge_rows(rows: Rows, how: Merge) -> None:
+def merge_rows(rows: Rows, how: Merge, space: LabelSpace) -> None:
     """Make one row of those about one image, or for "each" of those of a reader about it.
 
     Within a reader a finding is present where any of his rows says so, else uncertain, else absent. "any" does the
-    same over readers; "majority" has the state of more than half of the readers who answer, and otherwise uncertain
-    (without a column ``reader``, each row is one's). All boxes of present and uncertain findings stay. Rows that differ
-    in something else (patient, split, view …) are listed as "conflicting-duplicate".
+    same over readers, and a finding of one outweighs another's "no finding"; "majority" has the state of more than half
+    of the readers who answer, and otherwise uncertain (without a column ``reader``, each row is one's). All boxes of
+    present and uncertain findings stay. Rows that differ in something else (patient, split, view …) are listed as
+    "conflicting-duplicate".
     """
     table = rows.table
     image = list(rows.about)
@@ -51,7 +53,11 @@ def merge_rows(rows: Rows, how: Merge) -> None:
     if how == "majority":
         merged = _vote(ranks.groupby(voter.to_numpy()).max(), group[~voter.duplicated().to_numpy()])
     else:
-        merged = ranks.groupby(group.to_numpy(), sort=False).max().to_numpy()
+        merged = ranks.groupby(group.to_numpy(), sort=False).max().to_numpy(copy=True)
+    if how == "any" and space.no_finding:
+        beside = {space.no_finding, *space.no_finding_compatible}
+        found = (merged[:, [state.removeprefix(FINDING) not in beside for state in states]] == _PRESENT).any(axis=1)
+        merged[found, states.index(FINDING + space.no_finding)] = _ABSENT
     one = table[first].copy()
     one[states] = _ORDER[merged]
     if "boxes" in table:

@@ -99,15 +99,14 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
 
 
 def _find_lists(root: Path) -> dict[str, Path]:
-    """Side → its list, under any name in use: train_val_list.txt, test_list_NIH.txt, train-val-list.txt …"""
+    """Side → its list, under any name in use, such as test_list_NIH.txt; beside the table or in a folder there."""
     found: dict[str, Path] = {}
-    for path in sorted(root.iterdir()):
+    for path in (*sorted(root.glob("*.[tT][xX][tT]")), *sorted(root.glob("*/*.[tT][xX][tT]"))):
         if (said := _LIST.fullmatch(path.name)) and path.is_file():
             side = "test" if said["side"].lower() == "test" else "train_val"
             if (first := found.setdefault(side, path)) is not path and first.read_bytes() != path.read_bytes():
-                raise VividError(
-                    f"{root}: {first.name} and {path.name} differ, both lists of {side}: keep the right one"
-                )
+                names = f"{first.relative_to(root)} and {path.relative_to(root)}"
+                raise VividError(f"{root}: {names} differ, both lists of {side}: keep the right one")
     if len(found) == 1:
         (there,) = found.values()
         (absent,) = {"test", "train_val"} - found.keys()

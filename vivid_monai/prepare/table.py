@@ -164,7 +164,7 @@ def _parse(rows: Rows, plan: TableMapping, root: Path) -> None:
         raise VividError(f"{where}: {problem}. Mend the table, or {way_out}")
     rows.finish(columns)
     if "rows" in plan.data:
-        merge_rows(rows, plan.data["rows"])
+        merge_rows(rows, plan.data["rows"], plan.space)
     else:
         refuse_long_table(rows, plan.path)
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 
 _ODD = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
+_WHO = "vivid: "
 LONGEST = 300
-"""Characters of a message."""
+"""Characters of a message, with the name of who says it."""
 
 
 class VividError(ValueError):
@@ -57,9 +56,9 @@ def show_errors_plainly(way_on: Callable[[], str] = lambda: "interrupted; the sa
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         cause = find_cause(error) or find_cause(error, OSError)
         if cause and not isinstance(error, KeyboardInterrupt):  # which may come while another error is dealt with
-            print(f"\nvivid: {one_line(cause)}", file=sys.stderr, flush=True)
+            print(f"\n{_WHO}{one_line(cause, LONGEST - len(_WHO))}", file=sys.stderr, flush=True)
         elif find_cause(error, KeyboardInterrupt):
-            print(f"\nvivid: {way_on()}", file=sys.stderr, flush=True)
+            print(f"\n{_WHO}{way_on()}", file=sys.stderr, flush=True)
         else:
             previous(kind, error, trace)
 
