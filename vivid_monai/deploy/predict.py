@@ -34,10 +34,10 @@ from vivid_monai.deploy.postprocessing import (
 )
 from vivid_monai.deploy.sr import LONG, Algorithm, write_sr
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import library
 from vivid_monai.evaluation.examples import blend
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.library import import_library
 from vivid_monai.networks.vit import ViT
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.record import Record
@@ -123,7 +123,7 @@ def predict(
     if overlays and not isinstance(model.classifier.encoder, ViT):
         raise VividError(f"{model.name}: has no attention to draw; leave --overlays out")
     if reports:
-        library("highdicom", '"vivid-monai[dicom-sr]"')  # now, and not once for every image
+        import_library("highdicom", '"vivid-monai[dicom-sr]"')  # now, and not once for every image
     by_tags = RefuseByTagsd("image", metadata=model.metadata, accept=accept)
     transform = Compose([by_tags, *model.preprocess.transform().transforms])
     folder.mkdir(parents=True, exist_ok=True)

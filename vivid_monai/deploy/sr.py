@@ -22,8 +22,8 @@ from pydicom.uid import UID
 from pydicom.valuerep import STR_VR, validate_value
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import library
 from vivid_monai.logs import quiet
+from vivid_monai.networks.library import import_library
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.label_space import available_label_spaces, load_label_space
 from vivid_monai.ums.record import Finding, Record
@@ -92,7 +92,7 @@ def write_sr(
         VividError: highdicom is not installed, the source is no DICOM image or cannot be referred to, a file that
             cannot be written. No message has a value of the source in it.
     """
-    hd = library("highdicom", '"vivid-monai[dicom-sr]"')
+    hd = import_library("highdicom", '"vivid-monai[dicom-sr]"')
     if path.resolve() == source.resolve():
         raise VividError(f"{path}: is the image itself; give the report another path")
     answered = {} if not_assessed else {field: one for field, one in record.findings.items() if one.state is not None}

@@ -94,6 +94,9 @@ def load_module(
 ) -> SavedModule:
     """Read a file of `save_module`, or one of this package's earlier files. No code in it is run.
 
+    A module is built without memory first, and gets its tensors when they are seen to be those of its configuration. Of
+    one that `keeps_more_than_its_state` (an attribute; tables that it works out when it is built) a second one is built.
+
     Args:
         path: the file, or a folder with one of `checkpoint.FOLDER_FILES`.
         allowed: kind → class: what may be built. Nothing else is.
@@ -119,11 +122,16 @@ def load_module(
             module = allowed[kind](**stored["config"])
             spd = SPD(**stored["spd"]) if stored["spd"] else None
     except Exception as error:  # whatever a value leads to that is not the right one, such as a size beyond all memory
+        if isinstance(error.__cause__, ImportError):  # a library that it needs
+            raise VividError(f"{file.path}: {error}") from error
         raise VividError(f"{file.path}: its configuration is not one of a {kind}: {first_line(error)}") from error
     if pretrained:
         parts = {"": module, SPD_PREFIX: spd}
         if wrong := misfits(file.tensors, _state(parts)):
             raise VividError(f"{file.path}: its tensors are not those of its configuration: {some(wrong, sep='; ')}")
+        if getattr(module, "keeps_more_than_its_state", False):
+            with torch.random.fork_rng(devices=[]):
+                module = parts[""] = allowed[kind](**stored["config"])
         # A copy: the file's own memory is aligned to 8 bytes only, and goes when the file does.
         halves = (torch.float16, torch.bfloat16)
         own = {name: t.float() if t.dtype in halves else t.clone() for name, t in file.tensors.items()}

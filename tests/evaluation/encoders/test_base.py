@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import Encoder, VividEncoder, load_encoder
-from vivid_monai.evaluation.encoders.base import library
 from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.library import import_library
 from vivid_monai.networks.vit import ViT
 
 PREPROCESS = Preprocess(size=32)
@@ -113,7 +113,7 @@ def test_a_preprocessing_for_another_network_is_refused() -> None:
 
 def test_a_library_that_is_not_there_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VividError, match="no_such_library is not installed: pip install its-package"):
-        library("no_such_library", "its-package")
+        import_library("no_such_library", "its-package")
     monkeypatch.setitem(__import__("sys").modules, "broken_library", None)
     with pytest.raises(VividError, match="broken_library"):
-        library("broken_library", "its-package")
+        import_library("broken_library", "its-package")

@@ -17,7 +17,7 @@ from vivid_monai.evaluation.encoders import load_encoder
     [
         ("nowhere.safetensors", "nowhere.safetensors: no such file"),
         ("untrained:nowhere.safetensors", "nowhere.safetensors: no such file"),
-        ("untrained:timm:vit_tiny", "'untrained:timm:vit_tiny' is no encoder"),
+        ("untrained:thumbnails:24", "'untrained:thumbnails:24': has no weights"),
         ("weights.pth", "'weights.pth' is no encoder: give a .safetensors file of this package"),
         ("", "'' is no encoder"),
         ("unknown:thing", "'unknown:thing' is no encoder: .* or one of transformers:NAME, timm:NAME, open_clip:NAME"),

@@ -1,11 +1,9 @@
 """The interface of image encoders: images → features, with the preprocessing that their weights need."""
 
 import copy
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,8 +11,9 @@ from torch import Tensor, nn
 
 from vivid_monai.errors import VividError, first_line
 from vivid_monai.images.preprocess import BasePreprocess, Preprocess
+from vivid_monai.networks.library import LibraryBackbone, offers
 from vivid_monai.networks.modules import fingerprint
-from vivid_monai.networks.pooling import pool_tokens
+from vivid_monai.networks.pooling import choose_pool, pool_tokens
 from vivid_monai.networks.spd import SPD
 
 
@@ -112,22 +111,69 @@ class Encoder(nn.Module):
         return tuple(features.shape[1:])
 
 
-def structure(network: nn.Module) -> dict[str, Any]:
-    """Settings of a network whose library keeps no complete configuration: its modules, and the heads in them."""
-    heads = {name: module.num_heads for name, module in network.named_modules() if hasattr(module, "num_heads")}
-    return {"modules": str(network), "heads": heads}
+class VividEncoder(Encoder):
+    """A backbone of :data:`~vivid_monai.networks.classifier.BACKBONES`, ours or another library's, its tokens pooled or
+    read through SPD; ``kind`` is "vivid" or the library."""
+
+    def __init__(
+        self,
+        backbone: Any,
+        preprocess: BasePreprocess,
+        *,
+        spd: SPD | None = None,
+        pool: str | None = None,
+        source: str = "",
+    ) -> None:
+        self.kind, own = getattr(backbone, "library", "vivid"), getattr(backbone, "output", "tokens") == "pooled"
+        super().__init__(
+            backbone,
+            preprocess,
+            pool=choose_pool(pool, cls=backbone.prefix > 0, patches=not own, pooled=own, spd=spd is not None),
+            prefix=backbone.prefix,
+            spd=spd,
+            source=source,
+            settings={name: value for name, value in backbone.config.items() if name != "drop_path"},
+            architecture=backbone.architecture,
+        )
+
+    def tokens(self, images: Tensor) -> Tensor:
+        return getattr(self.network, "tokens", self.network)(images)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.network(images)[:, 0]
 
 
-def library(name: str, package: str) -> ModuleType:
-    """An optional library; a VividError where it is not installed, or cannot be imported."""
+def library_encoder(
+    library: str,
+    model: Mapping[str, Any],
+    preprocess: Preprocess,
+    *,
+    pool: str | None,
+    source: str,
+    tensors: Mapping[str, Tensor] | None,
+    misfit: str = "",
+) -> VividEncoder:
+    """The encoder of a network of another library.
+
+    Args:
+        library, model: as of :class:`~vivid_monai.networks.library.LibraryBackbone`.
+        pool: None: "cls" or, without such a token, the network's own pooled output.
+        tensors: the state dict of the library's network; None leaves the weights as they are drawn.
+        misfit: what to say where they are not those of the network.
+
+    Raises:
+        VividError: the network cannot be built, lacks the pool or does not take the images; tensors that do not fit.
+    """
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise VividError(f"{name} lacks the package {error.name}: pip install {error.name}") from error
-        raise VividError(f"{name} is not installed: pip install {package}") from error
-    except Exception as error:  # a build of torchvision that does not fit PyTorch's raises RuntimeError
-        raise VividError(f"{name} cannot be imported: {first_line(error)}; mend it: pip install {package}") from error
+        cls, patches = offers(library, model)
+        pool = choose_pool(pool, cls=cls, patches=patches)
+        output = "pooled" if pool == "pooled" else "tokens"
+        backbone = LibraryBackbone(library=library, model=model, image_shape=preprocess.shape, output=output)
+    except VividError as error:
+        raise VividError(f"{source}: {error}") from error
+    if tensors is not None:
+        load_strictly(backbone.network, tensors, misfit or source)
+    return VividEncoder(backbone, preprocess, pool=pool, source=source)
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

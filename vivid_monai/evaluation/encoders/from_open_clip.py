@@ -4,93 +4,69 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download
-from torch import Tensor
 
 from vivid_monai.errors import VividError, cut, first_line
-from vivid_monai.evaluation.encoders.base import Encoder, library, load_strictly, square_preprocess, structure
-from vivid_monai.evaluation.encoders.from_timm import timm_pool
+from vivid_monai.evaluation.encoders.base import VividEncoder, library_encoder, square_preprocess
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.checkpoint import read_checkpoint
 from vivid_monai.networks.language import HUB_NAME
-from vivid_monai.networks.pooling import choose_pool
+from vivid_monai.networks.library import import_library
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 RESIZE = {"shortest": "crop", "squash": "stretch", "longest": "pad"}
 
 
-class OpenClipEncoder(Encoder):
-    """A vision tower of open_clip.
+def load_open_clip(name: str, *, pool: str | None = None, pretrained: bool = True) -> VividEncoder:
+    """The encoder of a folder with open_clip_config.json and weights, or of a hub name that has them.
 
     Tokens are those after the last LayerNorm, before the projection to the space shared with text. "pooled" is the
     embedding in that space, not normalised.
-    """
 
-    kind = "open_clip"
-
-    def tokens(self, images: Tensor) -> Tensor:
-        if hasattr(self.network, "trunk"):
-            return self.network.trunk.forward_features(images)
-        output = self.network.forward_intermediates(
-            images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
-        )
-        return torch.cat((output["image_intermediates_prefix"][0], output["image_intermediates"][0]), dim=1)
-
-
-def load_open_clip(name: str, *, pool: str | None = None) -> OpenClipEncoder:
-    """The encoder of a folder with open_clip_config.json and weights, or of a hub name that has them.
+    Args:
+        pretrained: False: fresh weights; no file of weights is needed.
 
     Raises:
         VividError: open_clip is not installed; files are missing; the tensors are not those of the configuration; the
             preprocessing is not complete or cannot be expressed.
     """
-    open_clip, source = library("open_clip", "open_clip_torch"), f"open_clip:{name}"
-    config_file, weights_file = _files(name)
+    open_clip, source = import_library("open_clip", "open_clip_torch"), f"open_clip:{name}"
+    config_file, weights_file = _files(name, weights=pretrained)
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        model, images = config["model_cfg"], config["preprocess_cfg"]
-        vision = {**model["vision_cfg"], "timm_model_pretrained": False}
-        tower = open_clip.model._build_vision_tower(
-            model["embed_dim"], vision, quick_gelu=model.get("quick_gelu", False)
-        )
-    except Exception as error:  # open_clip and timm raise their own kinds on configurations they do not know
+        said, images = config["model_cfg"], config["preprocess_cfg"]
+        model = {"embed_dim": said["embed_dim"], "vision_cfg": said["vision_cfg"]}
+        model["quick_gelu"] = said.get("quick_gelu", False)
+        preprocess = _preprocess(open_clip, images, said["vision_cfg"], source)
+    except VividError:
+        raise
+    except Exception as error:  # open_clip raises its own kinds on configurations it does not know
         raise VividError(f"{source}: {CONFIG} cannot be used: {cut(repr(error), 120)}") from error
-    preprocess = _preprocess(open_clip, images, vision, source)
-    tensors = {name.removeprefix("module."): tensor for name, tensor in read_checkpoint(weights_file).tensors.items()}
-    visual = {name.removeprefix("visual."): t for name, t in tensors.items() if name.startswith("visual.")}
-    load_strictly(tower, visual, f"{source}: {weights_file.name} does not fit {CONFIG}")
-    if hasattr(tower, "trunk"):
-        pool, prefix = timm_pool(tower.trunk, pool), getattr(tower.trunk, "num_prefix_tokens", 0)
-    else:
-        tokens = hasattr(tower, "class_embedding") and getattr(tower, "attn_pool", None) is None
-        pool, prefix = choose_pool(pool, cls=tokens, patches=tokens), 1
-    return OpenClipEncoder(
-        tower,
-        preprocess,
-        pool=pool,
-        prefix=prefix,
-        source=source,
-        architecture=f"{vision.get('timm_model_name') or type(tower).__name__} (open_clip)",
-        settings=structure(tower),
-    )
+    visual, misfit = None, ""
+    if weights_file:
+        tensors = {key.removeprefix("module."): one for key, one in read_checkpoint(weights_file).tensors.items()}
+        visual = {key.removeprefix("visual."): one for key, one in tensors.items() if key.startswith("visual.")}
+        misfit = f"{source}: {weights_file.name} does not fit {CONFIG}"
+    return library_encoder("open_clip", model, preprocess, pool=pool, source=source, tensors=visual, misfit=misfit)
 
 
-def _files(name: str) -> tuple[Path, Path]:
+def _files(name: str, *, weights: bool) -> tuple[Path, Path | None]:
+    """The files of configuration and weights, the latter None where they are not asked for."""
     folder = Path(name).expanduser()
+    wanted: tuple[str | None, ...] = WEIGHTS if weights else (None,)
     if folder.exists():
-        weights = [folder / file for file in WEIGHTS if (folder / file).is_file()]
-        if not (folder / CONFIG).is_file() or not weights:
+        found = [file and folder / file for file in wanted if file is None or (folder / file).is_file()]
+        if not (folder / CONFIG).is_file() or not found:
             raise VividError(f"open_clip:{name}: a folder with {CONFIG} and one of {', '.join(WEIGHTS)} is needed")
-        return folder / CONFIG, weights[0]
+        return folder / CONFIG, found[0]
     hub_name = name.removeprefix("hf-hub:")
     if not HUB_NAME.fullmatch(hub_name):
         raise VividError(f"open_clip:{name}: no such folder")
     problem: Exception = OSError()
-    for file in WEIGHTS:
+    for file in wanted:
         try:
-            return Path(hf_hub_download(hub_name, CONFIG)), Path(hf_hub_download(hub_name, file))
+            return Path(hf_hub_download(hub_name, CONFIG)), file and Path(hf_hub_download(hub_name, file))
         except Exception as error:  # no connection, no such repository, no such file
             problem = error
     raise VividError(

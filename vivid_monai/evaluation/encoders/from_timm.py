@@ -2,44 +2,42 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
+import torch
 
 from vivid_monai.errors import VividError, first_line
-from vivid_monai.evaluation.encoders.base import Encoder, library, square_preprocess, structure
+from vivid_monai.evaluation.encoders.base import VividEncoder, library_encoder, square_preprocess
 from vivid_monai.networks.checkpoint import read_json
-from vivid_monai.networks.pooling import choose_pool
+from vivid_monai.networks.library import import_library
 
 NEEDED = ("input_size", "mean", "std", "interpolation", "crop_pct")
 RESIZE = {"center": "crop", "squash": "stretch"}
 
 
-class TimmEncoder(Encoder):
-    """A timm network without its classifier; "pooled" is what timm pools before it."""
-
-    kind = "timm"
-
-    def tokens(self, images: Tensor) -> Tensor:
-        return self.network.forward_features(images)
-
-
-def load_timm(name: str, *, pool: str | None = None) -> TimmEncoder:
+def load_timm(name: str, *, pool: str | None = None, pretrained: bool = True) -> VividEncoder:
     """The encoder of a folder with config.json and weights, or of a name that timm knows (``hf-hub:…`` too).
+
+    "pooled" is what timm pools before its classifier.
+
+    Args:
+        pretrained: False: fresh weights; no file of weights is needed.
 
     Raises:
         VividError: timm is not installed; there is no such model; its weights are not those of the architecture; its
             preprocessing is not complete or cannot be expressed.
     """
-    timm, source, folder = library("timm", "timm"), f"timm:{name}", Path(name).expanduser()
+    timm, source, folder = import_library("timm", "timm"), f"timm:{name}", Path(name).expanduser()
     if folder.exists():  # timm fills gaps in the preprocessing with ImageNet's; a folder has to say it
         config = read_json(folder, "config.json")
         said = config.get("pretrained_cfg", config)
         if missing := [key for key in NEEDED if said.get(key) is None]:
             raise VividError(f"{source}: has no config.json that says {', '.join(missing)} in pretrained_cfg")
+    place = f"local-dir:{folder}" if folder.exists() else name
     try:
-        # With the classifier, which is loaded strictly; asked for no classes, timm would let anything be missing.
-        model = timm.create_model(f"local-dir:{folder}" if folder.exists() else name, pretrained=True)
+        # With the classifier, which is loaded strictly; asked for no classes, timm would let anything be missing. What
+        # the random weights take of the seed is given back, for those of the encoder.
+        with torch.random.fork_rng(devices=[]):
+            model = timm.create_model(place, pretrained=pretrained)
     except Exception as error:  # timm, safetensors and the hub each raise their own kinds
         raise VividError(f"{source}: cannot be loaded: {first_line(error)}") from error
     if model.num_classes != model.pretrained_cfg.get("num_classes"):  # then timm would not have been strict
@@ -59,19 +57,7 @@ def load_timm(name: str, *, pool: str | None = None) -> TimmEncoder:
         std=tuple(config["std"]),
         resize_to=math.floor(height / config["crop_pct"]),
     )
+    builds = {"architecture": model.pretrained_cfg["architecture"], **timm.models.get_model_args(model)}
     model.reset_classifier(0)
-    return TimmEncoder(
-        model,
-        preprocess,
-        pool=timm_pool(model, pool),
-        prefix=getattr(model, "num_prefix_tokens", 0),
-        source=source,
-        architecture=str(model.pretrained_cfg["architecture"]),
-        settings=structure(model),
-    )
-
-
-def timm_pool(model: Any, asked: str | None) -> str:
-    """The pooling of a timm network for the one asked for."""
-    cls = getattr(model, "cls_token", None) is not None
-    return choose_pool(asked, cls=cls, patches=hasattr(model, "num_prefix_tokens"))
+    tensors = model.state_dict() if pretrained else None
+    return library_encoder("timm", builds, preprocess, pool=pool, source=source, tensors=tensors)

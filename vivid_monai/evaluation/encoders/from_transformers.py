@@ -9,27 +9,19 @@ import numpy as np
 import torch
 import transformers
 from PIL.Image import Resampling
-from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_backends import PilBackend
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging
 
 from vivid_monai.errors import VividError, first_line
-from vivid_monai.evaluation.encoders.base import Encoder
+from vivid_monai.evaluation.encoders.base import VividEncoder, library_encoder
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.checkpoint import refuse_pointers
 from vivid_monai.networks.language import HUB_NAME
+from vivid_monai.networks.library import TRANSFORMERS_SAY_NOTHING, drop_pooler, offers
 from vivid_monai.networks.pooling import choose_pool
 
-# Model types whose last hidden state is tokens, and how many stand before the patches': 0, or CLS and whatever follows
-# it. Register tokens (config.num_register_tokens) come on top.
-PREFIX = {
-    **dict.fromkeys(("ijepa", "siglip_vision_model"), 0),
-    **dict.fromkeys(("beit", "clip_vision_model", "data2vec-vision", "vit", "vit_mae", "vit_msn"), 1),
-    **dict.fromkeys(("dinov2", "dinov2_with_registers", "dinov3_vit"), 1),
-    "deit": 2,
-}
 # What a checkpoint may hold beside the encoder: heads, decoders and the text towers of pairs.
 BESIDE = {
     *("classifier", "cls_classifier", "distillation_classifier", "decoder", "head", "lm_head"),
@@ -37,44 +29,19 @@ BESIDE = {
 }
 # Tensors without influence on a frozen network: they may be absent or left over.
 INERT = ("mask_token", "num_batches_tracked", "position_ids")
-# Keys of a configuration that change no feature.
-VOLATILE = {"architectures", "dtype", "id2label", "label2id", "problem_type", "torch_dtype", "transformers_version"}
 
 
-class TransformersEncoder(Encoder):
-    """The vision tower of a transformers model.
-
-    Tokens are those after the last LayerNorm. "mean" leaves CLS, register and distillation tokens out. "pooled"
-    is the network's own output: the attention pooling of SigLIP, the average over the map of ResNet and ConvNeXt.
-    """
-
-    kind = "transformers"
-
-    def tokens(self, images: Tensor) -> Tensor:
-        tokens = self._output(images).last_hidden_state
-        if self.network.config.model_type == "clip_vision_model":  # applied there to the CLS token alone
-            tokens = _tower(self.network).post_layernorm(tokens)
-        return tokens
-
-    def pooled(self, images: Tensor) -> Tensor:
-        pooled = getattr(self._output(images), "pooler_output", None)
-        if pooled is None:
-            raise VividError("it gives no pooled output, and where its tokens stand is not known")
-        return pooled.flatten(1)
-
-    def _output(self, images: Tensor) -> Any:
-        more = {}
-        if self.network.config.model_type == "vit_mae":  # with nothing masked, the noise is the order of the patches
-            order = torch.arange(self.network.embeddings.patch_embeddings.num_patches, device=images.device)
-            more["noise"] = order.expand(len(images), -1).float()
-        return self.network(pixel_values=images, **more)
-
-
-def load_transformers(name: str, *, pool: str | None = None) -> TransformersEncoder:
+def load_transformers(name: str, *, pool: str | None = None, pretrained: bool = True) -> VividEncoder:
     """The encoder of a folder of ``save_pretrained``, or of a hub name where there is no such folder.
 
     A folder needs no network. A hub name is looked for in the hub's cache first, then asked of the hub (not where
     HF_HUB_OFFLINE is set). Of a pair of towers, as CLIP's, the vision tower is taken.
+
+    "mean" leaves CLS, register and distillation tokens out. "pooled" is the network's own output: the attention pooling
+    of SigLIP, the average over the map of ResNet and ConvNeXt.
+
+    Args:
+        pretrained: False: fresh weights; no file of weights is needed.
 
     Raises:
         VividError: it cannot be had; has no preprocessor_config.json, or one that cannot be expressed; lacks weights
@@ -89,11 +56,11 @@ def load_transformers(name: str, *, pool: str | None = None) -> TransformersEnco
     refuse_pointers(*folder.glob("*.safetensors"), *folder.glob("*.bin"))
     try:
         try:
-            model, report, preprocess = _read(place, offline=True)
+            config, preprocess, loaded = _read(place, offline=True, pretrained=pretrained)
         except OSError:
             if folder.exists():
                 raise
-            model, report, preprocess = _read(place, offline=False)
+            config, preprocess, loaded = _read(place, offline=False, pretrained=pretrained)
     except VividError as error:
         raise VividError(f"{name}: {error}") from error
     except OSError as error:
@@ -105,30 +72,26 @@ def load_transformers(name: str, *, pool: str | None = None) -> TransformersEnco
         raise VividError(f"{name}: {first_line(error)}{'' if folder.exists() else way_out}") from error
     except Exception as error:  # transformers, safetensors and pickle each raise their own kinds on a broken file
         raise VividError(f"{name}: cannot be read as a vision model: {first_line(error)}") from error
-    kind, config = model.config.model_type, model.config
-    if model.main_input_name != "pixel_values":
-        raise VividError(f"{name}: a {kind} model takes no images")
-    prefix = PREFIX.get(kind, 0)
-    pool = choose_pool(pool, cls=prefix > 0, patches=kind in PREFIX)
-    if pool != "pooled":
-        _drop_pooler(model)
-    _check_keys(model, report, name)
-    if prefix:
-        prefix += getattr(config, "num_register_tokens", None) or 0
-    settings = {key: said for key, said in config.to_dict().items() if key not in VOLATILE and not key.startswith("_")}
-    return TransformersEncoder(
-        model,
-        preprocess,
-        pool=pool,
-        prefix=prefix,
-        source=name,
-        architecture=type(model).__name__,
-        settings=settings,
-    )
+    said = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+    said = {key: value for key, value in said.items() if key not in TRANSFORMERS_SAY_NOTHING}
+    tensors = None
+    if loaded:
+        model, report = loaded
+        if model.main_input_name != "pixel_values":
+            raise VividError(f"{name}: a {model.config.model_type} model takes no images")
+        cls, patches = offers("transformers", said)
+        if choose_pool(pool, cls=cls, patches=patches) != "pooled":
+            drop_pooler(model)
+        _check_keys(model, report, name)
+        tensors = model.state_dict()
+    return library_encoder("transformers", said, preprocess, pool=pool, source=name, tensors=tensors)
 
 
-def _read(place: str, *, offline: bool) -> tuple[Any, dict[str, Any], Preprocess]:
-    """The model, transformers' report on its tensors, and its preprocessing; an OSError where a file is not there."""
+def _read(place: str, *, offline: bool, pretrained: bool) -> tuple[Any, Preprocess, tuple[Any, dict[str, Any]] | None]:
+    """Configuration, preprocessing, and the model with transformers' report on its tensors where it is to be loaded.
+
+    Raises an OSError where a file is not there.
+    """
     where = {"local_files_only": offline, "trust_remote_code": False}
     values: dict[str, Any] = {}
     with _quiet():
@@ -144,16 +107,19 @@ def _read(place: str, *, offline: bool) -> tuple[Any, dict[str, Any], Preprocess
         if vision.model_type == "vit_mae":
             vision.mask_ratio = 0.0
         preprocess = read_processor(values, model_type=config.model_type, channels=getattr(vision, "num_channels", 3))
-        loaded: Any = AutoModel.from_pretrained(
-            # Of another size than config.json says: `_check_keys` names them, transformers only its own option.
-            place,
-            config=vision,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **where,
-        )
-    return *loaded, preprocess
+        if not pretrained:
+            return vision, preprocess, None
+        with torch.random.fork_rng(devices=[]):
+            loaded: Any = AutoModel.from_pretrained(
+                # Of another size than config.json says: `_check_keys` names them, transformers only its own option.
+                place,
+                config=vision,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **where,
+            )
+    return vision, preprocess, loaded
 
 
 def _check_keys(model: Any, report: dict[str, Any], name: str) -> None:
@@ -169,21 +135,6 @@ def _check_keys(model: Any, report: dict[str, Any], name: str) -> None:
         if keys:
             some = ", ".join(sorted(keys)[:4])
             raise VividError(f"{name}: as a {type(model).__name__} it {what}: {some} ({len(keys)} in all)")
-
-
-def _drop_pooler(model: Any) -> None:
-    """Take away the part behind the tokens, where it would not be used: checkpoints often lack it."""
-    if isinstance(getattr(model, "pooler", None), nn.Module):
-        model.pooler = None
-    tower = _tower(model)
-    if getattr(tower, "use_head", False):
-        tower.use_head = False
-        del tower.head
-
-
-def _tower(model: Any) -> Any:
-    """Where CLIP and SigLIP keep their layers: earlier versions of transformers wrap them once more."""
-    return getattr(model, "vision_model", model)
 
 
 @contextmanager
