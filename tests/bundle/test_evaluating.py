@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tests.bundle.conftest import ROOT, SMALL
+from tests.evaluation.encoders.saved_models import rad_dino, saved
 from tests.evaluation.small import data_set, encoder
 from tests.processes import run_module
 from vivid_monai.data.manifest import Manifest
@@ -140,6 +141,18 @@ def test_several_runs_of_one_recipe_are_its_seeds(evaluating, tmp_path, weights)
     assert ours[0] == single[0] == single[1]
     assert ours[1] != ours[0]
     assert [(one.encoder, one.minus) for one in results.differences] == [("ours", "single")] * 2
+
+
+def test_the_baseline_of_another_librarys_encoder_is_its_own_network(evaluating, tmp_path):
+    data = data_set(tmp_path / "data")
+    saved(rad_dino, tmp_path / "theirs")
+    spec = f"transformers:{tmp_path / 'theirs'}"
+    out = evaluating("table", encoder=spec, manifest=str(data.image_root / "manifest.parquet"), fields=data.fields[:4])
+    told = {name: one["encoder"] for name, one in Results.load(out / "results.json").encoders.items()}
+    assert list(told) == ["encoder", "untrained"]
+    assert told["untrained"]["source"] == f"untrained:{spec} (seed 0)"
+    apart = {key for key in told["encoder"] if told["encoder"][key] != told["untrained"][key]}
+    assert apart == {"source", "fingerprint"}
 
 
 def test_seeds_change_what_they_should(evaluating, tmp_path):

@@ -78,8 +78,8 @@ def run_evaluation(
         encoder: a spec of :func:`~vivid_monai.evaluation.encoders.load_encoder`; several of them, one per seed (as many
             pretraining runs of one recipe); or name → spec or specs, to compare encoders on the same images.
         output_dir: where results go.
-        baseline: "untrained" adds the first encoder's network as it is before any training, where it is one of ours;
-            "none" adds nothing; anything else is the spec of an encoder to add.
+        baseline: "untrained" adds the first encoder's network as it is before any training; "none" adds nothing;
+            anything else is the spec of an encoder to add.
         pool: how tokens become features; None: each encoder's default.
         n_examples: test images that the page shows with the attention maps of SPD; 0 for none.
         seeds, options: as of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
@@ -94,8 +94,7 @@ def run_evaluation(
         encoders["untrained"] = [load_encoder(f"untrained:{spec}", pool=pool, seed=seed) for spec, seed in fresh]
     elif baseline == "untrained":
         logger.warning(
-            "No untrained baseline: it is made for this package's own encoders only; name one with --baseline "
-            "SPEC, or say --baseline none"
+            f"No untrained baseline: {first_specs[0]} has no weights; name one with --baseline SPEC, or say --baseline none"
         )
     elif baseline != "none":
         encoders["baseline"] = [load_encoder(baseline, pool=pool)]
@@ -121,9 +120,9 @@ def named(encoder: Specs, *, taken: Sequence[str] = ("untrained", "baseline")) -
 
 def _spd_of(encoder: Encoder, path: Path) -> SPD | None:
     """The SPD that an encoder was pretrained through: of its file or, up to version 0.1, of one beside it."""
-    if not isinstance(encoder, VividEncoder) or encoder.spd:
+    if encoder.spd or not path.is_file():
         return encoder.spd
-    file, own = path.with_name(SPD_FILE), load_module(path, BACKBONES).spd if path.is_file() else None
+    file, own = path.with_name(SPD_FILE), load_module(path, BACKBONES).spd
     if own or not file.is_file():
         return own
     saved = load_module(file, {"spd": SPD})

@@ -17,7 +17,7 @@ from vivid_monai.errors import VividError, cut, first_line
 from vivid_monai.networks.classifier import BACKBONES
 
 OUTPUTS = ("tokens", "pooled")
-MOST_MODULES, LARGEST, LARGEST_SIDE = 20_000, 2**16, 4096
+MOST_MODULES, LARGEST, LARGEST_SIDE = 10_000, 2**16, 4096
 """What a network is made of, the largest number in its settings, pixels of a side: more is no network but a trap."""
 
 TRANSFORMERS_TOKENS = {

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vivid_monai.evaluation.encoders import Encoder
+from vivid_monai.evaluation.encoders import Encoder, VividEncoder, load_encoder
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.modules import save_module
+from vivid_monai.networks.modules import fingerprint, save_module
 from vivid_monai.networks.vit import ViT
 from vivid_monai.phantom import generate
 
@@ -46,3 +46,36 @@ def vit_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def prepared(encoder: Encoder, path: Path, **more: object) -> torch.Tensor:
     """A batch of the one image, as the encoder wants it."""
     return encoder.preprocess.transform()({"image": path, **more})["image"].as_tensor()[None]
+
+
+def kept(encoder: Encoder, path: Path) -> Encoder:
+    """An encoder of another library, saved as one file of ours and loaded from it: it is the same in everything."""
+    assert isinstance(encoder, VividEncoder)
+    said = encoder.preprocess.to_dict()
+    save_module(encoder.network, path, kind="library", pool=encoder.pool, preprocess=said)
+    again = load_encoder(str(path))
+    assert again.describe() == {**encoder.describe(), "source": str(path)}
+    assert again.preprocess == encoder.preprocess
+    images = torch.rand(2, *encoder.preprocess.shape)
+    assert torch.equal(again(images), encoder(images))
+    return again
+
+
+def check_untrained(spec: str, path: Path, pool: str | None = None) -> None:
+    """Fresh weights: of the network whose file ``path`` is, drawn by the seed alone, and the library's own."""
+    torch.manual_seed(5)
+    following = torch.rand(3)
+    torch.manual_seed(5)
+    trained, fresh = load_encoder(str(path)), load_encoder(f"untrained:{spec}", pool=pool, seed=7)
+    assert torch.equal(torch.rand(3), following), "the global random state is left as it is"
+    assert fresh.describe()["source"] == f"untrained:{spec} (seed 7)"
+    assert fresh.network.config == trained.network.config
+    assert (fresh.preprocess, fresh.pool) == (trained.preprocess, trained.pool)
+    images = torch.rand(1, *fresh.preprocess.shape)
+    assert not torch.equal(fresh(images), trained(images))
+    same, other = (load_encoder(f"untrained:{spec}", pool=pool, seed=seed) for seed in (7, 8))
+    assert same.fingerprint() == fresh.fingerprint() != other.fingerprint()
+    assert load_encoder(f"untrained:{path}", seed=7).fingerprint() == fresh.fingerprint()
+    torch.manual_seed(7)
+    again = type(fresh.network)(**fresh.network.config)
+    assert fingerprint(again) == fingerprint(fresh.network)

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.evaluation.encoders.conftest import prepared
+from tests.evaluation.encoders.conftest import check_untrained, kept, prepared
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import load_encoder
+from vivid_monai.networks.library import LibraryBackbone
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -173,3 +174,26 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(VividError, match="cannot be read as plain tensors"):
         load_encoder(f"open_clip:{tmp_path / 'clip'}")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("pool", ["cls+mean", "pooled"])
+@pytest.mark.parametrize(("model", "text"), [(CLIP, True), (BIOMED, False)], ids=["plain", "biomed"])
+def test_one_file_of_ours_holds_all_of_it(tmp_path: Path, model: dict[str, Any], text: bool, pool: str) -> None:
+    saved(tmp_path / "theirs", model, text=text)
+    encoder = kept(load_encoder(f"open_clip:{tmp_path / 'theirs'}", pool=pool), tmp_path / "ours.safetensors")
+    assert encoder.network.grid == ((1, 1) if pool == "pooled" else (4, 4) if text else (10, 10))
+    (tmp_path / "theirs" / "open_clip_model.safetensors").unlink()
+    check_untrained(f"open_clip:{tmp_path / 'theirs'}", tmp_path / "ours.safetensors", pool)
+
+
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        ({"timm_model_name": "hf-hub:maker/model"}, "timm_model_name='hf-hub:maker/model' is none of timm's"),
+        ({"nonsense": 1}, "open_clip cannot build this model"),
+    ],
+)
+def test_what_may_not_come_from_a_file(vision: dict[str, Any], message: str) -> None:
+    with pytest.raises(VividError, match=message):
+        model = {"embed_dim": 24, "vision_cfg": vision}
+        LibraryBackbone(library="open_clip", model=model, image_shape=(3, 32, 32))

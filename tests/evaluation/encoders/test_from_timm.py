@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.evaluation.encoders.conftest import prepared
+from tests.evaluation.encoders.conftest import check_untrained, kept, prepared
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import load_encoder
 from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.networks.library import LibraryBackbone
 
 timm = pytest.importorskip("timm")
 
@@ -90,7 +91,7 @@ def test_how_an_image_is_cut_is_read_from_the_crop_percentage(vit: tuple[Any, Pa
 
 def test_networks_without_tokens_give_what_they_pool(tmp_path: Path) -> None:
     model, folder = saved(tmp_path / "resnet", "resnet10t", {})
-    with pytest.raises(VividError, match=r"pool='cls': this network has no such.*it has pooled"):
+    with pytest.raises(VividError, match=r"pool='cls': this network has no such.*it has mean, pooled"):
         load_encoder(f"timm:{folder}", pool="cls")
     encoder = load_encoder(f"timm:{folder}")
     pixels = torch.rand(1, 3, encoder.preprocess.size, encoder.preprocess.size)
@@ -165,3 +166,63 @@ def test_pickled_code_is_not_run(vit: tuple[Any, Path], tmp_path: Path) -> None:
     with pytest.raises(VividError, match="cannot be loaded"):
         load_encoder(f"timm:{folder}")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "pool"),
+    [
+        ("vit_tiny_patch16_224", VIT, "cls+mean"),
+        ("vit_tiny_patch16_224", {**VIT, "class_token": False, "global_pool": "avg"}, "mean"),
+        ("test_convnext", {}, "pooled"),
+        ("test_convnext", {}, "mean"),
+        ("resnet10t", {"in_chans": 1}, "mean"),
+        ("test_efficientnet", {}, None),
+    ],
+)
+def test_one_file_of_ours_holds_all_of_it(
+    tmp_path: Path, architecture: str, arguments: dict[str, Any], pool: str | None
+) -> None:
+    model, folder = saved(tmp_path / "theirs", architecture, arguments)
+    encoder = kept(load_encoder(f"timm:{folder}", pool=pool), tmp_path / "ours.safetensors")
+    pixels = torch.rand(2, *encoder.preprocess.shape)
+    with torch.no_grad():
+        pooled, features = model.forward_head(model.forward_features(pixels), pre_logits=True), encoder(pixels)
+    if encoder.pool != "cls+mean":  # of this one timm pools CLS
+        torch.testing.assert_close(features, pooled, atol=1e-4, rtol=1e-4)
+    (folder / "model.safetensors").unlink()
+    check_untrained(f"timm:{folder}", tmp_path / "ours.safetensors", pool)
+
+
+def test_registers_without_cls_are_no_tokens(tmp_path: Path) -> None:
+    arguments = {**VIT, "class_token": False, "global_pool": "avg"}
+    model, folder = saved(tmp_path / "vit", "vit_tiny_patch16_224", arguments)
+    encoder = load_encoder(f"timm:{folder}", pool="mean")
+    pixels = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.forward_features(pixels)[:, 2:]
+    assert encoder.network.prefix == 0
+    torch.testing.assert_close(encoder.network(pixels), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(VividError, match=r"it has mean, pooled"):
+        load_encoder(f"timm:{folder}", pool="cls")
+
+
+def test_a_name_gives_fresh_weights_without_a_connection() -> None:
+    one, other = (load_encoder("untrained:timm:test_vit.r160_in1k", seed=seed) for seed in (0, 1))
+    assert one.describe()["architecture"] == "test_vit"
+    assert one.fingerprint() != other.fingerprint()
+    assert one.preprocess == other.preprocess
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"architecture": "hf-hub:maker/model"}, "'hf-hub:maker/model' is none of timm"),
+        ({"architecture": ["test_vit"]}, "is none of timm"),
+        ({"architecture": "test_vit", "checkpoint_path": "/etc/passwd"}, "checkpoint_path is not taken from a file"),
+        ({"architecture": "test_vit", "pretrained_cfg": {"file": "x"}}, "pretrained_cfg is not taken from a file"),
+        ({"architecture": "test_vit", "nonsense": 1}, "timm cannot build this model"),
+    ],
+)
+def test_what_may_not_come_from_a_file(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(VividError, match=message):
+        LibraryBackbone(library="timm", model=model, image_shape=(3, 160, 160))

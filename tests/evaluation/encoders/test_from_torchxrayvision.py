@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.evaluation.encoders.conftest import prepared
+from tests.evaluation.encoders.conftest import check_untrained, prepared
+from tests.evaluation.encoders.conftest import kept as kept_in_ours
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import load_encoder
 
@@ -124,3 +125,21 @@ def test_weights_that_cannot_be_downloaded(kept: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(xrv.utils, "download", unreachable)
     with pytest.raises(VividError, match=f"no route to host.*fetch https://.* torchxrayvision:{RESNET}=FILE"):
         load_encoder(f"torchxrayvision:{RESNET}")
+
+
+@pytest.mark.parametrize("pool", ["mean", "pooled"])
+def test_one_file_of_ours_holds_all_of_it(state: tuple[Any, str], tmp_path: Path, pool: str) -> None:
+    encoder = kept_in_ours(load_encoder(state[1], pool=pool), tmp_path / "ours.safetensors")
+    assert encoder.network.grid == ((7, 7) if pool == "mean" else (1, 1))
+    images = torch.rand(1, 1, 224, 224) * 2048 - 1024
+    with torch.no_grad():
+        expected = state[0].features2(images)
+    torch.testing.assert_close(encoder(images), expected, atol=1e-5, rtol=1e-5)
+    check_untrained(f"torchxrayvision:{DENSENET}", tmp_path / "ours.safetensors", pool)
+
+
+def test_a_resnets_cells() -> None:
+    encoder = load_encoder(f"untrained:torchxrayvision:{RESNET}", pool="mean")
+    images = torch.rand(1, 1, 512, 512)
+    torch.testing.assert_close(encoder(images), encoder.network.network(images), atol=1e-5, rtol=1e-5)
+    assert encoder.network.grid == (16, 16)

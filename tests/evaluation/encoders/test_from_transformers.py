@@ -13,10 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.evaluation.encoders import saved_models as small
-from tests.evaluation.encoders.conftest import prepared
+from tests.evaluation.encoders.conftest import check_untrained, kept, prepared
 from tests.evaluation.encoders.saved_models import edit, saved, vision
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders import load_encoder
+from vivid_monai.evaluation.encoders import TokenEncoder, load_encoder
+from vivid_monai.evaluation.workflows import PRETRAINED, _save_encoder
+from vivid_monai.networks.classifier import BACKBONES, Classifier
+from vivid_monai.networks.modules import load_module
+from vivid_monai.networks.spd import SPD
 
 Output = Any
 
@@ -272,3 +276,65 @@ def test_a_hub_name_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(VividError, match=r"no-such-maker/no-such-model.*hf download no-such-maker/no-such-model"):
         load_encoder("transformers:no-such-maker/no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("build", "pool"),
+    [
+        (small.vit, "pooled"),
+        (small.mae, "cls+mean"),
+        (small.registers, None),
+        (small.dinov3, "mean"),
+        (small.siglip, None),
+        (small.clip, "mean"),
+        (small.convnext, None),
+        (small.resnet, "mean"),
+    ],
+)
+def test_one_file_of_ours_holds_all_of_it(tmp_path: Path, build: Callable, pool: str | None) -> None:
+    saved(build, tmp_path / "theirs")
+    kept(load_encoder(str(tmp_path / "theirs"), pool=pool), tmp_path / "ours.safetensors")
+    (tmp_path / "theirs" / "model.safetensors").unlink()
+    check_untrained(f"transformers:{tmp_path / 'theirs'}", tmp_path / "ours.safetensors", pool)
+    plain, named = (load_encoder(f"untrained:{kind}{tmp_path / 'theirs'}") for kind in ("", "transformers:"))
+    assert plain.fingerprint() == named.fingerprint()
+    shutil.rmtree(tmp_path / "theirs")
+    load_encoder(str(tmp_path / "ours.safetensors"))
+
+
+def test_a_file_of_one_output_has_no_other(tmp_path: Path) -> None:
+    saved(small.siglip_vision, tmp_path / "theirs")
+    for pool, other, has in (("pooled", "mean", "pooled"), ("mean", "pooled", "mean")):
+        kept(load_encoder(str(tmp_path / "theirs"), pool=pool), tmp_path / "ours.safetensors")
+        with pytest.raises(VividError, match=f"pool='{other}': .* it has {has}$"):
+            load_encoder(str(tmp_path / "ours.safetensors"), pool=other)
+
+
+def test_tokens_are_to_be_had_beside_a_pooled_output(tmp_path: Path) -> None:
+    """For the attentive probe, which reads tokens whatever the pool is."""
+    model, _ = saved(small.siglip_vision, tmp_path)
+    tokens = TokenEncoder(load_encoder(str(tmp_path)))
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = vision(model)(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(tokens(pixels), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_classifier_trained_further_is_the_encoder_of_its_file(tmp_path: Path) -> None:
+    """From a folder of transformers to a run's files: trained with SPD, saved, read out as it was trained."""
+    saved(small.registers, tmp_path / "theirs")
+    start = kept(load_encoder(str(tmp_path / "theirs")), tmp_path / "ours.safetensors")
+    backbone = load_module(tmp_path / "ours.safetensors", BACKBONES).module
+    network = Classifier(backbone, 2, pool="spd", spd=SPD(backbone.embed_dim, groups=2, heads=2))
+    pixels = torch.rand(4, 3, 32, 32)
+    network(pixels).square().sum().backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad
+    file = tmp_path / PRETRAINED
+    _save_encoder(network, network.spd, file, start.preprocess)
+    encoder = load_encoder(str(file))
+    assert (encoder.kind, encoder.pool) == ("transformers", "spd")
+    assert torch.equal(encoder(pixels), network.eval().features(pixels))
+    assert not torch.equal(encoder.network(pixels), start.network(pixels))
