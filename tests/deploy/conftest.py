@@ -32,13 +32,18 @@ def own_modules(tmp_path_factory, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
 
 
-def make_run(folder: Path, *, n: int = 600, space: str = "chexpert-12", fields=None, change=None) -> Path:
-    """The folder of a finished run, with its data beside it; ``change``: from its manifest to another one."""
+def make_run(
+    folder: Path, *, n: int = 600, space: str = "chexpert-12", fields=None, change=None, make=encoder, kind="vit"
+) -> Path:
+    """The folder of a finished run, with its data beside it.
+
+    ``change``: from its manifest to another one. ``make``: an encoder of a seed, whose backbone is of this ``kind``.
+    """
     manifest = data_set(folder / "data", n=n, space=space, splits=("train", "train", "val", "test"))
     if change:
         change(manifest).save(folder / "data" / "manifest.parquet")
         manifest = Manifest.load(folder / "data" / "manifest.parquet")
-    run, encoders = folder / "run", {"pretrained": [encoder(1)], "untrained": [encoder(2)]}
+    run, encoders = folder / "run", {"pretrained": [make(1)], "untrained": [make(2)]}
     task = Task(name="made", manifest=manifest, fields=fields or manifest.fields)
     evaluated = evaluate(encoders, task, FeatureStore(None), n_resamples=50)
     write_evaluation(evaluated, task, run, shown=encoders["pretrained"][0], n_examples=0)
@@ -46,11 +51,11 @@ def make_run(folder: Path, *, n: int = 600, space: str = "chexpert-12", fields=N
     save_module(
         one.network,
         run / "pretrained_vit.safetensors",
-        kind="vit",
+        kind=kind,
         preprocess=one.preprocess.to_dict(),
         fields=task.fields,
     )
-    (run / "config.json").write_text(json.dumps({"pool": "cls"}))
+    (run / "config.json").write_text(json.dumps({"pool": one.pool}))
     return run
 
 

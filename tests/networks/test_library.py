@@ -1,4 +1,4 @@
-"""Networks of transformers and MONAI as backbones; those of timm, open_clip and TorchXRayVision: with their encoders."""
+"""Networks of transformers and MONAI as backbones; the other libraries' are in tests/evaluation/encoders."""
 
 import copy
 import pickle

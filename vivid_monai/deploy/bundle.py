@@ -21,12 +21,13 @@ from vivid_monai.deploy.model import ONNX, OOD, WEIGHTS, metadata_sha256
 from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.deploy.quantize import write_int8
 from vivid_monai.deploy.readme import bundle_docs
-from vivid_monai.deploy.scripts import MODULES, module_files
+from vivid_monai.deploy.scripts import LIBRARY_MODULE, MODULES, module_files
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.results import MACRO
 from vivid_monai.images.augment import Augment
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.classifier import BACKBONES, Classifier
+from vivid_monai.networks.library import PACKAGES, LibraryBackbone
 from vivid_monai.storage.files import whole_file
 
 Config = dict[str, Any]
@@ -96,7 +97,7 @@ def classification(model: CalibratedModel) -> Family:
         network=network_config(model.classifier),
         weights=model.classifier.state_dict(),
         preprocess=model.preprocess,
-        modules=MODULES,
+        modules=(*MODULES, LIBRARY_MODULE) if isinstance(model.classifier.encoder, LibraryBackbone) else MODULES,
         rules={
             "label_space": space.name,
             "modality": only(seen["modality"], "DX" if _radiographs(seen) else "OT"),
@@ -231,7 +232,8 @@ def _metadata(
         "channel_def": {str(i): "image" if channels == 1 else f"image {i}" for i in range(channels)},
     }
     backbone = next(kind for kind, one in BACKBONES.items() if type(model.classifier.encoder) is one)
-    network = {"vit": "Vision Transformer", "resnet": "ResNet", "densenet": "DenseNet"}[backbone]
+    network = {"vit": "Vision Transformer", "resnet": "ResNet", "densenet": "DenseNet"}.get(backbone)
+    network = network or model.classifier.encoder.architecture  # another library's, by its name there
     read = ", read through its query groups (SPD)," if model.classifier.spd else ""
     macro = model.results.get("auroc", MACRO, ENCODER).value
     return {
@@ -241,7 +243,7 @@ def _metadata(
         "monai_version": version("monai"),
         "pytorch_version": version("torch").split("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {package: version(package) for package in NEEDED},
+        "required_packages_version": {package: version(package) for package in (*NEEDED, *_library(model.classifier))},
         "name": said["title"] or f"{about[0].upper()}{about[1:]} findings by a VIVID-Med {network}",
         "task": f"Findings of a {about}: present, absent or uncertain, with calibrated probabilities",
         "description": f"A plain {network}{read} with a linear head, pretrained by VIVID-Med on {dataset}. Reads "
@@ -271,6 +273,12 @@ def _metadata(
             "preprocess": preprocess.to_dict(),
         },
     }
+
+
+def _library(classifier: Classifier) -> tuple[str, ...]:
+    """The packages that build the network, where it is another library's."""
+    encoder = classifier.encoder
+    return PACKAGES[encoder.library] if isinstance(encoder, LibraryBackbone) else ()
 
 
 def _license() -> str:

@@ -23,6 +23,7 @@ from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.logs import quiet
 from vivid_monai.networks.classifier import Classifier
+from vivid_monai.networks.library import LibraryBackbone
 from vivid_monai.networks.stem import ConvStem
 from vivid_monai.networks.vit import ViT
 from vivid_monai.networks.weights import DINOV2, PATCHES, TRANSFORMERS, rename_vit_weights
@@ -108,10 +109,14 @@ def export_torchscript(
     The file is read back and compared with PyTorch before it takes its place.
 
     Raises:
-        VividError: preprocessing or fields of another classifier, a file that cannot be written, logits that differ.
+        VividError: preprocessing or fields of another classifier, another library's network, a file that cannot be
+            written, logits that differ.
     """
     path, metadata = Path(path), describe(classifier, preprocess, fields)
     network = for_export(classifier)
+    if isinstance(network.encoder, LibraryBackbone):
+        name = f"{network.encoder.architecture} of {network.encoder.library}"
+        raise VividError(f"{path}: {name} cannot be written as TorchScript; give --format onnx")
     with whole_file(path) as part:
         save_net_with_metadata(torch.jit.script(network), str(part), include_config_vals=False, meta_values=metadata)
         loaded, _, _ = load_net_with_metadata(str(part))

@@ -13,6 +13,8 @@ MODULES = (
     "deploy/postprocessing.py",
 )
 """The files of this package that the configs of a classification bundle name."""
+LIBRARY_MODULE = "networks/library.py"
+"""What they name beside these where the network is another library's."""
 
 
 def module_files(modules: Iterable[str] = MODULES) -> dict[str, str]:

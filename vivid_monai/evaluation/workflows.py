@@ -94,7 +94,8 @@ def run_evaluation(
         encoders["untrained"] = [load_encoder(f"untrained:{spec}", pool=pool, seed=seed) for spec, seed in fresh]
     elif baseline == "untrained":
         logger.warning(
-            f"No untrained baseline: {first_specs[0]} has no weights; name one with --baseline SPEC, or say --baseline none"
+            f"No untrained baseline: {first_specs[0]} has no weights; name one with --baseline SPEC, or say --baseline "
+            "none"
         )
     elif baseline != "none":
         encoders["baseline"] = [load_encoder(baseline, pool=pool)]

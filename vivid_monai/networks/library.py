@@ -392,6 +392,14 @@ def _monai(model: dict[str, Any], output: str) -> Built:
     return Built(network, name, 0, _resnet_map, _itself)
 
 
+PACKAGES = {
+    "transformers": ("transformers",),
+    "timm": ("timm",),
+    "open_clip": ("open-clip-torch", "timm"),
+    "torchxrayvision": ("torchxrayvision", "torchvision"),
+    "monai": (),
+}
+"""What pip installs for the networks of a library, beside what this package needs."""
 BUILDERS: dict[str, Callable[[dict[str, Any], str], Built]] = {
     "transformers": _transformers,
     "timm": _timm,

@@ -94,8 +94,8 @@ def load_module(
 ) -> SavedModule:
     """Read a file of `save_module`, or one of this package's earlier files. No code in it is run.
 
-    A module is built without memory first, and gets its tensors when they are seen to be those of its configuration. One
-    with the attribute `keeps_more_than_its_state`, as of tables that it works out, is then built a second time.
+    A module is built without memory first, and gets its tensors when they are seen to be those of its configuration.
+    One with the attribute `keeps_more_than_its_state`, such as tables that it works out, is then built a second time.
 
     Args:
         path: the file, or a folder with one of `checkpoint.FOLDER_FILES`.

@@ -194,6 +194,6 @@ def test_one_file_of_ours_holds_all_of_it(tmp_path: Path, model: dict[str, Any],
     ],
 )
 def test_what_may_not_come_from_a_file(vision: dict[str, Any], message: str) -> None:
+    model = {"embed_dim": 24, "vision_cfg": vision}
     with pytest.raises(VividError, match=message):
-        model = {"embed_dim": 24, "vision_cfg": vision}
         LibraryBackbone(library="open_clip", model=model, image_shape=(3, 32, 32))

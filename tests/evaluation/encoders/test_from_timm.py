@@ -172,7 +172,7 @@ def test_pickled_code_is_not_run(vit: tuple[Any, Path], tmp_path: Path) -> None:
     ("architecture", "arguments", "pool"),
     [
         ("vit_tiny_patch16_224", VIT, "cls+mean"),
-        ("vit_tiny_patch16_224", {**VIT, "class_token": False, "global_pool": "avg"}, "mean"),
+        ("vit_tiny_patch16_224", {**VIT, "class_token": False, "global_pool": "avg"}, "pooled"),
         ("test_convnext", {}, "pooled"),
         ("test_convnext", {}, "mean"),
         ("resnet10t", {"in_chans": 1}, "mean"),

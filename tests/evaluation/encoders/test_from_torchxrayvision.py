@@ -135,7 +135,8 @@ def test_one_file_of_ours_holds_all_of_it(state: tuple[Any, str], tmp_path: Path
     with torch.no_grad():
         expected = state[0].features2(images)
     torch.testing.assert_close(encoder(images), expected, atol=1e-5, rtol=1e-5)
-    check_untrained(f"torchxrayvision:{DENSENET}", tmp_path / "ours.safetensors", pool)
+    if pool == "mean":
+        check_untrained(f"torchxrayvision:{DENSENET}", tmp_path / "ours.safetensors", pool)
 
 
 def test_a_resnets_cells() -> None:
