@@ -66,7 +66,7 @@ with torch.inference_mode():
 
 
 def test_what_cannot_be_exported_says_so(finished, tmp_path):
-    with pytest.raises(VividError, match="ViTModel of transformers cannot be .* TorchScript; give --format onnx"):
+    with pytest.raises(VividError, match=r"ViTModel of transformers cannot be .* TorchScript; give --to onnx"):
         export_torchscript(
             finished.classifier, tmp_path / "a.ts", preprocess=finished.preprocess, fields=finished.fields
         )

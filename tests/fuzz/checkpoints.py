@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vivid_monai.deploy.model import load_model
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.checkpoint import read_checkpoint
+from vivid_monai.networks.library import LibraryBackbone
 from vivid_monai.networks.modules import KEY, save_module
 from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
@@ -26,14 +28,22 @@ from vivid_monai.networks.vit import ViT
 IMAGE = "whole.png"
 
 
+KINDS: dict[str, Callable[[], Any]] = {
+    "vit": lambda: ViT(img_size=16, patch_size=8, preset="micro"),
+    "library": lambda: LibraryBackbone(library="transformers", model=BEIT, image_shape=(1, 16, 16)),
+}
+BEIT = {"model_type": "beit", "num_channels": 1, "image_size": 16, "patch_size": 8, "use_relative_position_bias": True}
+BEIT |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+
+
 @cache
-def saved() -> tuple[bytes, dict[str, Tensor], dict[str, str]]:
+def saved(kind: str) -> tuple[bytes, dict[str, Tensor], dict[str, str]]:
     """A small encoder with its read-out: content, tensors and metadata of the file."""
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        vit = ViT(img_size=16, patch_size=8, preset="micro")
-        path, preprocess = Path(folder) / "a.safetensors", Preprocess(size=16).to_dict()
-        save_module(vit, path, kind="vit", spd=SPD(vit.embed_dim, groups=2), pool="spd", preprocess=preprocess)
+        backbone = KINDS[kind]()
+        path, preprocess, spd = Path(folder) / "a.safetensors", Preprocess(size=16), SPD(backbone.embed_dim, groups=2)
+        save_module(backbone, path, kind=kind, spd=spd, pool="spd", preprocess=preprocess.to_dict())
         return path.read_bytes(), load_file(path), read_checkpoint(path).metadata
 
 
@@ -44,10 +54,10 @@ def features(file: Path) -> np.ndarray:
 
 
 @cache
-def expected() -> np.ndarray:
+def expected(kind: str) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "a.safetensors"
-        file.write_bytes(saved()[0])
+        file.write_bytes(saved(kind)[0])
         return features(file)
 
 
@@ -63,7 +73,8 @@ class Code:
 
 def check(choose: random.Random) -> str:
     """Load one file that is not as it was."""
-    content, tensors, metadata = saved()
+    backbone = choose.choice(list(KINDS))
+    content, tensors, metadata = saved(backbone)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file, proof = folder / "a.safetensors", folder / "proof"
@@ -91,7 +102,7 @@ def check(choose: random.Random) -> str:
         assert kind != "code", "what holds code was read"
         if isinstance(found, dict):
             assert all(isinstance(one, Tensor) for one in found.values())
-        elif np.array_equal(found, expected()):
+        elif np.array_equal(found, expected(backbone)):
             return f"{kind}: the same features"
         return f"{kind}: read"
 

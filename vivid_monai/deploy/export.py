@@ -116,7 +116,7 @@ def export_torchscript(
     network = for_export(classifier)
     if isinstance(network.encoder, LibraryBackbone):
         name = f"{network.encoder.architecture} of {network.encoder.library}"
-        raise VividError(f"{path}: {name} cannot be written as TorchScript; give --format onnx")
+        raise VividError(f"{path}: {name} cannot be written as TorchScript; give --to onnx")
     with whole_file(path) as part:
         save_net_with_metadata(torch.jit.script(network), str(part), include_config_vals=False, meta_values=metadata)
         loaded, _, _ = load_net_with_metadata(str(part))

@@ -36,10 +36,13 @@ def load_monai(name: str, *, pool: str | None = None, pretrained: bool = True) -
             raise VividError(f"{source}: has no weights of its own; name a file, {source}=FILE, or untrained:{source}")
         tensors = read_checkpoint(file).tensors
         first = next((tensors[key] for key in FIRST if key in tensors), None)
-        if first is not None and first.ndim != 4:
-            raise VividError(f"{source}: is a network of volumes; only those of images are read")
         if first is not None:
             model["in_channels"] = first.shape[1]
+            if first.ndim != 4 or first.shape[1] not in (1, 3):
+                raise VividError(
+                    f"{source}: its first convolution has shape {tuple(first.shape)}; only networks of images of 1 or 3 "
+                    "channels are read"
+                )
         if model["architecture"].startswith("resnet"):
             model["bias_downsample"] = any(key.endswith("downsample.0.bias") for key in tensors)
         tensors = {key: one for key, one in tensors.items() if not key.startswith(HEAD)}

@@ -56,7 +56,7 @@ def _files(name: str, *, weights: bool) -> tuple[Path, Path | None]:
     folder = Path(name).expanduser()
     wanted: tuple[str | None, ...] = WEIGHTS if weights else (None,)
     if folder.exists():
-        found = [file and folder / file for file in wanted if file is None or (folder / file).is_file()]
+        found = [folder / file if file else None for file in wanted if file is None or (folder / file).is_file()]
         if not (folder / CONFIG).is_file() or not found:
             raise VividError(f"open_clip:{name}: a folder with {CONFIG} and one of {', '.join(WEIGHTS)} is needed")
         return folder / CONFIG, found[0]
@@ -66,7 +66,8 @@ def _files(name: str, *, weights: bool) -> tuple[Path, Path | None]:
     problem: Exception = OSError()
     for file in wanted:
         try:
-            return Path(hf_hub_download(hub_name, CONFIG)), file and Path(hf_hub_download(hub_name, file))
+            config = Path(hf_hub_download(hub_name, CONFIG))
+            return config, Path(hf_hub_download(hub_name, file)) if file else None
         except Exception as error:  # no connection, no such repository, no such file
             problem = error
     raise VividError(
