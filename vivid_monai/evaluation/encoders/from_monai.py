@@ -40,8 +40,8 @@ def load_monai(name: str, *, pool: str | None = None, pretrained: bool = True) -
             model["in_channels"] = first.shape[1]
             if first.ndim != 4 or first.shape[1] not in (1, 3):
                 raise VividError(
-                    f"{source}: its first convolution has shape {tuple(first.shape)}; only networks of images of 1 or 3 "
-                    "channels are read"
+                    f"{source}: its first convolution has shape {tuple(first.shape)}; only networks of images, of 1 or "
+                    "3 channels, are read"
                 )
         if model["architecture"].startswith("resnet"):
             model["bias_downsample"] = any(key.endswith("downsample.0.bias") for key in tensors)
