@@ -28,6 +28,7 @@ COMMANDS = {
     "bundle": ("bundle", "make a Model Zoo bundle from a finished training run"),
     "export": ("bundle", "write the classifier of a bundle as Hugging Face folder, TorchScript or ONNX"),
     "predict": ("bundle", "findings of image files, by a bundle"),
+    "serve": ("serve", "the same over HTTP"),
 }
 """Each command: its module in :mod:`vivid_monai.commands`, and what it does in a few words."""
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vivid_monai.deploy.eligibility import RefuseByTagsd
+from vivid_monai.deploy.eligibility import RefuseByTagsd, check_accept
 from vivid_monai.deploy.inputs import JOURNAL, UNSEEN, Input, InputDataset
 from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.postprocessing import (
@@ -124,11 +124,10 @@ def predict(
         raise VividError(f"{model.name}: has no attention to draw; leave --overlays out")
     if reports:
         import_library("highdicom", '"vivid-monai[dicom-sr]"')  # now, and not once for every image
-    by_tags = RefuseByTagsd("image", metadata=model.metadata, accept=accept)
-    transform = Compose([by_tags, *model.preprocess.transform().transforms])
+    overridden, transform = check_accept(accept), reading(model, accept)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"model": model.name, "version": model.version, "weights": model.fingerprint}  # one file, one runtime
-    asked = {"accept": list(by_tags.accept)} if by_tags.accept else {}
+    asked = {"accept": list(overridden)} if overridden else {}
     journal = Journal(folder, {**settings, "overlays": overlays, "reports": reports, **asked})
     waiting = [one for one in inputs if one not in journal.entries]
     may_be = {"overlay": overlays, "report": reports, "accepted": accept, "reason": True}
@@ -141,7 +140,7 @@ def predict(
             dataset: Any = InputDataset(waiting, transform, shape=model.preprocess.shape) if waiting else []
             options: Any = {"collate_fn": list, "worker_init_fn": _quiet_worker}
             loader: Any = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, **options)
-            for image, (entry, picture) in zip(waiting, _answers(model, loader, overlays=overlays), strict=True):
+            for image, (entry, picture) in zip(waiting, answers(model, loader, overlays=overlays), strict=True):
                 entry = replace(entry, image=image)
                 number = f"{len(journal.entries):06d}"
                 if picture:
@@ -171,12 +170,27 @@ def _done(journal: "Journal", inputs: Sequence[Input]) -> list[Entry]:
     return [journal.entries[one] for one in inputs if one in journal.entries]
 
 
-def _answers(
-    model: BundleModel, loader: Iterable[Any], *, overlays: bool
+def reading(model: BundleModel, accept: Sequence[str] = ()) -> Compose:
+    """What an ``{"image": path}`` of :class:`InputDataset` goes through: refused by its tags, or read and preprocessed.
+
+    Raises:
+        VividError: an unknown tag in `accept`.
+    """
+    by_tags = RefuseByTagsd("image", metadata=model.metadata, accept=accept)
+    return Compose([by_tags, *model.preprocess.transform().transforms])
+
+
+def answers(
+    model: BundleModel, batches: Iterable[Sequence[Mapping[str, Any]]], *, overlays: bool = False
 ) -> Iterator[tuple[Entry, tuple[Tensor, NDArray] | None]]:
-    """An entry for each item and, for the overlay of an answered one, its pixels and the attention on them."""
+    """An entry for each item of :class:`InputDataset` and, for the overlay of an answered one, its pixels and the
+    attention on them.
+
+    Raises:
+        VividError: a record that contradicts itself.
+    """
     limit = model.ood.limit
-    for batch in loader:
+    for batch in batches:
         scored: Iterator[Any] = iter(())
         if images := [torch.as_tensor(item["image"]) for item in batch if item["status"] == ANSWERED]:
             stacked = torch.stack(images)
