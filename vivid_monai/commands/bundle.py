@@ -84,17 +84,23 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_answering(parser: argparse.ArgumentParser) -> None:
+    """The options that decide what is answered."""
+    add = parser.add_argument
+    add("--bundle", type=Path, required=True, metavar="DIR", help="bundle of `vivid bundle`")
+    what = "onnx: ONNX Runtime, torch: PyTorch (default: ONNX Runtime, where the bundle was built for it)"
+    add("--runtime", choices=tuple(RUNTIMES), help=what)
+    what = f"answer although this tag, or this word of it, forbids it, and say so in the records: {', '.join(TAGS)}"
+    add("--accept", action="append", default=[], metavar="TAG[=WORD]", help=what)
+
+
 def add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="an image or a folder of images")
-    add("--bundle", type=Path, required=True, metavar="DIR", help="bundle of `vivid bundle`")
+    add_answering(parser)
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="where the answers go")
-    what = "onnx: ONNX Runtime, torch: PyTorch (default: ONNX Runtime, where the bundle was built for it)"
-    add("--runtime", choices=tuple(RUNTIMES), help=what)
     add("--overlays", action="store_true", help="draw where the ViT looked")
     add("--reports", action="store_true", help="write a DICOM SR for each DICOM image (needs vivid-monai[dicom-sr])")
-    what = f"answer although this tag, or this word of it, forbids it, and say so in the records: {', '.join(TAGS)}"
-    add("--accept", action="append", default=[], metavar="TAG[=WORD]", help=what)
     add("--batch-size", type=int, default=8, help="images to a forward pass")
     add("--workers", type=int, default=0, help="processes that read images")
 

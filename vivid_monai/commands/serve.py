@@ -5,10 +5,9 @@ import math
 import multiprocessing
 import socket
 from contextlib import suppress
-from pathlib import Path
 
-from vivid_monai.deploy.eligibility import TAGS, check_accept
-from vivid_monai.deploy.model import RUNTIMES
+from vivid_monai.commands.bundle import add_answering
+from vivid_monai.deploy.eligibility import check_accept
 from vivid_monai.deploy.workers import START, Bundle, started
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders.base import library
@@ -19,20 +18,14 @@ CONNECTIONS = 64
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    parser.epilog = (
-        "POST /predict, GET /health, GET /model: docs/serving.md. No password and no TLS: leave those to a proxy."
-    )
-    add("--bundle", type=Path, required=True, metavar="DIR", help="bundle of `vivid bundle`")
+    parser.epilog = "POST /predict, GET /health, GET /model: docs/serving.md. Without password and TLS: behind a proxy."
+    add_answering(parser)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one")
     add("--port", type=int, default=8000, help="0: a free one")
     add("--workers", type=int, default=1, help="processes that answer, an image each at a time")
     add("--max-mb", type=float, default=64, help="10^6 bytes that a request may have")
     what = "seconds that an image may take to come, to wait for a worker, and to be answered"
     add("--timeout", type=float, default=30, help=what)
-    what = "onnx: ONNX Runtime, torch: PyTorch (default: ONNX Runtime, where the bundle was built for it)"
-    add("--runtime", choices=tuple(RUNTIMES), help=what)
-    what = f"answer although this tag, or this word of it, forbids it, and say so in the records: {', '.join(TAGS)}"
-    add("--accept", action="append", default=[], metavar="TAG[=WORD]", help=what)
 
 
 def run_serve(args: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from vivid_monai.deploy.workers import Answer, Ended, Worker
 from vivid_monai.errors import VividError, one_line
 
 logger = logging.getLogger(__name__)
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes bytes of what it cannot read
 
 FIELD = "file"
 """The part of the form that holds the image."""

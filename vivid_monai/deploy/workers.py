@@ -164,7 +164,8 @@ def started(bundle: Bundle, n: int) -> Iterator[tuple[list[Worker], Path]]:
     with ExitStack() as stack:
         folder = stack.enter_context(part_folder(Path(tempfile.gettempdir()) / "vivid-serve"))
         workers = [Worker(bundle, folder, share=n) for _ in range(n)]
-        stack.callback(lambda: [one.kill() for one in workers])
+        for one in workers:
+            stack.callback(one.kill)
         workers[0].start()  # alone: what is wrong with the bundle is told once
         with ThreadPoolExecutor() as threads:
             list(threads.map(Worker.start, workers[1:]))
