@@ -76,5 +76,5 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
     except OSError as error:
-        told = error.strerror or type(error).__name__
+        told = (error.strerror or type(error).__name__).partition(" (while")[0]
         raise VividError(f"--host {host} --port {port}: cannot listen there ({told}); give another one") from error

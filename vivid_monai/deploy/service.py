@@ -149,7 +149,10 @@ async def _answer(free: "asyncio.Queue[Worker]", file: str, name: str, *, second
 
 
 class _Plainly:
-    """Logs of a request its method, its path if it is one of ours, status and duration; of an error only its place."""
+    """Logs of a request its method, its path if it is one of ours, status and duration; of an error only its kind.
+
+    A request that is answered before it was read to its end is read no further: its connection is closed.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -159,20 +162,30 @@ class _Plainly:
             await self.app(scope, receive, send)
             return
         began, status = time.monotonic(), 0
+        coming = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+
+        async def watched() -> Message:
+            nonlocal coming
+            message = await receive()
+            coming = message.get("more_body", False)
+            return message
 
         async def noted(message: Message) -> None:
             nonlocal status
-            status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if coming:
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
+            await self.app(scope, watched, noted)
         except ClientDisconnect:
             status = _GONE
         except Exception as error:
             logger.error("%s in %s", type(error).__name__, scope["method"])
             if not status:
-                await JSONResponse({"detail": "the server failed"}, 500)(scope, receive, noted)
+                await JSONResponse({"detail": "the server failed"}, 500)(scope, watched, noted)
         path = scope["path"] if scope["path"] in PATHS else "another path"
         method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "another method"
         logger.info("%s %s: %d in %.0f ms", method, path, status, 1000 * (time.monotonic() - began))
