@@ -1,7 +1,9 @@
 """Reading ONNX files: ours answer, all others are refused in one line."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -94,3 +96,11 @@ def test_answers_without_torch_and_monai(onnx_file):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     expected = make_classifier()(make_images(1) * 0 + 1)[0].tolist()
     assert [float(one) for one in done.stdout.split()] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_runtime_tells_nobody_of_what_it_runs(tmp_path):
+    code = "import vivid_monai.deploy.onnx as one; one.onnxruntime.SessionOptions()"
+    env = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    env |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+    assert not list(tmp_path.rglob("*"))
