@@ -167,6 +167,8 @@ def test_forms_without_one_file_are_refused_in_one_line(client, images):
     refused(client.post("/predict", content=content, headers=form), 400)
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     refused(client.post("/predict", content=b"Doe^Jane", headers=form), 400)
+    long = b'--x\r\nContent-Disposition: form-data; name="file"; filename="' + b"a" * 100_000
+    refused(client.post("/predict", content=long, headers=form), 400)
     for method, path in (("GET", "/predict"), ("GET", f"/{NAME}"), ("DOE", "/health")):
         refused(client.request(method, path), 404, 405)
 
@@ -255,8 +257,8 @@ def test_what_a_killed_server_left_is_removed_and_nothing_is_left(tmp_path, monk
     [
         (["--workers", "0"], "--workers must be 1 or more, not 0"),
         (["--port", "70000"], "--port must be at most 65535"),
-        (["--max-mb", "nan"], "--max-mb must be a positive number, not nan"),
-        (["--timeout", "0"], "--timeout must be a positive number, not 0"),
+        (["--max-mb", "nan"], "--max-mb must be over 0 and at most 10000, not nan"),
+        (["--timeout", "0"], "--timeout must be over 0 and at most 3600, not 0"),
         (["--accept", "vew"], "did you mean view"),
         (["--host", "300.1.1.1"], "--host 300.1.1.1 --port 8000: cannot listen there (Name or service not known)"),
         (["--bundle", "nowhere"], "nowhere/configs/metadata.json: cannot be read"),

@@ -66,9 +66,9 @@ def _check(args: argparse.Namespace) -> None:
             raise VividError(f"--{name} must be {least} or more, not {given}")
     if args.port > 65535:
         raise VividError(f"--port must be at most 65535, not {args.port}")
-    for name in ("max_mb", "timeout"):
-        if not 0 < (given := getattr(args, name)) < math.inf:
-            raise VividError(f"--{name.replace('_', '-')} must be a positive number, not {given:g}")
+    for name, most in (("max_mb", 10_000), ("timeout", 3600)):
+        if not 0 < (given := getattr(args, name)) <= most:
+            raise VividError(f"--{name.replace('_', '-')} must be over 0 and at most {most}, not {given:g}")
 
 
 def _listening(host: str, port: int) -> socket.socket:

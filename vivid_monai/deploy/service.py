@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vivid_monai import __version__
 from vivid_monai.deploy.postprocessing import UNREADABLE
-from vivid_monai.deploy.workers import Answer, Ended, Worker
+from vivid_monai.deploy.workers import Answer, Ended, Worker, place
 from vivid_monai.errors import VividError, one_line
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ async def _answer(free: "asyncio.Queue[Worker]", file: str, name: str, *, second
 
 
 class _Plainly:
-    """Logs of a request its method, its path if it is one of ours, status and duration; of an error only its kind.
+    """Logs of a request its method, its path if it is one of ours, status and duration; of an error only its place.
 
     A request that is answered before it was read to its end is read no further: its connection is closed.
     """
@@ -183,7 +183,7 @@ class _Plainly:
         except ClientDisconnect:
             status = _GONE
         except Exception as error:
-            logger.error("%s in %s", type(error).__name__, scope["method"])
+            logger.error("a request failed: %s", place(error))
             if not status:
                 await JSONResponse({"detail": "the server failed"}, 500)(scope, watched, noted)
         path = scope["path"] if scope["path"] in PATHS else "another path"

@@ -193,9 +193,8 @@ def _work(pipe: Connection, bundle: Bundle, folder: Path, share: int) -> None:
                 return
             try:
                 pipe.send(answer(model, transform, file, name))
-            except Exception as error:  # of no image that is known; its words may be a patient's
-                at = extract_tb(error.__traceback__)[-1]
-                pipe.send(f"{type(error).__name__} in {Path(at.filename).name}:{at.lineno}")
+            except Exception as error:  # of no image that is known
+                pipe.send(place(error))
 
 
 def answer(model: BundleModel, transform: Any, file: str, name: str) -> Answer:
@@ -211,6 +210,12 @@ def answer(model: BundleModel, transform: Any, file: str, name: str) -> Answer:
         return Answer(entry.status, "", model.rules.record(name, entry.probabilities, entry.accepted))
     reason = entry.reason.removeprefix(f"{file}: ").replace(file, "the file")
     return Answer(entry.status, one_line(VividError(reason)), None)
+
+
+def place(error: Exception) -> str:
+    """Where a mistake of ours is; what an error says may be a patient's."""
+    at = extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(at.filename).name}:{at.lineno}"
 
 
 def _told(model: BundleModel) -> dict[str, Any]:
