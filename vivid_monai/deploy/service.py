@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -118,6 +119,8 @@ async def _receive(request: Request, path: Path, *, most: int, seconds: float) -
             return upload.filename or "image"
     except TimeoutError:
         raise HTTPException(408, f"the request took over {seconds:g} s to come") from None
+    except FormParserError:  # which older versions of starlette let pass
+        raise HTTPException(400, "the form is damaged") from None
     except OSError as error:
         logger.error("a request could not be stored: %s", error.strerror)
         raise HTTPException(507, "the server has no room for the image") from None
