@@ -10,7 +10,7 @@ from vivid_monai.commands.bundle import add_answering
 from vivid_monai.deploy.eligibility import check_accept
 from vivid_monai.deploy.workers import START, Bundle, started
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders.base import library
+from vivid_monai.networks.library import import_library
 
 CONNECTIONS = 64
 """At a time; more are answered 503 at once, so that what waits stays bounded."""
@@ -33,7 +33,7 @@ def run_serve(args: argparse.Namespace) -> int:
     and neither names of files nor patients are logged."""
     _check(args)
     for name in ("fastapi", "python_multipart", "uvicorn"):
-        library(name, '"vivid-monai[service]"')
+        import_library(name, '"vivid-monai[service]"')
     import uvicorn
 
     from vivid_monai.deploy.service import USE, service
