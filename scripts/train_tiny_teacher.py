@@ -57,7 +57,7 @@ SIZES = {
         inner=512,
         layers=5,
         heads=8,
-        steps=1300,
+        steps=3200,
         synonyms=0.4,
     ),
 }
