@@ -160,9 +160,10 @@ def shown(path: Path, *options: str) -> np.ndarray | None:
 
 
 def ways(path: Path, first: list[str]) -> list[list[str]]:
-    """Options of DCMTK in the order in which a viewer tries them."""
+    """Options of DCMTK in the order in which a viewer tries them; the bits that the file says decide on the last."""
     bits = dcmread(path).get("BitsStored") or 0
-    return [first, ["+Wl", "1"], ["+Wi", "1"], ["+Wi", "2"], ["+Wm", "+Wfl"] if bits > 8 else []]
+    said = [first] if first not in ([], ["+Wm"]) else []
+    return [*said, ["+Wl", "1"], ["+Wi", "1"], ["+Wi", "2"], ["+Wm", "+Wfl"] if bits > 8 else []]
 
 
 def check(choose: random.Random) -> str:
