@@ -32,8 +32,17 @@ def error_line(done) -> str:
         (["multi_gpu_train.json"], {}, ["torchrun"]),
         (["teacher/qwen2.5-1.5b.json"], {"teacher_path": "{tmp}/no-lm"}, ["no-lm"]),
         ([], {"vit_weights": "{tmp}/small.safetensors"}, ["small.safetensors"]),
+        ([], {"max_epoch": 3}, ["no option --max_epoch; did you mean --max_epochs?"]),
+        ([], {"train#trainer#max_epoch": 3}, ["SupervisedTrainer takes no max_epoch; did you mean max_epochs?"]),
+        ([], {"evaluation#n_resample": 3}, ["finish_training takes no n_resample; did you mean n_resamples?"]),
+        ([], {"train#trainer#max_epochs": "one"}, ["train#trainer#max_epochs is 'one'; it takes a whole number"]),
+        ([], {"run_id": "train"}, ["there is no workflow 'train'", "did you mean training?"]),
+        ([], {"init_id": "extra"}, ["'extra' stands alone"]),
     ],
-    ids=["no manifest", "nothing to resume", "long warm-up", "no torchrun", "no causal LM", "other size"],
+    ids=[
+        *("no manifest", "nothing to resume", "long warm-up", "no torchrun", "no causal LM", "other size"),
+        *("no option", "no argument", "no option of the end", "no number", "no workflow", "a word alone"),
+    ],
 )
 def test_one_clear_line(bundle, tmp_path, overlays, knobs, words):
     (tmp_path / "no-lm").mkdir()
@@ -74,7 +83,7 @@ def test_another_networks_checkpoint_is_refused(bundle, tmp_path):
     line = error_line(bundle("teacher/none.json", max_epochs=1, warmup_steps=1, vit="tiny", resume=True))
     assert "cannot resume: vit was 'nano', is 'tiny'" in line
     assert "holds a run already" in error_line(bundle("teacher/none.json", max_epochs=1, warmup_steps=1))
-    assert torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert not (tmp_path / "models").exists(), "nobody asked for it"
 
 
 def test_a_run_goes_on_as_it_was_asked_for_or_says_what_changed(bundle, tmp_path):
@@ -99,9 +108,10 @@ def test_a_run_goes_on_as_it_was_asked_for_or_says_what_changed(bundle, tmp_path
 
 def test_where_models_cannot_be_written_the_run_keeps_them(bundle, tmp_path):
     (tmp_path / "models").write_text("no folder")
-    done = bundle("teacher/none.json", max_epochs=1, warmup_steps=1)
+    done = bundle("teacher/none.json", max_epochs=1, warmup_steps=1, publish="true")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "the models are in" in done.stderr
+    assert "also in" not in done.stdout
     assert (tmp_path / "run" / "model.pt").is_file()
     assert (tmp_path / "run" / "report.html").is_file()
 

@@ -1,6 +1,7 @@
 """The evaluation workflow of the bundle, task by task."""
 
 import json
+import os
 
 import monai.bundle
 import nibabel
@@ -13,11 +14,11 @@ from tests.evaluation.encoders.saved_models import rad_dino, saved
 from tests.evaluation.small import data_set, encoder
 from tests.processes import run_module
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, find_cause
 from vivid_monai.evaluation.examples import Examples
 from vivid_monai.evaluation.probes import load_probe
 from vivid_monai.evaluation.results import Results, read_predictions
-from vivid_monai.evaluation.workflows import named
+from vivid_monai.evaluation.workflows import default_encoder, named
 from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.spd import SPD
 
@@ -213,3 +214,36 @@ def test_every_task_config_names_knobs_that_exist():
         new = set(overlay) - known
         text = path.read_text()
         assert all(f"@{name}" in text for name in new), f"{path.name}: {new} is used by nothing"
+
+
+def test_the_folder_of_another_run_is_refused_before_anything_is_computed(evaluating, tmp_path):
+    data_set(tmp_path / "data")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("of another")
+    with pytest.raises(RuntimeError) as raised:
+        evaluating("table", dataset_dir=str(tmp_path / "data"))
+    assert f"{tmp_path / 'out'} holds an evaluation already" in str(find_cause(raised.value))
+    assert (tmp_path / "out" / "results.json").read_text() == "of another"
+    assert not (tmp_path / "features").exists()
+
+
+def test_the_default_encoder_is_the_published_one_else_that_of_the_newest_finished_run(tmp_path, caplog):
+    with pytest.raises(VividError, match="no finished training in .*; train one, or name one with --encoder FILE"):
+        default_encoder(tmp_path)
+    for number, (name, ended) in enumerate({"old": 3, "new": 7, "unfinished": None, "smoke": 5}.items()):
+        folder = tmp_path / "runs" / name / f"{number:03d}"
+        folder.mkdir(parents=True)
+        (folder / "pretrained_vit.safetensors").write_text("weights")
+        if ended is not None:
+            (folder / "results.json").write_text("{}")
+            os.utime(folder / "results.json", (ended, ended))
+    (tmp_path / "runs" / "eval" / "phantom").mkdir(parents=True)
+    (tmp_path / "runs" / "eval" / "results.json").write_text("{}")
+    newest = str(tmp_path / "runs" / "new" / "001" / "pretrained_vit.safetensors")
+    assert default_encoder(tmp_path) == newest
+    assert caplog.messages == [f"Evaluated is {newest}, of the newest finished run; another: --encoder FILE, or a run's folder"]
+    published = tmp_path / "models" / "pretrained_vit.safetensors"
+    published.parent.mkdir()
+    published.write_text("weights")
+    assert default_encoder(tmp_path) == str(published)
+    assert "the published one" in caplog.messages[1]

@@ -26,9 +26,10 @@ def last_words(done: subprocess.CompletedProcess) -> str:
 
 
 def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp_path, phantoms):
-    done = bundle()
+    done = bundle(publish="true")
     assert done.returncode == 0, last_words(done)
     run = tmp_path / "run"
+    assert f"also in {tmp_path / 'models'}" in done.stdout
     saved = load_module(run / "pretrained_vit.safetensors", BACKBONES)
     vit = saved.module
     assert saved.preprocess["size"] == 32

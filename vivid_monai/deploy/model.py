@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
 
+from vivid_monai.checks import refuse_pointers
 from vivid_monai.deploy.eligibility import trained_on
 from vivid_monai.deploy.onnx import OnnxClassifier
 from vivid_monai.deploy.ood import OODDetector
@@ -26,7 +27,7 @@ from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
 from vivid_monai.evaluation.probes import LinearProbe, load_probe
 from vivid_monai.images.preprocess import BasePreprocess, Preprocess
 from vivid_monai.images.read import ImageError
-from vivid_monai.networks.checkpoint import load_pickled, refuse_pointers
+from vivid_monai.networks.checkpoint import load_pickled
 from vivid_monai.networks.classifier import BACKBONES, Classifier
 from vivid_monai.networks.spd import SPD
 from vivid_monai.ums.label_space import LabelSpace, available_label_spaces, load_label_space, parse_label_space
@@ -144,7 +145,7 @@ class BundleModel:
     def _content(self, name: str) -> bytes:
         """The file of this name, if it is the one that the metadata were written with."""
         path = self.folder / name
-        refuse_pointers(path)
+        refuse_pointers([path])
         try:
             content = path.read_bytes()
         except OSError as error:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 
 MODULES = (
+    "checks.py",
     "networks/classifier.py",
     "images/preprocess.py",
     "deploy/eligibility.py",

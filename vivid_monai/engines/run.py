@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 PATTERN = re.compile(r"^step_(\d+)\.pt$")
 FIRST_FILES = ("initial_vit.safetensors", CONFIG, "checkpoints")
 """Each of them shows that a folder belongs to a run."""
+RESULTS = "results.json"
+"""What the end of a run writes, and an evaluation first."""
 _current: list[Path] = []
 """The folder of the run of this process, once it is known."""
 
@@ -242,7 +244,7 @@ def start_run(output_dir: str | Path, *, resume: bool) -> None:
 
     def wrong() -> VividError | None:
         if not resume:
-            return _used(folder) if any((folder / name).exists() for name in FIRST_FILES) else None
+            return _used(folder) if _is_used(folder) else None
         if not saves(folder / "checkpoints"):
             return _nothing_to_resume(folder / "checkpoints")
         try:
@@ -254,6 +256,21 @@ def start_run(output_dir: str | Path, *, resume: bool) -> None:
     if found := _as_first_process(wrong):
         raise found
     _current.append(folder)
+
+
+def refuse_used(output_dir: str | Path) -> None:
+    """Refuse the folder of another run for an evaluation, before anything is computed; all processes together.
+
+    Raises:
+        VividError: it is one; what to do.
+    """
+    folder = Path(output_dir)
+    if found := _as_first_process(lambda: _used(folder) if _is_used(folder) else None):
+        raise found
+
+
+def _is_used(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (*FIRST_FILES, RESULTS))
 
 
 def way_on() -> str:
@@ -278,6 +295,11 @@ def _nothing_to_resume(checkpoints: Path) -> VividError:
 
 
 def _used(folder: Path) -> VividError:
+    if not any((folder / name).exists() for name in FIRST_FILES if name != CONFIG):
+        return VividError(
+            f"{folder} holds an evaluation already, or a part of one: give another --output_dir, or remove the folder; "
+            "nothing was written"
+        )
     if not saves(folder / "checkpoints"):
         return VividError(
             f"{folder} holds a run that has not saved yet; if it has ended, remove the folder, or give another "

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from monai.utils import set_determinism
 from torch.utils.data import DataLoader
 
+from vivid_monai.checks import check_options
 from vivid_monai.engines.run import way_on
 from vivid_monai.errors import VividError, show_errors_plainly
 from vivid_monai.logs import show_messages
@@ -57,10 +58,11 @@ def setup(*, seed: int, distributed: bool = False, threads: int | None = None) -
         threads: CPU threads of PyTorch; ``None`` keeps its default.
 
     Raises:
-        VividError: ``distributed`` without ``torchrun``.
+        VividError: as :func:`~vivid_monai.checks.check_options`; ``distributed`` without ``torchrun``.
     """
     show_messages()
     show_errors_plainly(way_on)
+    check_options()
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is as orderly as Ctrl-C
     warnings.filterwarnings("ignore", message=".*no allow list.*")  # the bundle's own configs, read on the user's word

@@ -49,8 +49,8 @@ FILES = {
     "config.json": "the resolved config",
 }
 TRAINING_FILES = {
-    PRETRAINED: "the encoder with its read-out (SPD) and preprocessing; without any LLM; also in {models}",
-    "model.pt": "encoder, read-out and head; also in {models}",
+    PRETRAINED: "the encoder with its read-out (SPD) and preprocessing; without any LLM{published}",
+    "model.pt": "encoder, read-out and head{published}",
     "features/": "the encoder's features of all images, which vivid bundle reads",
     "skipped_in_training.csv": "images that could not be read while the encoder was pretrained",
     "curves.csv, curves.png": "loss, validation AUROC and NLL over the steps",
@@ -157,8 +157,11 @@ def finish_training(
     output_dir: str | Path,
     model_dir: str | Path,
     store: FeatureStore,
+    publish: bool = False,
     n_examples: int = 6,
-    **options: Any,
+    min_present: int = 10,
+    min_absent: int = 10,
+    n_resamples: int = 1000,
 ) -> Results | None:
     """After training: fit and test a linear head on the frozen encoder, before and after pretraining; write and print.
 
@@ -170,8 +173,9 @@ def finish_training(
             trained without them.
         task, store, n_examples: as of :func:`run_evaluation`; the features of the pretrained encoder stay in the store.
         output_dir: the run's folder, as :func:`keep_initial` began it.
-        model_dir: where what ships goes as well: ``model.pt`` of the bundle and the encoder.
-        options: min_present, min_absent, n_resamples of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
+        publish: copy what ships, the encoder and ``model.pt``, to ``model_dir``, where an evaluation takes it from
+            (:func:`default_encoder`); otherwise nothing there is touched.
+        min_present, min_absent, n_resamples: as of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
     """
     if idist.get_rank() != 0:
         return None
@@ -182,6 +186,7 @@ def finish_training(
         for backbone, read_out, file in ((network.encoder, spd, PRETRAINED), (initial.module, initial.spd, INITIAL))
     )
     encoders = {"pretrained": [shown], "untrained": [untrained]}
+    options = {"min_present": min_present, "min_absent": min_absent, "n_resamples": n_resamples}
     evaluated = evaluate(encoders, task, store, keep=["pretrained"], **options)
     head = evaluated.probes["pretrained"][0]
     assert isinstance(head, LinearProbe)
@@ -190,14 +195,38 @@ def finish_training(
         network.head.bias.copy_(torch.from_numpy(head.bias))
     _ship(network, spd, folder, preprocess, task.fields)
     try:
-        # Two runs that end together write one after the other: what lies in models/ is of one of them.
-        with made_by_one(models, f"{models}: another run is writing its models; waiting", option="--bundle_root"):
-            _ship(network, spd, models, preprocess, task.fields)
+        if publish:  # two runs that end together write one after the other: what lies in models/ is of one of them
+            with made_by_one(models, f"{models}: another run is writing its models; waiting", option="--bundle_root"):
+                _ship(network, spd, models, preprocess, task.fields)
     except (OSError, VividError) as error:
         logger.warning(f"{models} cannot be written ({error}): the models are in {folder} alone")
+        publish = False
     results = write_evaluation(evaluated, task, folder, shown=shown, spd=spd, n_examples=n_examples)
-    _print_output(results, folder, FILES | {name: w.format(models=models) for name, w in TRAINING_FILES.items()})
+    published = f"; also in {models}" if publish else ""
+    _print_output(results, folder, FILES | {name: w.format(published=published) for name, w in TRAINING_FILES.items()})
     return results
+
+
+def default_encoder(bundle_root: str | Path) -> str:
+    """The encoder of an evaluation that names none: the published one, else that of the newest finished run; says which.
+
+    Raises:
+        VividError: there is neither.
+    """
+    root = Path(bundle_root)
+    if (published := root / "models" / PRETRAINED).is_file():
+        logger.info("Evaluated is %s, the published one; another: --encoder FILE, or a run's folder", published)
+        return str(published)
+    ended = {path.with_name(PRETRAINED): path.stat().st_mtime_ns for path in root.glob("runs/*/*/results.json")}
+    runs = [path for path in ended if path.is_file()]
+    if not runs:
+        raise VividError(
+            f"no encoder to evaluate: no {published}, and no finished training in {root / 'runs'}; train one, or name "
+            "one with --encoder FILE"
+        )
+    newest = max(runs, key=lambda path: ended[path])
+    logger.info("Evaluated is %s, of the newest finished run; another: --encoder FILE, or a run's folder", newest)
+    return str(newest)
 
 
 def _ship(network: Classifier, spd: SPD | None, folder: Path, preprocess: Preprocess, fields: Sequence[str]) -> None:

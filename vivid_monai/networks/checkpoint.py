@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vivid_monai.checks import refuse_pointers
 from vivid_monai.errors import VividError, first_line
 
 FOLDER_FILES = ("pretrained_vit.safetensors", "model.safetensors", "pytorch_model.bin")
 PICKLED = (".bin", ".pth", ".pt")
-_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def read_checkpoint(path: str | PathLike, *, tensors: bool = True) -> Checkpoint
         file = inside[0]
     if not file.is_file():
         raise VividError(f"{file}: no such file or folder; weights are never downloaded, give a path on this disk")
-    refuse_pointers(file)
+    refuse_pointers([file])
     metadata: dict[str, str] = {}
     if file.suffix == ".safetensors":
         try:
@@ -66,20 +66,6 @@ def read_checkpoint(path: str | PathLike, *, tensors: bool = True) -> Checkpoint
     else:
         raise VividError(f"{file}: weights are read from .safetensors, {', '.join(PICKLED)}; convert the file to one")
     return CheckpointFile(path=file, tensors=values, metadata=metadata, config=read_json(file.parent, "config.json"))
-
-
-def refuse_pointers(*files: Path) -> None:
-    """Raise a VividError where a file of weights is only Git LFS's pointer to them."""
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                pointer = stream.read(len(_POINTER)) == _POINTER
-        except OSError:
-            continue  # whoever reads it says so
-        if pointer:
-            raise VividError(
-                f"{file}: is a pointer of Git LFS, not the weights; run `git lfs pull` where it comes from"
-            )
 
 
 def load_pickled(file: Path, *, way_out: str, content: bytes | None = None) -> Any:

@@ -14,7 +14,6 @@ from urllib.error import URLError
 
 import numpy as np
 import pandas as pd
-from monai.apps.utils import download_url
 from numpy.lib import format as npy
 from PIL import Image
 from tqdm import tqdm
@@ -224,6 +223,8 @@ def _official_file(root: Path, known: Official, size: int, *, download: bool) ->
         by_hand = f"download {url} (MD5 {expected}) and put it there under this name"
         if not download:
             raise VividError(f"{path}: no such file: {by_hand}, or let --download do it")
+        from monai.apps.utils import download_url  # MONAI takes ten seconds to import, and only a download needs it
+
         try:
             with part_folder(path) as part:
                 download_url(url, part / name, hash_val=expected, hash_type="md5")

@@ -1,21 +1,18 @@
 """What a run was asked for: its config beside its results, and what may change when it goes on."""
 
 import json
-import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
-
+from vivid_monai.checks import running_workflow
 from vivid_monai.errors import VividError, cut
 from vivid_monai.storage.files import whole_file
 
 CONFIG = "config.json"
 MAY_CHANGE = frozenset(
     (
-        *("_desc_", "bundle_root", "output_dir", "resume", "name"),
+        *("_desc_", "bundle_root", "output_dir", "resume", "name", "publish"),
         *("device", "num_workers", "cache", "save_every", "compile"),
         *("val_interval", "val_images", "n_examples", "min_present", "min_absent", "evaluation", "validate"),
     )
@@ -24,12 +21,8 @@ MAY_CHANGE = frozenset(
 
 
 def running_config() -> dict[str, Any]:
-    """The merged config of the bundle workflow that is running, overrides included; empty outside of one.
-
-    A config cannot name itself in MONAI's language, so the workflow is found among the callers.
-    """
-    callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_stack(sys._getframe()))
-    workflow = next((one for one in callers if isinstance(one, ConfigWorkflow)), None)
+    """The merged config of the bundle workflow that is running, overrides included; empty outside of one."""
+    workflow = running_workflow()
     return json.loads(json.dumps(workflow.parser.get(), default=str)) if workflow else {}
 
 

@@ -145,7 +145,7 @@ def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(tmp_path, monk
         Path(filepath).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(source_module, "download_url", fail)
+    monkeypatch.setattr("monai.apps.utils.download_url", fail)
     root, info = tmp_path / "root", medmnist.INFO["organamnist"]
     with pytest.raises(VividError, match="could not be downloaded") as raised:
         read("organamnist", root=root, out=tmp_path / "out", download=True)
@@ -159,7 +159,7 @@ def test_a_download_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
         Path(filepath).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(source_module, "download_url", stop)
+    monkeypatch.setattr("monai.apps.utils.download_url", stop)
     with pytest.raises(KeyboardInterrupt):
         read("organamnist", root=tmp_path / "root", out=tmp_path / "out", download=True)
     assert list((tmp_path / "root").iterdir()) == []
@@ -172,7 +172,7 @@ def test_a_download_is_kept_and_not_done_again(official, tmp_path, monkeypatch):
         asked.append((url, hash_val, hash_type))
         shutil.copy(official, filepath)
 
-    monkeypatch.setattr(source_module, "download_url", copy)
+    monkeypatch.setattr("monai.apps.utils.download_url", copy)
     for _ in range(2):
         source = read("organamnist", root=tmp_path / "new", size=28, out=tmp_path / "out", download=True)
     assert source.rows.n_read == sum(COUNTS.values())

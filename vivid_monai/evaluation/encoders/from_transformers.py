@@ -14,10 +14,10 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging
 
+from vivid_monai.checks import refuse_pointers
 from vivid_monai.errors import VividError, first_line
 from vivid_monai.evaluation.encoders.base import VividEncoder, library_encoder
 from vivid_monai.images.preprocess import Preprocess
-from vivid_monai.networks.checkpoint import refuse_pointers
 from vivid_monai.networks.language import HUB_NAME
 from vivid_monai.networks.library import TRANSFORMERS_SAY_NOTHING, drop_pooler, offers
 from vivid_monai.networks.pooling import choose_pool
@@ -53,7 +53,7 @@ def load_transformers(name: str, *, pool: str | None = None, pretrained: bool = 
     if not folder.exists() and not HUB_NAME.fullmatch(name):
         raise VividError(f"{name}: no such folder")
     place = str(folder) if folder.exists() else name
-    refuse_pointers(*folder.glob("*.safetensors"), *folder.glob("*.bin"))
+    refuse_pointers([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     try:
         try:
             config, preprocess, loaded = _read(place, offline=True, pretrained=pretrained)
