@@ -9,16 +9,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
+from itertools import takewhile
+from typing import Any, NoReturn
 
 from vivid_monai import __version__
-from vivid_monai.errors import LONGEST, VividError, one_line
+from vivid_monai.errors import LONGEST, VividError, did_you_mean, one_line
 from vivid_monai.logs import show_messages
 
 COMMANDS = {
+    "init": ("init", "lay the configs of training and evaluation in a folder"),
     "prepare": ("prepare", "make a manifest from a data set"),
     "phantom": ("records", "write chest phantoms, with manifest and reports"),
     "verify": ("records", "check UMS records"),
@@ -41,9 +44,46 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) if said else action.help
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest right word."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """As argparse's, but an option that there is not is an error, and the first one."""
+        words = list(sys.argv[1:] if args is None else args)
+        own = takewhile(lambda word: word.startswith("-"), words) if self._subparsers else words
+        self._refuse(list(takewhile(lambda word: word != "--", own)))
+        parsed, left = super().parse_known_args(words, namespace)
+        if left:
+            self._refuse(left)
+            self.error(f"{' '.join(left)}: nothing takes this word")
+        return parsed, left
+
+    def _refuse(self, words: Sequence[str]) -> None:
+        known = self._option_string_actions
+        for word in (one.partition("=")[0] for one in words if one.startswith("--") and one != "--"):
+            if not any(option.startswith(word) for option in known):  # argparse knows options by their beginnings
+                self.error(f"there is no option {word}{did_you_mean(word, known)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(one) for one in action.choices]
+            nearest = did_you_mean(str(value), choices)
+            raise argparse.ArgumentError(action, f"no {value!r}{nearest} It is one of {', '.join(choices)}")
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"{one_line(VividError(f'{self.prog}: {message}'))} (see {self.prog} --help)\n")
+
+
+def _spelt(word: str) -> str:
+    """An option as this command writes it: "--batch_size=4", as MONAI's does, is "--batch-size=4"."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of ``vivid``. Of its subcommands only `command` is imported: MONAI alone takes seconds."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vivid",
         description="VIVID-Med: prepare images and labels for pretraining, look at what came out, put it to use.",
         epilog="Training is a bundle workflow: python -m monai.bundle run training --config_file configs/train.json",
@@ -68,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Errors meant for the user (:class:`vivid_monai.errors.VividError`) and those of the operating system (a missing
     file, a full disk) are one line on stderr, never a traceback.
     """
-    words = sys.argv[1:] if argv is None else argv
+    words = [_spelt(word) for word in (sys.argv[1:] if argv is None else argv)]
     command = next((word for word in words if not word.startswith("-")), None)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files are bytes

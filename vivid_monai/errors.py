@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from types import TracebackType
 
 _ODD = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -35,6 +36,12 @@ def cut(text: str, most: int) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, at most 120 characters of it; its type where it says nothing."""
     return cut((str(error).strip() or type(error).__name__).splitlines()[0], 120)
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a sentence about a word that is not known: the nearest one that is, or a full stop."""
+    near = get_close_matches(word, list(known), 1)
+    return f"; did you mean {prefix}{near[0]}?" if near else "."
 
 
 def find_cause(error: BaseException | None, kind: type[BaseException] = VividError) -> BaseException | None:

@@ -241,7 +241,9 @@ def test_the_default_encoder_is_the_published_one_else_that_of_the_newest_finish
     (tmp_path / "runs" / "eval" / "results.json").write_text("{}")
     newest = str(tmp_path / "runs" / "new" / "001" / "pretrained_vit.safetensors")
     assert default_encoder(tmp_path) == newest
-    assert caplog.messages == [f"Evaluated is {newest}, of the newest finished run; another: --encoder FILE, or a run's folder"]
+    assert caplog.messages == [
+        f"Evaluated is {newest}, of the newest finished run; another: --encoder FILE, or a run's folder"
+    ]
     published = tmp_path / "models" / "pretrained_vit.safetensors"
     published.parent.mkdir()
     published.write_text("weights")

@@ -47,6 +47,10 @@ def test_it_writes_prints_the_card_and_says_what_comes_next(table, tmp_path, cap
     assert "31 rows read, 30 kept, 1 skipped" in printed
     assert printed.startswith((out / "card.md").read_text().rstrip())
     assert f"--manifest {out / 'manifest.parquet'}" in printed.splitlines()[-1]
+    few = json.loads((out / "card.json").read_text())["few"]
+    assert [one.split(" (val ")[0] for one in few] == ["Edema"], "fields without labels are not missed"
+    assert f"- FEW: {few[0]}: under 10" in printed
+    assert f"Under 10 images, too few to be answered by a bundle (val) or counted in a test: {few[0]}." in printed
     assert main(["verify", str(out / "records.jsonl")]) == 0
 
 

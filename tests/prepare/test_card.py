@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from vivid_monai.prepare.card import _table, count_states, count_words
+from vivid_monai.prepare.card import _table, count_states, count_words, too_few
 
 
 def test_states_are_counted_with_their_nulls():
@@ -25,3 +25,16 @@ def test_tables_are_aligned_markdown():
         "| a     | 1,234 |",
         "| long  |     5 |",
     ]
+
+
+def test_a_field_with_labels_but_few_of_a_state_in_val_or_test_is_told():
+    def counts(present: int, absent: int) -> dict[str, int]:
+        return {"null": 0, "absent": absent, "present": present, "uncertain": 0}
+
+    states = {
+        "train": {"enough": counts(50, 50), "rare": counts(3, 500), "nowhere": counts(0, 0)},
+        "val": {"enough": counts(10, 10), "rare": counts(0, 90), "nowhere": counts(0, 0)},
+        "test": {"enough": counts(10, 10), "rare": counts(10, 9), "nowhere": counts(0, 0)},
+    }
+    assert too_few(states) == ["rare (val 0 present, test 9 absent)"]
+    assert too_few({"train": states["train"]}) == []

@@ -13,6 +13,7 @@ from vivid_monai.deploy.model import RUNTIMES, BundleModel
 from vivid_monai.deploy.postprocessing import ANSWERED, NOT_ASSESSED, UNREADABLE
 from vivid_monai.deploy.predict import FILES, predict
 from vivid_monai.errors import VividError
+from vivid_monai.storage.files import tracked_by_git
 
 FORMATS: dict[str, tuple[Any, str]] = {
     "huggingface": (export_huggingface, "a folder that transformers' Auto classes load"),
@@ -26,8 +27,10 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of the training run")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the bundle; it ends in _classification")
-    what = "the run's data set, or its data sets in their order (default: as the run has them)"
-    add("--manifest", type=Path, nargs="+", metavar="FILE", help=what)
+    what = (
+        "the run's data set (manifest.parquet, or its folder), or its data sets in their order (default: as in the run)"
+    )
+    add("--manifest", type=Path, nargs="+", metavar="FILE|DIR", help=what)
     share = "share of {} validation images that '{}' may not be said of"
     add("--sensitivity", type=float, default=0.9, help=share.format("present", "absent"))
     add("--specificity", type=float, default=0.9, help=share.format("absent", "present"))
@@ -38,6 +41,7 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
         "time and a quarter of the size, refused where it changes an AUROC by over .002; none: PyTorch itself"
     )
     add("--onnx", choices=("float32", "int8", "none"), default="float32", help=what)
+    add("--force", action="store_true", help="also write over a bundle that git tracks")
     add("--title", default="", help="name for people (default: the kind of image, findings by a VIVID-Med ViT)")
     add("--version", default=WORDING["version"], help="version of the bundle")
     add("--authors", default=WORDING["authors"], help="of the bundle")
@@ -49,6 +53,10 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 def run_bundle(args: argparse.Namespace) -> int:
     """Calibrate the classifier of a finished run on its validation images, choose its decision thresholds, and write a
     self-contained MONAI bundle that needs no package but MONAI."""
+    if not args.force and (tracked := tracked_by_git(args.out)):
+        raise VividError(
+            f"{args.out}: git tracks {tracked} there, which would be replaced; give another --out, or --force"
+        )
     options = {name: getattr(args, name) for name in ("manifest", "sensitivity", "specificity", "accepted")}
     model = load_calibrated(args.run, **options)
     wording = {name: getattr(args, name) for name in WORDING}
@@ -102,7 +110,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     add("--overlays", action="store_true", help="draw where the ViT looked")
     add("--reports", action="store_true", help="write a DICOM SR for each DICOM image (needs vivid-monai[dicom-sr])")
     add("--batch-size", type=int, default=8, help="images to a forward pass")
-    add("--workers", type=int, default=0, help="processes that read images")
+    add("--workers", "--num-workers", type=int, default=0, metavar="N", help="processes that read images")
 
 
 def run_predict(args: argparse.Namespace) -> int:

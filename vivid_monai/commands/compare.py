@@ -1,7 +1,6 @@
 """``vivid compare``: pretrain several ways with several seeds, test them on the same images, judge who is better."""
 
 import argparse
-import difflib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vivid_monai.engines.matrix import Cell, run_matrix, run_submitted, seconds_per_step
-from vivid_monai.errors import VividError
+from vivid_monai.errors import VividError, did_you_mean
 from vivid_monai.evaluation.format import estimate
 from vivid_monai.evaluation.verdicts import MARGIN, as_row, rule, write_verdicts
 from vivid_monai.evaluation.workflows import INITIAL, PRETRAINED
 from vivid_monai.networks.checkpoint import read_checkpoint
 from vivid_monai.networks.modules import stored_parts
+from vivid_monai.storage.configs import find_configs
 
 ARMS = "arms.json"
 REFERENCES = ("thumbnails", "bce_vit", "none")
@@ -45,7 +45,7 @@ class Arm:
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    parser.epilog = "Arms, verdicts and files: docs/compare.md. Run it in the checkout, where configs/ is."
+    parser.epilog = "Arms, verdicts and files: docs/compare.md. Configs are those in configs/, else the package's own."
     what = "folder of a prepared data set, or several, asked in the union of their fields; a new phantom is generated"
     add("data", nargs="+", type=Path, metavar="DATA", help=what)
     what = "names of configs/arms.json, or files of your own arms in its format"
@@ -114,9 +114,8 @@ def read_arms(names: Sequence[str], configs: Path) -> dict[str, Arm]:
     for name in names:
         own = _table(Path(name), configs) if name.endswith(".json") else {}
         if not own and name not in known:
-            near = difflib.get_close_matches(name, known, 1)
             raise VividError(
-                f"there is no arm {name!r}{f'; did you mean {near[0]!r}?' if near else ''} Known: {', '.join(known)}; "
+                f"there is no arm {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}; "
                 "or give a .json file of your own"
             )
         for arm in own.values() or [known[name]]:
@@ -131,7 +130,9 @@ def _table(path: Path, configs: Path) -> dict[str, Arm]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise VividError(f"{path}: no table of arms: {error}; run this in the checkout, where configs/ is") from error
+        raise VividError(
+            f"{path}: no table of arms: {error}; configs/arms.json of `vivid init DIR` shows one"
+        ) from error
     arms = {}
     for name, said in table.items() if isinstance(table, dict) else ():
         if not isinstance(said, dict) or (odd := said.keys() - {"says", "configs", "knobs", "encoder"}):
@@ -157,7 +158,7 @@ class Matrix:
     """The runs of arms × seeds in a folder, and what becomes of them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.configs = args, Path("configs")
+        self.args, self.configs = args, find_configs()
         self.name = args.data[0].name if len(args.data) == 1 else "union"
         self.out = args.out or Path("runs", "compare", self.name)
         self.arms = read_arms(args.arms, self.configs)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vivid_monai.data.splits import SPLITS, SplitRule
+from vivid_monai.data.splits import ENOUGH, SPLITS, SplitRule
 from vivid_monai.errors import VividError
 from vivid_monai.prepare import chexpert, conditions, medmnist, nih, table
 from vivid_monai.prepare.build import prepare
@@ -108,7 +108,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 def _condition_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "The same images, the same test labels: docs/data.md. Several may be combined."
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="a folder of vivid prepare or vivid phantom")
+    add("folder", type=Path, metavar="DIR", help="a folder of vivid prepare or vivid phantom")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write manifest.parquet to")
     add("--labels", type=float, default=1.0, metavar="X", help="share of the training patients that are kept")
     what = "share of the patients with this finding that are kept in training and validation"
@@ -134,7 +134,7 @@ def _output_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     what = "none: trust the table; files: the files are there; images: read every one"
     add("--check", choices=CHECKS, default="files", help=what)
-    add("--workers", type=int, default=2, metavar="N", help="parallel readers")
+    add("--workers", "--num-workers", type=int, default=2, metavar="N", help="processes that read images")
     what = "write a manifest that lacks over 5 %% of the rows, or over 20 %% of a field's present, absent or uncertain"
     add("--accept-losses", action="store_true", help=what)
     add("--jsonl", action="store_true", help="also write every row as a UMS record to records.jsonl")
@@ -180,6 +180,9 @@ def run_prepare(args: argparse.Namespace) -> int:
         prepared.manifest.to_jsonl(args.out / "records.jsonl")
     print(to_markdown(prepared.card))
     print(f"Wrote {manifest}, with card.md, card.json and skipped.csv beside it.")
+    if few := prepared.card["few"]:
+        some = ", ".join(few[:3]) + (f" and {len(few) - 3} more fields" if len(few) > 3 else "")
+        print(f"Under {ENOUGH} images, too few to be answered by a bundle (val) or counted in a test: {some}.")
     if args.source == "lidc":
         print(f"Keep {args.out / 'nodules.csv'} with your results: --nodules makes the same nodules of it again.")
     workflow, config = "training --config_file \"['configs/train.json'", f"data/{args.source}"

@@ -136,13 +136,13 @@ def _table(space: LabelSpace) -> Iterator[str]:
 
 def add_phantom(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    add("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     add("--n", type=int, default=4000, metavar="N", help="number of images")
     add("--seed", type=int, default=0, help="which population of patients")
     add("--size", type=int, default=224, metavar="PIXELS", help="side of an image")
     add("--val", type=float, default=0.1, help="fraction of patients to validate")
     add("--test", type=float, default=0.2, help="fraction of patients to test")
-    add("--workers", type=int, help="processes (default: one per core)")
+    add("--workers", "--num-workers", type=int, metavar="N", help="processes (default: one per core)")
 
 
 def run_phantom(args: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ import pyarrow as pa
 from vivid_monai.errors import VividError
 
 SPLITS = ("train", "val", "test")
+ENOUGH = 10
+"""Present and absent images that a field needs: in val to be answered by a bundle, in test to be counted."""
 
 
 class SplitError(VividError):

@@ -12,6 +12,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from vivid_monai.data.manifest import Manifest
+from vivid_monai.data.splits import ENOUGH
 from vivid_monai.data.union import load_manifest
 from vivid_monai.deploy.model import load_run
 from vivid_monai.deploy.ood import OODDetector, ThumbnailEncoder
@@ -31,8 +32,6 @@ ENCODER = "pretrained"
 FEATURES = "features"
 """Where a run keeps the features of its pretrained encoder."""
 SPLITS = ("train", "val", "test")
-ENOUGH = 10
-"""Present and absent validation images that a field needs to be answered."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,7 @@ def load_calibrated(
         raise VividError(f"{run}: is not a training run with findings; give the folder of a run of configs/train.json")
     given = manifest or results.run.get("data", {}).get("manifest") or "unknown"
     paths = [Path(one) for one in ([given] if isinstance(given, (str, Path)) else given)]
+    paths = [one / "manifest.parquet" if one.is_dir() else one for one in paths]
     for path in paths:
         if not path.is_file():
             raise VividError(f"{path}: the run's data set is not there; say where it is (--manifest)")

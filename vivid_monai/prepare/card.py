@@ -7,7 +7,7 @@ import pandas as pd
 
 from vivid_monai.data.columns import FINDING, state_columns
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.splits import SPLITS
+from vivid_monai.data.splits import ENOUGH, SPLITS
 from vivid_monai.ums.states import NULL, STATES
 
 Card = dict[str, Any]
@@ -19,6 +19,7 @@ Card = dict[str, Any]
 * states_read: field → state → rows that could be parsed, before any was left out; states: split → the same, kept.
 * losses: "rows" left out that repeat no other, "states_read_once" as states_read without repeated rows, and "over":
   what of that is more than may be lost without a word.
+* few: fields with too few present or absent images in val or test for an answer or a number, each with its counts.
 * splits: split → "images", "patients"; split_rule: salt, fractions, and which splits are official.
 * views, sexes: word → split → rows; ages: "known" (rows), "min", "median", "max" (years).
 * sources: files with "sha256" and "rows"; notes: sentences; versions: package → version.
@@ -29,6 +30,7 @@ _WITHOUT = {
     "test": "nothing can be tested on it; --test draws it from the train patients",
 }
 """What a manifest cannot do without a split."""
+_UNANSWERED = f"under {ENOUGH}, so a bundle does not answer it where that is val, nor a test count it where it is test"
 Counts = dict[str, dict[str, int]]
 
 
@@ -49,6 +51,24 @@ def over_splits(states: Mapping[str, Counts]) -> Counts:
     }
 
 
+def too_few(states: Mapping[str, Counts]) -> list[str]:
+    """Fields with labels, but under :data:`~vivid_monai.data.splits.ENOUGH` present or absent ones in val or test.
+
+    Args:
+        states: a card's.
+
+    Returns:
+        Of each its name and what is few: "Fracture (val 3 present, test 7 present)".
+    """
+    told = []
+    for field, counts in over_splits(states).items():
+        sides = [(split, word) for split in ("val", "test") if split in states for word in ("present", "absent")]
+        few = [f"{s} {states[s][field][word]} {word}" for s, word in sides if states[s][field][word] < ENOUGH]
+        if few and counts["present"] + counts["absent"]:
+            told.append(f"{field} ({', '.join(few)})")
+    return told
+
+
 def count_words(table: pd.DataFrame, column: str) -> Counts:
     """Word ("unknown" for null) → split → rows."""
     words = table[column].astype(object).fillna("unknown")
@@ -63,8 +83,10 @@ def describe(manifest: Manifest) -> Card:
     ages = table["age"].dropna()
     known = {"min": float(ages.min()), "median": float(ages.median()), "max": float(ages.max())} if len(ages) else {}
     parts = {split: part for split in SPLITS if len(part := table[table["split"] == split])}
+    states = {split: count_states(part, manifest.fields) for split, part in parts.items()}
     return {
-        "states": {split: count_states(part, manifest.fields) for split, part in parts.items()},
+        "states": states,
+        "few": too_few(states),
         "splits": {s: {"images": len(part), "patients": part["patient_id"].nunique()} for s, part in parts.items()},
         "split_rule": manifest.splits,
         "views": count_words(table, "view"),
@@ -113,6 +135,7 @@ def _checks_text(card: Card) -> str:
         f"Rows lost: {lost:,} of {read:,} ({lost / max(read, 1):.1%}){f': {why}' if lost else ''}.",
         *(f"No {split} split: {way}." for split, way in _WITHOUT.items() if split not in card["splits"]),
         *(f"LOST: {what}." for what in card["losses"]["over"]),
+        *(f"FEW: {what}: {_UNANSWERED}." for what in card.get("few", ())),  # cards of before have none
     ]
     kept, once = over_splits(card["states"]), card["losses"]["states_read_once"]
     balance = [(field, *(f"{kept[field][word]:,} of {once[field][word]:,}" for word in STATES)) for field in once]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -182,3 +183,13 @@ def require_file(path: Path) -> None:
         return
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise VividError(f"{path}: is a pipe, a socket or a device, not a file; write its content to a file first")
+
+
+def tracked_by_git(folder: Path) -> str:
+    """A file in a folder that git tracks, as git names it; "" where there is none, no repository or no git."""
+    command = ["git", "-C", os.fspath(folder), "ls-files", "-z", "--", "."]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError:
+        return ""
+    return listed.stdout.split("\0")[0] if listed.returncode == 0 else ""

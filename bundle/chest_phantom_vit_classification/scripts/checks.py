@@ -10,7 +10,6 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -20,12 +19,12 @@ from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import create_workflow, update_kwargs
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from .errors import VividError, cut, first_line, show_errors_plainly
+from .errors import VividError, cut, did_you_mean, first_line, show_errors_plainly
 
 _COUNTS = (
     "batch_size micro_batch_size epochs max_epochs epoch_length val_interval val_images save_every image_size "
     "patch_size in_channels groups queries teacher_layers teacher_bits min_asked max_asked slices phantom_images "
-    "phantom_size world_size"
+    "phantom_size embed_dim world_size"
 )
 _AMOUNTS = (
     "seed seeds num_workers warmup_steps min_present min_absent min_positives n_examples n_resamples phantom_seed rank"
@@ -113,12 +112,14 @@ def _check_workflow(workflow: ConfigWorkflow, files: list[str]) -> None:
         show_errors_plainly()  # nothing of initialize has been done
         raise VividError(
             f"{stray[0]!r} stands alone in the command; write options as --NAME VALUE, and several values as "
-            "--NAME \"[0,1]\""
+            '--NAME "[0,1]"'
         )
     known = [name for name, value in config.items() if name not in _NO_WORKFLOWS and _is_workflow(value)]
     if asked not in known:
         where = f" in {', '.join(files)}" if files else ""
-        raise VividError(f"there is no workflow {asked!r}{where}{_nearest(asked, known)} Workflows: {', '.join(known)}")
+        raise VividError(
+            f"there is no workflow {asked!r}{where}{did_you_mean(asked, known)} Workflows: {', '.join(known)}"
+        )
 
 
 def _is_workflow(value: Any) -> bool:
@@ -137,7 +138,7 @@ def _check_name(key: str, known: ConfigParser, files: list[str], workflow: Confi
     parent = known.get("#".join(above)) if above else known.get()
     if not above or not isinstance(parent, dict) or "_target_" not in parent:
         names = [one for one in parent if one not in (*_NO_WORKFLOWS, "_desc_")] if isinstance(parent, dict) else []
-        nearest = _nearest("#".join([*above, name]), ["#".join([*above, one]) for one in names], "--")
+        nearest = did_you_mean("#".join([*above, name]), ["#".join([*above, one]) for one in names], "--")
         raise VividError(f"there is no option --{key}{nearest} All are items of {', '.join(files)}")
     if name.startswith("_") and name.endswith("_"):  # MONAI's own: _disabled_, _mode_, …
         return
@@ -148,13 +149,8 @@ def _check_name(key: str, known: ConfigParser, files: list[str], workflow: Confi
         return
     if name not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
         called = str(parent["_target_"]).rpartition(".")[2]
-        nearest = _nearest(name, [one for one in takes if one != "self"])
+        nearest = did_you_mean(name, [one for one in takes if one != "self"])
         raise VividError(f"there is no option --{key}: {called} takes no {name}{nearest}")
-
-
-def _nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    near = get_close_matches(word, list(known), 1)
-    return f"; did you mean {prefix}{near[0]}?" if near else "."
 
 
 def _check_value(key: str, value: Any, known: ConfigParser, workflow: ConfigWorkflow) -> None:
@@ -216,7 +212,7 @@ def _of_another_kind(name: str, value: Any, default: Any) -> str:
         numbers = [one for one in default if _is_number(one)]
         if isinstance(value, list) and (not numbers or all(map(_is_number, value))):
             return ""
-        return f"a list{' of numbers' if numbers else ''}, such as --{name} \"{cut(str(default), 40)}\""
+        return f'a list{" of numbers" if numbers else ""}, such as --{name} "{cut(str(default), 40)}"'
     if isinstance(default, Mapping):
         plain = "_target_" not in default and not isinstance(value, Mapping)
         return "a mapping, such as \"{'key': 1}\"" if plain else ""
