@@ -219,16 +219,21 @@ def test_every_task_config_names_knobs_that_exist():
 def test_the_folder_of_another_run_is_refused_before_anything_is_computed(evaluating, tmp_path):
     data_set(tmp_path / "data")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "results.json").write_text("of another")
+    (tmp_path / "out" / "report.html").write_text("of another")
     with pytest.raises(RuntimeError) as raised:
         evaluating("table", dataset_dir=str(tmp_path / "data"))
     assert f"{tmp_path / 'out'} holds an evaluation already" in str(find_cause(raised.value))
-    assert (tmp_path / "out" / "results.json").read_text() == "of another"
+    assert not (tmp_path / "features").exists()
+    (tmp_path / "out" / "report.html").rename(tmp_path / "out" / "initial_vit.safetensors")
+    with pytest.raises(RuntimeError) as raised:
+        evaluating("table", dataset_dir=str(tmp_path / "data"))
+    assert f"{tmp_path / 'out'} holds a run that has not saved yet" in str(find_cause(raised.value))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["initial_vit.safetensors"]
     assert not (tmp_path / "features").exists()
 
 
 def test_the_default_encoder_is_the_published_one_else_that_of_the_newest_finished_run(tmp_path, caplog):
-    with pytest.raises(VividError, match="no finished training in .*; train one, or name one with --encoder FILE"):
+    with pytest.raises(VividError, match=r"no finished training in .*; train one, or name one with --encoder FILE"):
         default_encoder(tmp_path)
     for number, (name, ended) in enumerate({"old": 3, "new": 7, "unfinished": None, "smoke": 5}.items()):
         folder = tmp_path / "runs" / name / f"{number:03d}"

@@ -15,7 +15,7 @@ def add_init(parser: argparse.ArgumentParser) -> None:
 
 
 def run_init(args: argparse.Namespace) -> int:
-    """Lay configs/ in a folder, where data/, runs/ and models/ will be beside it: what python -m monai.bundle run takes."""
+    """Lay the configs that python -m monai.bundle run takes in DIR/configs; data/, runs/ and models/ go beside it."""
     source, target = packaged_configs(), args.folder / "configs"
     files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
     if (there := [name for name in files if (target / name).exists()]) and not args.force:

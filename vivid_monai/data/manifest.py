@@ -185,6 +185,11 @@ class Manifest:
             VividError: no such file, not Parquet, not a manifest of ours, or one that breaks a rule of the class.
         """
         path = Path(path)
+        if not path.exists():
+            raise VividError(
+                f"{path}: no such manifest; make it with `vivid prepare`, or say where it is: --manifest FILE, or "
+                "--dataset_dir FOLDER"
+            )
         try:
             arrow = arrow_file_of(path)  # before it is opened: what replaces it meanwhile has another key
             with pq.ParquetFile(path, memory_map=True) as file:

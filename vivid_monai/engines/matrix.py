@@ -21,13 +21,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vivid_monai.engines.run import FIRST_FILES, RESULTS, saves
+from vivid_monai.engines.run import FIRST_FILES, saves
 from vivid_monai.errors import VividError, find_cause, first_line
 from vivid_monai.storage.files import whole_file
 
 logger = logging.getLogger(__name__)
 
-ASKED, DONE, LOG = "asked.json", RESULTS, "log.txt"
+ASKED, DONE, LOG = "asked.json", "results.json", "log.txt"
 BUSY = 75
 """Exit status of a process that found the run in the hands of another one."""
 _RUN = """

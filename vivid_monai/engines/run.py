@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 PATTERN = re.compile(r"^step_(\d+)\.pt$")
 FIRST_FILES = ("initial_vit.safetensors", CONFIG, "checkpoints")
 """Each of them shows that a folder belongs to a run."""
-RESULTS = "results.json"
-"""What the end of a run writes, and an evaluation first."""
+REPORT = "report.html"
+"""What an evaluation writes last: one that was interrupted has none and begins again."""
 _current: list[Path] = []
 """The folder of the run of this process, once it is known."""
 
@@ -244,7 +244,7 @@ def start_run(output_dir: str | Path, *, resume: bool) -> None:
 
     def wrong() -> VividError | None:
         if not resume:
-            return _used(folder) if _is_used(folder) else None
+            return _used(folder) if any((folder / name).exists() for name in (*FIRST_FILES, REPORT)) else None
         if not saves(folder / "checkpoints"):
             return _nothing_to_resume(folder / "checkpoints")
         try:
@@ -259,18 +259,14 @@ def start_run(output_dir: str | Path, *, resume: bool) -> None:
 
 
 def refuse_used(output_dir: str | Path) -> None:
-    """Refuse the folder of another run for an evaluation, before anything is computed; all processes together.
+    """Refuse the folder of a training or of a finished evaluation for an evaluation, before anything is computed.
 
     Raises:
         VividError: it is one; what to do.
     """
     folder = Path(output_dir)
-    if found := _as_first_process(lambda: _used(folder) if _is_used(folder) else None):
-        raise found
-
-
-def _is_used(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (*FIRST_FILES, RESULTS))
+    if any((folder / name).exists() for name in {*FIRST_FILES, REPORT} - {CONFIG}):
+        raise _used(folder)
 
 
 def way_on() -> str:
@@ -297,8 +293,7 @@ def _nothing_to_resume(checkpoints: Path) -> VividError:
 def _used(folder: Path) -> VividError:
     if not any((folder / name).exists() for name in FIRST_FILES if name != CONFIG):
         return VividError(
-            f"{folder} holds an evaluation already, or a part of one: give another --output_dir, or remove the folder; "
-            "nothing was written"
+            f"{folder} holds an evaluation already: give another --output_dir, or remove it; nothing was written"
         )
     if not saves(folder / "checkpoints"):
         return VividError(

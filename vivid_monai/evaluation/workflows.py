@@ -186,8 +186,15 @@ def finish_training(
         for backbone, read_out, file in ((network.encoder, spd, PRETRAINED), (initial.module, initial.spd, INITIAL))
     )
     encoders = {"pretrained": [shown], "untrained": [untrained]}
-    options = {"min_present": min_present, "min_absent": min_absent, "n_resamples": n_resamples}
-    evaluated = evaluate(encoders, task, store, keep=["pretrained"], **options)
+    evaluated = evaluate(
+        encoders,
+        task,
+        store,
+        keep=["pretrained"],
+        min_present=min_present,
+        min_absent=min_absent,
+        n_resamples=n_resamples,
+    )
     head = evaluated.probes["pretrained"][0]
     assert isinstance(head, LinearProbe)
     with torch.no_grad():
@@ -208,7 +215,7 @@ def finish_training(
 
 
 def default_encoder(bundle_root: str | Path) -> str:
-    """The encoder of an evaluation that names none: the published one, else that of the newest finished run; says which.
+    """The encoder of an evaluation that names none: the published one, else the newest finished run's; says which.
 
     Raises:
         VividError: there is neither.

@@ -1,5 +1,6 @@
-"""What a bundle is started with, checked before anything is computed: its workflow, the names and values of options, its
-weights. MONAI adds an option that no config has to the config, without a word, and computes with the others.
+"""What a bundle is started with, checked before anything is computed: workflow, options, their values, weights.
+
+MONAI adds an option that no config has to the config, without a word, and computes with the others.
 
 This file goes into every bundle, so that its own workflows are checked as those of this package are.
 """
@@ -60,9 +61,9 @@ def running_workflow() -> ConfigWorkflow | None:
 
 
 def check_options() -> None:
-    """Refuse a workflow, an option or a value that the running bundle cannot mean; for a config's ``initialize``, and for
-    the first line of its workflows, as a stray word of the command takes the place of ``initialize``.
+    """Refuse a workflow, an option or a value that the running bundle cannot mean.
 
+    It stands in a config's ``initialize``, and first in its workflows: a stray word of the command replaces the former.
     ``true`` and ``false`` in any case become what they say. Outside of a bundle nothing is checked.
 
     Raises:
