@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.tolerance import float32
 from vivid_monai.cli import main
 from vivid_monai.deploy.bundle import build_bundle, module_files
 from vivid_monai.errors import VividError
+from vivid_monai.storage.files import tracked_by_git
 
 
 @pytest.fixture
@@ -208,5 +210,14 @@ def test_the_command_builds_it_and_tells_what_is_not_answered(run, tmp_path, cap
         r"training ones ([\d.]+) % are expected to be refused", (out / "docs" / "README.md").read_text()
     )
     assert float(refused[1]) == pytest.approx(10, abs=0.5)
-    assert main(["bundle", str(tmp_path), "--out", str(out)]) == 2
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert tracked_by_git(out) == ""
+    subprocess.run(["git", "-C", tmp_path, "add", out / "LICENSE"], check=True)
+    before = (out / "LICENSE").stat().st_mtime_ns
+    assert main(["bundle", str(run), "--out", str(out)]) == 2
+    assert f"{out}: git tracks LICENSE there, which would be replaced; give another --out, or --force" in (
+        capsys.readouterr().err
+    )
+    assert (out / "LICENSE").stat().st_mtime_ns == before
+    assert main(["bundle", str(tmp_path), "--out", str(out), "--force"]) == 2
     assert "give the folder of a finished training run" in capsys.readouterr().err

@@ -102,6 +102,36 @@ def test_images_of_which_none_is_answered_are_no_success(folder, tmp_path):
     assert "vivid: no image was answered; " in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("configs", "options", "line"),
+    [
+        (["inference"], ["--device", "gpu"], "device is 'gpu'; it takes a device of PyTorch that is here: cpu"),
+        (["inference"], ["--batch_size", "0"], "batch_size is 0; it takes a whole number from 1"),
+        (["inference"], ["--dataset_di", "x"], "no option --dataset_di; did you mean --dataset_dir?"),
+        (["train"], ["--epochs", "one"], "epochs is 'one'; it takes a whole number from 1"),
+        (["train"], ["--run_id", "train"], "there is no workflow 'train'"),
+        (["train", "evaluate"], ["--batch_size", "-1"], "batch_size is -1; it takes a whole number from 1"),
+        (["inference"], ["--ckpt_path", "models/pointer.pt"], "models/pointer.pt: is a pointer of Git LFS"),
+        (["train"], ["--ckpt_path", "models/pointer.pt"], "models/pointer.pt: is a pointer of Git LFS"),
+    ],
+)
+def test_what_it_cannot_mean_is_one_line(folder, configs, options, line):
+    (folder / "models" / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    files = [f"configs/{name}.json" for name in configs]
+    done = run_module("monai.bundle", ["run", "--config_file", files, *options], cwd=folder)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (told,) = [one for one in done.stderr.splitlines() if one.startswith("vivid: ")]
+    assert line in told
+
+
+def test_from_another_folder_it_needs_bundle_root_alone(folder, tmp_path):
+    command = ["run", "--config_file", folder / "configs" / "inference.json", "--bundle_root", folder]
+    done = run_module("monai.bundle", [*command, "--dataset_dir", tmp_path / "nowhere"], cwd=tmp_path)
+    (told,) = [one for one in done.stderr.splitlines() if one.startswith("vivid: ")]
+    assert "nowhere" in told
+
+
 def test_trains_further_and_evaluates(folder, finished, tmp_path):
     datalist(finished, tmp_path / "datalist.json")
     knobs = {"dataset_dir": tmp_path, "output_dir": tmp_path / "out", "batch_size": 64}
