@@ -71,6 +71,8 @@ def check_options() -> None:
     """
     if (workflow := running_workflow()) is None:
         return
+    if sys.excepthook is sys.__excepthook__:  # nothing of initialize has been done
+        show_errors_plainly()
     files, given = _asked()
     _check_workflow(workflow, files)
     if files:
@@ -110,7 +112,6 @@ def _tracking(settings: str | dict | None) -> frozenset[str]:
 def _check_workflow(workflow: ConfigWorkflow, files: list[str]) -> None:
     config, asked = workflow.parser.get(), workflow.run_id
     if stray := [one for one in (workflow.init_id, workflow.final_id) if one not in (*config, *_NO_WORKFLOWS)]:
-        show_errors_plainly()  # nothing of initialize has been done
         raise VividError(
             f"{stray[0]!r} stands alone in the command; write options as --NAME VALUE, and several values as "
             '--NAME "[0,1]"'
