@@ -90,7 +90,7 @@ def test_arms_of_ones_own_that_are_wrong(checkout, table, told):
 
 
 def test_an_arm_that_is_not_known(checkout):
-    with pytest.raises(VividError, match=r"no arm 'bce_vitt'; did you mean 'bce_vit'\?"):
+    with pytest.raises(VividError, match=r"no arm 'bce_vitt'; did you mean bce_vit\?"):
         read_arms(["bce_vitt"], Path("configs"))
     with pytest.raises(VividError, match="--against none: it is none of the arms lm"):
         matrix("--arms", "lm", "--against", "none")
