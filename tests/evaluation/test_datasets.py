@@ -14,7 +14,7 @@ from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.report import read_datasets
 from vivid_monai.evaluation.results import MACRO, Results, read_predictions
 from vivid_monai.evaluation.task import Task
-from vivid_monai.evaluation.workflows import _print_output, write_evaluation
+from vivid_monai.evaluation.workflows import print_output, write_evaluation
 from vivid_monai.metrics.masked import masked_auroc
 
 SMALL = {"min_present": 3, "min_absent": 3, "n_resamples": 20}
@@ -86,7 +86,7 @@ def test_a_page_for_each_and_a_table_of_all(evaluated, union, files, tmp_path, c
         assert value in (tmp_path / "datasets" / name / "report.html").read_text()
         assert len(read_predictions(tmp_path / "datasets" / name / "predictions.csv").ids) == one.test["n_images"]
         assert one.run["data"]["dataset"] == name
-    _print_output(results, tmp_path, {})
+    print_output(results, tmp_path, {})
     told = capsys.readouterr().out
     for name, one in found.items():
         line = next(line for line in told.splitlines() if line.startswith(name))

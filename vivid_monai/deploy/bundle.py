@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vivid_monai.deploy.calibration import ENCODER, CalibratedModel, operating_points
+from vivid_monai.deploy.calibration import CalibratedModel, operating_points
 from vivid_monai.deploy.eligibility import RADIOGRAPHS
 from vivid_monai.deploy.export import export_onnx
 from vivid_monai.deploy.model import ONNX, OOD, WEIGHTS, metadata_sha256
@@ -235,7 +235,7 @@ def _metadata(
     network = {"vit": "Vision Transformer", "resnet": "ResNet", "densenet": "DenseNet"}.get(backbone)
     network = network or model.classifier.encoder.architecture  # another library's, by its name there
     read = ", read through its query groups (SPD)," if model.classifier.spd else ""
-    macro = model.results.get("auroc", MACRO, ENCODER).value
+    macro = model.results.get("auroc", MACRO, model.name).value
     return {
         "schema": SCHEMA,
         "version": said["version"],
@@ -246,7 +246,7 @@ def _metadata(
         "required_packages_version": {package: version(package) for package in (*NEEDED, *_library(model.classifier))},
         "name": said["title"] or f"{about[0].upper()}{about[1:]} findings by a VIVID-Med {network}",
         "task": f"Findings of a {about}: present, absent or uncertain, with calibrated probabilities",
-        "description": f"A plain {network}{read} with a linear head, pretrained by VIVID-Med on {dataset}. Reads "
+        "description": f"A plain {network}{read} with a linear head, {model.name} by VIVID-Med on {dataset}. Reads "
         "DICOM, PNG and JPEG; says what it does not answer.",
         "authors": said["authors"],
         "copyright": said["copyright"],

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import ENOUGH
 from vivid_monai.data.union import load_manifest
-from vivid_monai.deploy.model import load_run
+from vivid_monai.deploy.model import SHIPPED, load_run
 from vivid_monai.deploy.ood import OODDetector, ThumbnailEncoder
 from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.errors import VividError
@@ -27,8 +27,6 @@ from vivid_monai.metrics.statistics import brier, ece
 from vivid_monai.networks.classifier import Classifier
 from vivid_monai.ums.states import ABSENT, PRESENT
 
-ENCODER = "pretrained"
-"""The encoder of a training run that is exported."""
 FEATURES = "features"
 """Where a run keeps the features of its pretrained encoder."""
 SPLITS = ("train", "val", "test")
@@ -62,6 +60,7 @@ class CalibratedModel:
         train, validation, test: features and states of the run's images.
         thumbnails: "train", "val" or "test" → float32 (N, D), what the OOD detector takes, of the same images.
         results: of the run's own evaluation on its test images.
+        name: of the encoder in these results.
         fingerprint: of the encoder.
     """
 
@@ -76,6 +75,7 @@ class CalibratedModel:
     thumbnails: Mapping[str, NDArray[np.float32]]
     ood: OODDetector
     results: Results
+    name: str
     fingerprint: str
 
     @property
@@ -113,7 +113,8 @@ def load_calibrated(
     """
     encoder, probe, fields = load_run(run)
     results = Results.load(run / "results.json")
-    if results.kind != "findings" or ENCODER not in results.encoders:
+    name = next((name for name in SHIPPED if name in results.encoders), None)
+    if results.kind != "findings" or name is None:
         raise VividError(f"{run}: is not a training run with findings; give the folder of a run of configs/train.json")
     given = manifest or results.run.get("data", {}).get("manifest") or "unknown"
     paths = [Path(one) for one in ([given] if isinstance(given, (str, Path)) else given)]
@@ -159,6 +160,7 @@ def load_calibrated(
         thumbnails=thumbnails,
         ood=OODDetector.fit(thumbnails["train"], thumbnails["val"], patients, accepted=accepted),
         results=results,
+        name=name,
         fingerprint=encoder.fingerprint(),
     )
 

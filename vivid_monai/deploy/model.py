@@ -38,6 +38,8 @@ RUNTIMES = {"onnx": "ONNX Runtime", "torch": "PyTorch"}
 """What can run a bundle, and its name."""
 _FILES = {"onnx": ONNX, "torch": WEIGHTS}
 ENCODER = "pretrained_vit.safetensors"
+SHIPPED = ("fine-tuned", "pretrained")
+"""What the encoder that a run ships is called in its results."""
 
 
 class BundleModel:
@@ -260,7 +262,7 @@ class Model:
 
 def load_model(path: str | PathLike[str]) -> Model:
     """Load a bundle of ``vivid bundle``, the folder of a run of ``configs/train.json``, whose probabilities are its
-    probe's, or the file of an encoder; what is damaged or none of these raises a VividError.
+    head's, or the file of an encoder; what is damaged or none of these raises a VividError.
     """
     path = Path(path)
     if (path / "configs" / "metadata.json").is_file():
@@ -287,7 +289,7 @@ def load_model(path: str | PathLike[str]) -> Model:
 
 
 def load_run(folder: Path) -> tuple[VividEncoder, LinearProbe, tuple[str, ...]]:
-    """The encoder, the probe and its fields of a finished run of ``configs/train.json``.
+    """The encoder, the head as a probe and its fields of a finished run of ``configs/train.json``, fine-tuned or not.
 
     Raises:
         VividError: it is not the folder of one, or a file is damaged.
@@ -299,6 +301,8 @@ def load_run(folder: Path) -> tuple[VividEncoder, LinearProbe, tuple[str, ...]]:
         raise VividError(f"{path}: cannot be read: {error}; give the folder of a finished training run") from error
     encoder = load_encoder(str(folder / ENCODER), pool=pool)
     assert isinstance(encoder, VividEncoder)
-    probe, fields = load_probe(folder / "probes" / "pretrained-0.safetensors", encoder=encoder.fingerprint())
+    heads = [folder / "probes" / f"{name}-0.safetensors" for name in SHIPPED]
+    head = next((path for path in heads if path.is_file()), heads[-1])
+    probe, fields = load_probe(head, encoder=encoder.fingerprint())
     assert isinstance(probe, LinearProbe), "of pooled features"
     return encoder, probe, fields

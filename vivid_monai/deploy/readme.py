@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vivid_monai.deploy.calibration import ENCODER, CalibratedModel
+from vivid_monai.deploy.calibration import CalibratedModel
 from vivid_monai.evaluation.figures import reliability_bins
 from vivid_monai.evaluation.format import estimate
 from vivid_monai.evaluation.results import MACRO
@@ -56,8 +56,8 @@ def bundle_docs(
         | {"patients": f"{len(set(model.test.patients)):,}"},
         tested=tested,
         change=change,
-        auroc={field: model.results.get("auroc", field, ENCODER) for field in model.results.fields},
-        macro=model.results.get("auroc", MACRO, ENCODER),
+        auroc={field: model.results.get("auroc", field, model.name) for field in model.results.fields},
+        macro=model.results.get("auroc", MACRO, model.name),
         answered=[one for one in model.calibrations if not one.unanswered],
         unanswered=[one for one in model.calibrations if one.unanswered],
         ood=model.ood,

@@ -26,10 +26,11 @@ class Progress:
 
     Args:
         validator: the evaluator whose metrics are shown after each validation.
+        title: what the bar says.
     """
 
-    def __init__(self, *, validator: Engine) -> None:
-        self._validator = validator
+    def __init__(self, *, validator: Engine, title: str = "pretraining") -> None:
+        self._validator, self._title = validator, title
         self._bar: Any = None
 
     def attach(self, engine: Engine) -> None:
@@ -42,7 +43,7 @@ class Progress:
     def _open(self, engine: Engine) -> None:
         state, interval = engine.state, 0.2 if sys.stderr.isatty() else 15.0  # a log file wants few lines
         steps = (state.max_epochs or 0) * (state.epoch_length or 0)
-        self._bar = tqdm(total=steps, initial=state.iteration, desc="pretraining", unit="step", mininterval=interval)
+        self._bar = tqdm(total=steps, initial=state.iteration, desc=self._title, unit="step", mininterval=interval)
 
     def _step(self, engine: Engine) -> None:
         shown = {name: f"{value:.3f}" for name, value in training_numbers(engine).items() if name != "grad_norm"}
@@ -101,7 +102,7 @@ class SkipList:
 class History:
     """Trainer handler that writes ``curves.csv`` and ``curves.png`` at the end of every epoch.
 
-    A row holds the step, the means of the training numbers since the row before, the learning rates and, where this
+    There is a row before the first step where a handler before this one has validated then. A row holds the step, the means of the training numbers since the row before, the learning rates and, where this
     epoch was validated, every number the validator measured. The rows travel with the checkpoint, so a resumed run has
     one unbroken table.
 
@@ -121,6 +122,7 @@ class History:
 
     def attach(self, engine: Engine) -> None:
         self._validator.add_event_handler(Events.COMPLETED, self._measure)
+        engine.add_event_handler(Events.STARTED, lambda: self._measured and self._row(engine))
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._row)
 

@@ -1,10 +1,11 @@
 """What an optimiser trains and at which rate; AdamW, and Muon for the matrices inside a network."""
 
 import re
+from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from vivid_monai.errors import VividError
@@ -14,7 +15,6 @@ from vivid_monai.networks.pretrainer import Pretrainer
 UNDECAYED = ("cls_token", "position_embeddings", "queries", "query")
 # Maps from hidden units to hidden units; not those that read pixels or answer.
 HIDDEN = re.compile(r"encoder\.blocks\.|.*\.(spd|projector)\.").match
-BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.").match
 
 
 def build_optimizer(
@@ -69,37 +69,37 @@ def parameter_groups(
         weight_decay: of the weights.
         lr_muon: peak learning rate of hidden matrices, which then have groups of their own, with ``"muon": True``.
         layer_decay: factor in (0, 1] on the encoder's rate from each block to the one before it (Clark et al. 2020,
-            arXiv:2003.10555; timm's `layer_decay`); the last LayerNorm has the whole rate. For ViTs.
+            arXiv:2003.10555; timm's `layer_decay`); what follows the last block has the whole rate. See `layers`.
 
     Returns:
         Groups {"name", "params", "lr", "weight_decay"}, none empty, always in the order "vit", "vit, no decay",
         "vit, muon", then the same of "projector"; with `layer_decay`, "vit, layer 0" and so on, from the pixels up.
 
     Raises:
-        VividError: a rate or the decay is negative, `layer_decay` is out of its range or the encoder has no blocks,
-            nothing can be trained, or nothing by Muon.
+        VividError: a rate or the decay is negative, `layer_decay` is out of its range or the encoder has no sequence
+            of blocks, nothing can be trained, or nothing by Muon.
     """
     if min(lr_vit, lr_projector, weight_decay, lr_muon or 0) < 0:
         raise VividError(f"{lr_vit=}, {lr_projector=}, {lr_muon=} and {weight_decay=} must not be negative")
-    blocks = len(getattr(pretrainer.encoder, "blocks", ()))
-    if not 0 < layer_decay <= 1 or (layer_decay < 1 and not blocks):
-        raise VividError(f"{layer_decay=} must lie in (0, 1], and be 1 for an encoder that is no ViT")
+    if not 0 < layer_decay <= 1:
+        raise VividError(f"{layer_decay=} must lie in (0, 1]")
+    layer_of = layers(pretrainer.encoder) if layer_decay < 1 else {}
+    last = max(layer_of.values(), default=0)
     groups: dict[tuple[bool, int, int], dict[str, Any]] = {}
     for name, parameter in pretrainer.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = parameter.ndim <= 1 or name.endswith("bias") or name.rpartition(".")[2] in UNDECAYED
         kind = 1 if plain else 2 if lr_muon is not None and HIDDEN(name) else 0
-        vit, block = name.startswith("encoder."), BLOCK(name)
-        layer = int(block[1]) + 1 if block else (blocks + 1) * name.startswith("encoder.norm.")
+        vit, layer = name.startswith("encoder."), layer_of.get(name.removeprefix("encoder."), 0)
         lr = lr_muon if lr_muon is not None and kind == 2 else lr_vit if vit else lr_projector
         label = "projector" if not vit else "vit" if layer_decay == 1 else f"vit, layer {layer}"
         group = groups.setdefault(
-            (not vit, layer * (layer_decay < 1), kind),
+            (not vit, layer, kind),
             {
                 "name": label + ("", ", no decay", ", muon")[kind],
                 "params": [],
-                "lr": lr * layer_decay ** (blocks + 1 - layer) if vit else lr,
+                "lr": lr * layer_decay ** (last - layer) if vit else lr,
                 "weight_decay": 0.0 if plain else weight_decay,
                 **({"muon": True} if kind == 2 else {}),
             },
@@ -110,6 +110,45 @@ def parameter_groups(
     if lr_muon is not None and not any("muon" in group for group in groups.values()):
         raise VividError("optimizer='muon' is for a ViT, SPD or a projector: nothing of these is trained, take adamw")
     return [groups[key] for key in sorted(groups)]
+
+
+def blocks(encoder: nn.Module) -> dict[str, nn.Module]:
+    """The blocks that a network is a sequence of, by their names, from the pixels up.
+
+    Of all siblings of one type whose names differ in a number alone ("blocks.0", "stages.1", "layer3", "denseblock4"),
+    those that hold most of the parameters: the blocks of a ViT, the stages of a ResNet, DenseNet, Swin or ConvNeXt.
+
+    Raises:
+        VividError: there are no such siblings.
+    """
+    most, found = 0, {}
+    for path, module in encoder.named_modules():
+        alike: dict[Any, dict[str, nn.Module]] = defaultdict(dict)
+        for name, child in module.named_children():
+            if re.search(r"\d", name):
+                alike[type(child), re.sub(r"\d+", "#", name)][f"{path}.{name}".lstrip(".")] = child
+        for members in alike.values():
+            size = sum(parameter.numel() for child in members.values() for parameter in child.parameters())
+            if len(members) > 1 and size > most:
+                most, found = size, members
+    if not found:
+        raise VividError(f"a {type(encoder).__name__} is no sequence of blocks: set layer_decay to 1, trained to all")
+    return found
+
+
+def layers(encoder: nn.Module) -> dict[str, int]:
+    """Name of each parameter → its layer: 0 before the first of N blocks, 1 to N, and N + 1 after the last.
+
+    What stands between two blocks, such as a DenseNet's transitions, is of the one before it.
+    """
+    names, layer, found = list(blocks(encoder)), 0, {}
+    for name, _ in encoder.named_parameters():
+        inside = next((i for i, block in enumerate(names, start=1) if name.startswith(f"{block}.")), None)
+        if inside is None and layer == len(names):
+            layer += 1
+        layer = max(layer, inside or 0)
+        found[name] = layer
+    return found
 
 
 class Muon(torch.optim.Optimizer):

@@ -208,7 +208,7 @@ def unwrap(network: nn.Module) -> Any:
 
 def _tell_of_batch_norms(network: nn.Module, parts: int, world_size: int) -> None:
     """Warn, in the first process, where a batch norm sees less than all images of a step."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
     apart = 1 if all(isinstance(norm, nn.SyncBatchNorm) for norm in norms) else world_size
     if norms and parts * apart > 1 and not (dist.is_initialized() and dist.get_rank()):
         logger.warning(

@@ -51,6 +51,7 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     train_fraction: float = 1.0,
     keep: Collection[str] | None = None,
+    fitted: Mapping[str, Probe] | None = None,
     min_present: int = 10,
     min_absent: int = 10,
     n_resamples: int = 1000,
@@ -67,6 +68,7 @@ def evaluate(
         seeds: of the probes. They never touch the split, the bootstrap or the test images.
         train_fraction: share of the training patients that the probe sees, drawn by the seed.
         keep: names of the encoders whose features the store keeps; None: all.
+        fitted: names of encoders → the probe that each has already, on its pooled features, for all seeds.
         min_present, min_absent: what a field needs of each on the test images to enter the macro average.
         n_resamples: bootstrap resamples of the test patients.
 
@@ -85,7 +87,7 @@ def evaluate(
     for name, members in encoders.items():
         if len(members) not in (1, len(seeds)):
             raise VividError(f"{name}: {len(members)} encoders for {len(seeds)} seeds; give one, or one for each seed")
-        fitted, validation, tested, spent = [], [], [], {"features": 0.0, "probes": 0.0}
+        used, validation, tested, spent = [], [], [], {"features": 0.0, "probes": 0.0}
         for position, seed in enumerate(seeds):
             if position < len(members):
                 started = time.perf_counter()
@@ -101,11 +103,12 @@ def evaluate(
                         )
                 skipped = dict((*train.skipped, *val.skipped, *test.skipped)) | skipped
             started = time.perf_counter()
-            fitted.append(fit(train, val, seed=seed, **(probe_options or {})))
+            own = (fitted or {}).get(name) or fit(train, val, seed=seed, **(probe_options or {}))
             spent["probes"] += time.perf_counter() - started
-            validation.append(fitted[-1].probabilities(val.x))
-            tested.append(fitted[-1].probabilities(test.x))
-        probes[name] = fitted
+            used.append(own)
+            validation.append(own.probabilities(val.x))
+            tested.append(own.probabilities(test.x))
+        probes[name] = used
         seconds[name] = {part: round(value, 3) for part, value in spent.items()}
         described = [task.view(member).describe() for member in members]
         if len(described) > 1:  # runs of one recipe
@@ -114,8 +117,8 @@ def evaluate(
             validation=np.stack(validation),
             test=np.stack(tested),
             encoder=described[0],
-            probes=[one.description for one in fitted],
-            untrained=tuple(sorted({column for one in fitted for column in one.untrained})),
+            probes=[one.description for one in used],
+            untrained=tuple(sorted({column for one in used for column in one.untrained})),
         )
     if first is None:
         raise VividError(f"{task.name}: there is no encoder to evaluate")

@@ -102,7 +102,7 @@ def run_evaluation(
     evaluated, folder = evaluate(encoders, task, store, seeds=seeds, **options), Path(output_dir)
     spd = _spd_of(first, Path(first_specs[0]))
     results = write_evaluation(evaluated, task, folder, shown=first, spd=spd, n_examples=n_examples)
-    _print_output(results, folder, FILES)
+    print_output(results, folder, FILES)
     return results
 
 
@@ -144,7 +144,7 @@ def keep_initial(
     """
     path = Path(output_dir) / INITIAL
     if idist.get_rank() == 0 and not path.exists():
-        _save_encoder(network, spd, path, preprocess)
+        save_encoder(network.encoder, path, preprocess, pool=network.pool, spd=spd)
         write_config(path.parent)
 
 
@@ -200,17 +200,17 @@ def finish_training(
     with torch.no_grad():
         network.head.weight.copy_(torch.from_numpy(head.weight))
         network.head.bias.copy_(torch.from_numpy(head.bias))
-    _ship(network, spd, folder, preprocess, task.fields)
+    ship(network, spd, folder, preprocess, task.fields)
     try:
         if publish:  # two runs that end together write one after the other: what lies in models/ is of one of them
             with made_by_one(models, f"{models}: another run is writing its models; waiting", option="--bundle_root"):
-                _ship(network, spd, models, preprocess, task.fields)
+                ship(network, spd, models, preprocess, task.fields)
     except (OSError, VividError) as error:
         logger.warning(f"{models} cannot be written ({error}): the models are in {folder} alone")
         publish = False
     results = write_evaluation(evaluated, task, folder, shown=shown, spd=spd, n_examples=n_examples)
     published = f"; also in {models}" if publish else ""
-    _print_output(results, folder, FILES | {name: w.format(published=published) for name, w in TRAINING_FILES.items()})
+    print_output(results, folder, FILES | {name: w.format(published=published) for name, w in TRAINING_FILES.items()})
     return results
 
 
@@ -236,18 +236,26 @@ def default_encoder(bundle_root: str | Path) -> str:
     return str(newest)
 
 
-def _ship(network: Classifier, spd: SPD | None, folder: Path, preprocess: Preprocess, fields: Sequence[str]) -> None:
-    _save_encoder(network, spd, folder / PRETRAINED, preprocess, fields)
+def ship(network: Classifier, spd: SPD | None, folder: Path, preprocess: Preprocess, fields: Sequence[str]) -> None:
+    """Write what a run ships: the encoder with its read-out, and ``model.pt`` with the head."""
+    save_encoder(network.encoder, folder / PRETRAINED, preprocess, pool=network.pool, spd=spd, fields=fields)
     with whole_file(folder / "model.pt") as part:
         torch.save({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}, part)
     (folder / SPD_FILE).unlink(missing_ok=True)  # of an earlier version's run
 
 
-def _save_encoder(
-    network: Classifier, spd: SPD | None, path: Path, preprocess: Preprocess, fields: Sequence[str] | None = None
+def save_encoder(
+    backbone: Any,
+    path: Path,
+    preprocess: Preprocess,
+    *,
+    pool: str | None,
+    spd: SPD | None,
+    fields: Sequence[str] | None = None,
 ) -> None:
-    encoder, said = network.encoder, preprocess.to_dict()
-    save_module(encoder, path, kind=_kind(encoder), spd=spd, pool=network.pool, preprocess=said, fields=fields)
+    """Write a backbone, what its tokens are read through and how, and its preprocessing as one file."""
+    said = {"preprocess": preprocess.to_dict(), "fields": fields}
+    save_module(backbone, path, kind=_kind(backbone), spd=spd, pool=pool, **said)  # type: ignore[arg-type]
 
 
 def _kind(backbone: torch.nn.Module) -> str:
@@ -306,7 +314,7 @@ def _write_datasets(evaluated: Evaluated, folder: Path, *, run: Mapping[str, Any
         write_report(own)
 
 
-def _print_output(results: Results, folder: Path, files: Mapping[str, str]) -> None:
+def print_output(results: Results, folder: Path, files: Mapping[str, str]) -> None:
     print("\n" + summary_table(results))
     if datasets := read_datasets(folder):
         print("\n" + datasets_table(datasets.values()))

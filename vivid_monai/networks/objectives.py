@@ -137,9 +137,11 @@ class StateObjective(Objective):
 
 
 class FindingsBCE(Objective):
-    """Binary cross-entropy of each asked finding on pooled tokens of any backbone: the plain supervised baseline.
+    """Cross-entropy of each asked finding on pooled tokens of any backbone: the plain supervised baseline.
 
     Term ``bce``, nats per finding that is asked and present or absent; uncertain and unanswerable ones are left out.
+    With ``uncertain="state"`` the term is ``nll``, and uncertain ones count: a finding has a logit for each of its
+    three states. Present against absent is the difference of two, so that the head remains one map to one logit each.
 
     Args:
         fields: names of the findings.
@@ -148,7 +150,15 @@ class FindingsBCE(Objective):
         prefix: tokens before those of the backbone's grid.
         spd: what the pool "spd" reads the tokens through; trained with the head.
         min_present, min_absent: what a field needs of each to count in the validation's macro AUROC.
+        uncertain: "ignored" or "state".
+        start: the head to start from, features → a logit for each finding; None: zeros.
+        state_weights: float (F, 3), what a term of each state counts; None: 1 each. See :func:`balanced`.
+
+    Raises:
+        VividError: another word for uncertain, a start that does not fit the features and the fields.
     """
+
+    state_weights: Tensor | None
 
     def __init__(
         self,
@@ -160,26 +170,54 @@ class FindingsBCE(Objective):
         spd: SPD | None = None,
         min_present: int = 10,
         min_absent: int = 10,
+        uncertain: str = "ignored",
+        start: nn.Linear | None = None,
+        state_weights: Tensor | None = None,
     ) -> None:
-        super().__init__(dim, {"bce": 1.0})
+        if uncertain not in ("ignored", "state"):
+            raise VividError(f"uncertain={uncertain!r} must be ignored or state")
+        self.three = uncertain == "state"
+        super().__init__(dim, {"nll" if self.three else "bce": 1.0})
         self.fields, self.prefix, self._enough = tuple(fields), prefix, (min_present, min_absent)
         self.pool = choose_pool(pool, cls=prefix > 0, patches=True, pooled=False, spd=spd is not None)
         self.spd = spd if self.pool == "spd" else None
-        self.head = nn.Linear(pooled_width(dim, self.pool, spd), len(self.fields))
+        width, n = pooled_width(dim, self.pool, spd), len(self.fields)
+        self.head = nn.Linear(width, 3 * n if self.three else n)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.register_buffer("state_weights", state_weights, persistent=False)
+        if start is not None:
+            if (start.in_features, start.out_features) != (width, n):
+                raise VividError(
+                    f"a head from {start.in_features} features to {start.out_features} findings is no start: there "
+                    f"are {width} features ({self.pool}) and {n} findings"
+                )
+            with torch.no_grad():
+                for own, given in zip(self.head.parameters(), start.parameters(), strict=True):
+                    if self.three:
+                        states = own.view(n, 3, *own.shape[1:])
+                        states[:, PRESENT], states[:, ABSENT] = given / 2, -given / 2
+                    else:
+                        own.copy_(given)
 
     def forward(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
-        target, weight = (batch["states"] == PRESENT).float(), self._known(batch).float()
+        states, weight = batch["states"], self._known(batch).float()
+        if self.state_weights is not None:
+            weight = weight * self.state_weights.expand(len(states), -1, -1).gather(2, _index(states))[..., 0]
         logits = self._logits(tokens)
+        if self.three:
+            return {"nll": -(logits.log_softmax(-1).gather(2, _index(states))[..., 0] * weight).sum()}
+        target = (states == PRESENT).float()
         return {"bce": F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="sum")}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"bce": self._known(batch).sum()}
+        return {term: self._known(batch).sum() for term in self.weights}
 
     def predict(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """As :meth:`StateObjective.predict`; uncertain has no probability, so such states count as not answerable."""
+        """As :meth:`StateObjective.predict`; an ignored uncertain has no probability, and counts as not answerable."""
         logits, states = self._logits(tokens), batch["states"]
+        if self.three:
+            return {"log_probs": logits.log_softmax(-1), "states": states}
         log_probs = logits.new_full((*logits.shape, 3), -torch.inf)
         log_probs[..., PRESENT], log_probs[..., ABSENT] = F.logsigmoid(logits), F.logsigmoid(-logits)
         return {"log_probs": log_probs, "states": states.masked_fill(states == UNCERTAIN, NULL)}
@@ -187,13 +225,44 @@ class FindingsBCE(Objective):
     def metrics(self, pick: Callable[[Any], Mapping[str, Any]]) -> dict[str, Metric]:
         return {"macro_auroc": StateMetrics(self.fields, *self._enough, pick=pick)}
 
+    def present(self) -> tuple[Tensor, Tensor]:
+        """The head as weight (F, D) and bias (F,) of one logit for each finding: present against absent."""
+        weight, bias = self.head.weight.detach(), self.head.bias.detach()
+        if not self.three:
+            return weight, bias
+        weights, biases = weight.unflatten(0, (-1, 3)), bias.unflatten(0, (-1, 3))
+        return weights[:, PRESENT] - weights[:, ABSENT], biases[:, PRESENT] - biases[:, ABSENT]
+
     def _logits(self, tokens: Tensor) -> Tensor:
         pooled = self.spd.pool(tokens) if self.spd else pool_tokens(tokens, self.pool, prefix=self.prefix)
-        return self.head(pooled).float()
+        logits = self.head(pooled).float()
+        return logits.unflatten(-1, (-1, 3)) if self.three else logits
 
     def _known(self, batch: Batch) -> Tensor:
         states = batch["states"]
-        return batch["asked"] & ((states == PRESENT) | (states == ABSENT))
+        return batch["asked"] & (states != NULL if self.three else (states == PRESENT) | (states == ABSENT))
+
+
+def _index(states: Tensor) -> Tensor:
+    """States (B, F) as an index (B, F, 1); that of no state is any."""
+    return states.clamp(min=0)[..., None]
+
+
+def balanced(states: np.ndarray, *, uncertain: str = "ignored") -> Tensor:
+    """Weights by which each state of a field counts as much as the others, 1 on average (scikit-learn's "balanced").
+
+    Args:
+        states: of the training images, (N, F).
+        uncertain: as of :class:`FindingsBCE`.
+
+    Returns:
+        float32 (F, 3): for each of the k states that a field has, its number of answers / (k · those of this state).
+    """
+    n = np.stack([(states == code).sum(0) for code in (ABSENT, PRESENT, UNCERTAIN)], axis=1).astype(np.float64)
+    n[:, UNCERTAIN] *= uncertain == "state"
+    k = (n > 0).sum(1, keepdims=True)
+    weights = np.divide(n.sum(1, keepdims=True), k * n, out=np.ones_like(n), where=n > 0)
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 class StateMetrics(Metric):

@@ -88,6 +88,15 @@ class Pretrainer(nn.Module):
         """Metrics of a validation by :class:`~vivid_monai.engines.step.ValidationStep`, the key metric first."""
         return self._terms(lambda name, objective: objective.metrics(lambda output: output[name]))
 
+    def train(self, mode: bool = True) -> "Pretrainer":
+        """As of any module, but what is frozen of the encoder stays in evaluation mode: its batch norms keep theirs."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            own = list(module.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+        return self
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the encoder and the objectives by `torch.compile`, in place: parameters keep their names."""
         for part in (self.encoder, *self.objectives.values()):

@@ -48,6 +48,21 @@ class AttentiveHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.spd.pool((tokens - self.shift) / self.scale))
 
+    @torch.no_grad()
+    def folded_spd(self) -> SPD:
+        """The SPD that reads raw tokens as this one reads standardised ones: its function, to rounding.
+
+        With t' = (t - s) / σ a key becomes K / σ, as what s adds to a query's logits is the same for all tokens; a
+        value becomes V / σ, less V s / σ in every image, which the output's bias takes up.
+        """
+        spd = copy.deepcopy(self.spd).double()
+        shift, scale = self.shift.double(), self.scale.double()
+        spd.key_weight.div_(scale)
+        spd.value_weight.div_(scale)
+        constant = torch.einsum("ghed,d->ghe", spd.value_weight, shift).flatten(1)
+        spd.out_bias.sub_(torch.einsum("gfd,gd->gf", spd.out_weight, constant)[:, None])
+        return spd.float().requires_grad_(True)
+
 
 @dataclass(frozen=True)
 class AttentiveProbe(Probe):
