@@ -28,11 +28,12 @@ SMALL = {
 
 def bundle_command(*overlays: str, **knobs) -> list[str]:
     """The command of a small run; overlays are paths under configs/."""
+    job = "finetuning" if "finetune.json" in overlays else "training"
     files = [str(ROOT / "configs" / name) for name in ("train.json", *overlays)]
     options = [
         part for key, value in {**SMALL, **knobs}.items() if value is not None for part in (f"--{key}", str(value))
     ]
-    return ["-m", "monai.bundle", "run", "training", "--config_file", str(files), *options]
+    return ["-m", "monai.bundle", "run", job, "--config_file", str(files), *options]
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.tolerance import close
-from vivid_monai.engines.optimizer import Muon, build_optimizer, orthogonal, parameter_groups
+from vivid_monai.engines.optimizer import Muon, blocks, build_optimizer, layers, orthogonal, parameter_groups
 from vivid_monai.engines.step import warmup_cosine
 from vivid_monai.errors import VividError
+from vivid_monai.networks.densenet import DenseNet
 from vivid_monai.networks.objectives import FindingsBCE, StateObjective
 from vivid_monai.networks.pretrainer import Pretrainer
 from vivid_monai.networks.projector import Projector
@@ -149,12 +150,43 @@ def test_wrong_settings_are_told(pretrainer: Pretrainer, wrong: dict[str, Any], 
         build_optimizer(pretrainer, **RATES, **wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "muon"}, {"layer_decay": 0.5}])
-def test_what_is_for_a_vit_is_refused_for_a_cnn(wrong: dict[str, Any]) -> None:
+def test_what_is_for_a_vit_is_refused_for_a_cnn() -> None:
     cnn = ResNet(img_size=32)
     network = Pretrainer(cnn, {"bce": FindingsBCE(["edema"], cnn.embed_dim, prefix=0)})
     with pytest.raises(VividError, match="ViT"):
-        build_optimizer(network, **RATES, **wrong)
+        build_optimizer(network, **RATES, kind="muon")
+
+
+ENCODERS: dict[str, tuple[Any, list[str]]] = {
+    "vit": (lambda: ViT(img_size=32, preset="nano", stem="conv"), ["blocks.0", "blocks.1"]),
+    "resnet50": (lambda: ResNet(img_size=32, depth=50, width=8), [f"stages.{i}" for i in range(4)]),
+    "densenet": (lambda: DenseNet(img_size=32, growth=8), [f"features.denseblock{i}" for i in range(1, 5)]),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_blocks_of_any_backbone_are_found_and_its_rates_fall_towards_the_pixels(name: str) -> None:
+    build, expected = ENCODERS[name]
+    encoder = build()
+    assert list(blocks(encoder)) == expected
+    found = layers(encoder)
+    assert found.keys() == {key for key, _ in encoder.named_parameters()}
+    for i, block in enumerate(expected, start=1):
+        assert {layer for key, layer in found.items() if key.startswith(f"{block}.")} == {i}
+    assert found["norm.weight"] == len(expected) + 1
+    assert min(found.values()) == 0
+    if name == "densenet":
+        assert (found["features.transition1.conv.weight"], found["features.norm5.weight"]) == (1, 5)
+    network = Pretrainer(encoder, {"bce": FindingsBCE(["edema"], encoder.embed_dim, prefix=encoder.prefix)})
+    for group in build_optimizer(network, **RATES, layer_decay=0.5).param_groups:
+        for key in names_of(group, network) - {"objectives.bce.head.weight", "objectives.bce.head.bias"}:
+            layer = found[key.removeprefix("encoder.")]
+            assert group["lr"] == pytest.approx(2e-5 * 0.5 ** (len(expected) + 1 - layer))
+
+
+def test_a_network_without_a_sequence_of_blocks_has_no_layer_decay() -> None:
+    with pytest.raises(VividError, match="is no sequence of blocks"):
+        layers(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)))
 
 
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16), (16, 16)])

@@ -23,9 +23,21 @@ class Items(torch.utils.data.Dataset):
 
 
 def make_trainer(
-    folder: Path, *, resume=False, every=3, settings=None, stop_after=None, keep=2, max_epochs=3, handlers=()
+    folder: Path,
+    *,
+    resume=False,
+    every=3,
+    settings=None,
+    stop_after=None,
+    keep=2,
+    max_epochs=3,
+    handlers=(),
+    saved=lambda network: {},
 ):
-    """A small network with dropout, so that resuming needs optimiser, schedule, sampler and generator."""
+    """A small network with dropout, so that resuming needs optimiser, schedule, sampler and generator.
+
+    ``saved``: from the network to handlers that the checkpoint saves, by their names.
+    """
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
@@ -47,6 +59,7 @@ def make_trainer(
         "optimizer": optimizer,
         "scheduler": scheduler,
         "settings": Settings(**(settings or {})),
+        **(own := saved(network)),
     }
     checkpoint = RunCheckpoint(folder, save, sampler=sampler, every=every, keep=keep, resume=resume)
     trainer = SupervisedTrainer(
@@ -59,7 +72,7 @@ def make_trainer(
         loss_function=lambda *_: None,
         iteration_update=step,
         decollate=False,
-        train_handlers=[*handlers, checkpoint],
+        train_handlers=[*handlers, *own.values(), checkpoint],
     )
     return trainer, network, checkpoint
 

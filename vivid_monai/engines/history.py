@@ -102,9 +102,9 @@ class SkipList:
 class History:
     """Trainer handler that writes ``curves.csv`` and ``curves.png`` at the end of every epoch.
 
-    There is a row before the first step where a handler before this one has validated then. A row holds the step, the means of the training numbers since the row before, the learning rates and, where this
-    epoch was validated, every number the validator measured. The rows travel with the checkpoint, so a resumed run has
-    one unbroken table.
+    A row holds the step, the means of the training numbers since the row before, the learning rates and, where this
+    epoch was validated, every number the validator measured; there is one of step 0 where a handler before this one has
+    validated then. The rows travel with the checkpoint, so a resumed run has one unbroken table.
 
     Args:
         directory: where the two files go.

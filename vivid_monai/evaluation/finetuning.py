@@ -156,7 +156,7 @@ def fit_head(
     assert isinstance(probe, AttentiveProbe)
     spd, source = probe.module.folded_spd(), f"{encoder.source}, read as {START_PROBE}"
     pooled = VividEncoder(encoder.network, encoder.preprocess, spd=spd, pool="spd", source=source)
-    weight, bias = (one.numpy().astype(np.float64) for one in (probe.module.head.weight, probe.module.head.bias))
+    weight, bias = (one.detach().numpy().astype(np.float64) for one in probe.module.head.parameters())
     weight[list(probe.untrained)], bias[list(probe.untrained)] = 0, 0
     said = {"untrained": probe.untrained, "description": probe.description}
     return Head("attentive", pooled, LinearProbe(weight, bias, pooled.fingerprint(), **said))
