@@ -202,7 +202,7 @@ def test_two_processes_fine_tune_and_close_once(bundle, tmp_path):
         ("vit", {"head": "deep"}, "head='deep' must be linear or attentive"),
         ("vit", {"uncertain": "present"}, "uncertain='present' must be ignored or state"),
         ("vit", {"start": "nowhere"}, "'nowhere' is no encoder"),
-        ("vit", {"start": "thumbnails:8"}, "cannot be saved as an encoder"),
+        ("vit", {"start": "thumbnails:32", "in_channels": 1}, "cannot be saved as an encoder"),
         ("resnet", {"drop_path": 0.1}, "resnet10 has no drop path"),
         ("resnet", {"pool": "cls"}, "pool='cls'"),
     ],

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from tests.tolerance import float32
 from vivid_monai.errors import VividError
-from vivid_monai.networks.objectives import FindingsBCE, StateMetrics
+from vivid_monai.networks.objectives import FindingsBCE, StateMetrics, balanced
 from vivid_monai.networks.pretrainer import Pretrainer
 from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
@@ -167,3 +167,66 @@ def test_bce_learns_a_bright_corner():
         losses.append(loss.item())
     assert losses[0] == pytest.approx(np.log(2), rel=float32(depth=1))
     assert losses[-1] < 0.3
+
+
+def tokens_and_batch(n: int = 40, f: int = 3, d: int = 8):
+    generator = torch.Generator().manual_seed(5)
+    states = torch.randint(-1, 3, (n, f), generator=generator)
+    asked = torch.rand(n, f, generator=generator) < 0.8
+    return torch.randn(n, 5, d, generator=generator), {"states": states, "asked": asked}
+
+
+@pytest.mark.parametrize("uncertain", ["ignored", "state"])
+def test_a_head_starts_from_given_weights(uncertain):
+    start = torch.nn.Linear(8, 3)
+    objective = FindingsBCE(list("abc"), 8, pool="mean", uncertain=uncertain, start=start)
+    weight, bias = objective.present()
+    torch.testing.assert_close(weight, start.weight.detach())
+    torch.testing.assert_close(bias, start.bias.detach())
+    tokens, batch = tokens_and_batch()
+    log_probs = objective.predict(tokens, batch)["log_probs"]
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(40, 3))
+    expected = start(tokens[:, 1:].mean(1))
+    torch.testing.assert_close(log_probs[..., 1] - log_probs[..., 0], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(VividError, match=r"from 8 features to 3 findings is no start: there are 16 features"):
+        FindingsBCE(list("abc"), 8, pool="cls+mean", start=start)
+    with pytest.raises(VividError, match="uncertain='maybe'"):
+        FindingsBCE(list("abc"), 8, uncertain="maybe")
+
+
+def test_with_three_states_uncertain_counts_and_present_remains_one_logit():
+    objective = FindingsBCE(list("abc"), 8, pool="mean", uncertain="state")
+    torch.nn.init.normal_(objective.head.weight)
+    torch.nn.init.normal_(objective.head.bias)
+    tokens, batch = tokens_and_batch()
+    logits = objective.head(tokens[:, 1:].mean(1)).view(40, 3, 3)
+    known = batch["asked"] & (batch["states"] >= 0)
+    expected = torch.nn.functional.cross_entropy(logits[known], batch["states"][known], reduction="sum")
+    torch.testing.assert_close(objective(tokens, batch)["nll"], expected)
+    assert objective.counts(batch)["nll"] == known.sum()
+    assert (batch["states"][known] == 2).any()
+    weight, bias = objective.present()
+    told = torch.sigmoid(tokens[:, 1:].mean(1) @ weight.T + bias)
+    probabilities = logits.softmax(-1)
+    torch.testing.assert_close(told, probabilities[..., 1] / probabilities[..., :2].sum(-1))
+    assert torch.equal(objective.predict(tokens, batch)["states"], batch["states"])
+
+
+@pytest.mark.parametrize("uncertain", ["ignored", "state"])
+def test_balanced_each_state_of_a_field_counts_the_same_and_the_mean_is_one(uncertain):
+    rng = np.random.default_rng(0)
+    states = rng.choice([-1, 0, 1, 2], p=[0.2, 0.5, 0.1, 0.2], size=(300, 3))
+    states[:, 2] = np.where(states[:, 2] == 1, 0, states[:, 2])
+    weights = balanced(states, uncertain=uncertain).numpy()
+    codes = [0, 1, 2] if uncertain == "state" else [0, 1]
+    for field in range(3):
+        mass = [weights[field, code] * (states[:, field] == code).sum() for code in codes]
+        mass = [one for one in mass if one]
+        np.testing.assert_allclose(mass, np.isin(states[:, field], codes).sum() / len(mass), rtol=1e-5)
+    tokens, batch = tokens_and_batch()
+    plain = FindingsBCE(list("abc"), 8, pool="mean", uncertain=uncertain)
+    weighted = FindingsBCE(list("abc"), 8, pool="mean", uncertain=uncertain, state_weights=torch.from_numpy(weights))
+    term = next(iter(plain.weights))
+    own = torch.from_numpy(weights)[torch.arange(3), batch["states"].clamp(min=0)][plain._known(batch)].mean()
+    torch.testing.assert_close(weighted(tokens, batch)[term], plain(tokens, batch)[term] * own)  # of a head of zeros
+    assert "state_weights" not in weighted.state_dict()

@@ -26,7 +26,7 @@ def train_only(encoder: Any, trained: str, *, seed: int = 0) -> Any:
     What its tokens do not depend on is frozen in any case: it has no gradient, which several processes refuse.
 
     Args:
-        encoder: a backbone on the CPU.
+        encoder: a backbone.
         trained: "all"; "head", nothing of it; "last:N", its last N blocks and what follows them; "lora:R", adapters
             of rank R at the linear maps inside its blocks (Hu et al. 2022, arXiv:2106.09685), scaled by 2, which
             :func:`merge_adapters` adds to the weights.
@@ -69,7 +69,7 @@ def _freeze_unused(encoder: Any) -> None:
     wanted = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     if wanted:
         training = encoder.training
-        tokens = encoder.eval()(torch.zeros(1, *encoder.image_shape))
+        tokens = encoder.eval()(torch.zeros(1, *encoder.image_shape, device=wanted[0].device))
         for parameter, gradient in zip(
             wanted, torch.autograd.grad(tokens.sum(), wanted, allow_unused=True), strict=True
         ):
@@ -110,9 +110,7 @@ class Average:
 
     def attach(self, engine: Engine) -> None:
         if self._averaged:
-            engine.add_event_handler(
-                Events.ITERATION_COMPLETED, lambda: self._averaged.update_parameters(self._trained)
-            )
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._averaged.update_parameters, self._trained)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._averaged.state_dict()) if self._averaged else {}

@@ -122,7 +122,7 @@ class History:
 
     def attach(self, engine: Engine) -> None:
         self._validator.add_event_handler(Events.COMPLETED, self._measure)
-        engine.add_event_handler(Events.STARTED, lambda: self._measured and self._row(engine))
+        engine.add_event_handler(Events.STARTED, self._first)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._row)
 
@@ -140,6 +140,10 @@ class History:
 
     def _measure(self, validator: Engine) -> None:
         self._measured = numbers(validator.state.metrics)
+
+    def _first(self, engine: Engine) -> None:
+        if self._measured:
+            self._row(engine)
 
     def _row(self, engine: Engine) -> None:
         rates = {f"lr/{g.get('name', i)}": float(g["lr"]) for i, g in enumerate(self._optimizer.param_groups)}

@@ -158,8 +158,9 @@ def fit_head(
     pooled = VividEncoder(encoder.network, encoder.preprocess, spd=spd, pool="spd", source=source)
     weight, bias = (one.detach().numpy().astype(np.float64) for one in probe.module.head.parameters())
     weight[list(probe.untrained)], bias[list(probe.untrained)] = 0, 0
-    said = {"untrained": probe.untrained, "description": probe.description}
-    return Head("attentive", pooled, LinearProbe(weight, bias, pooled.fingerprint(), **said))
+    read_by = pooled.fingerprint()
+    linear = LinearProbe(weight, bias, read_by, untrained=probe.untrained, description=probe.description)
+    return Head("attentive", pooled, linear)
 
 
 def finish_finetuning(

@@ -1,5 +1,6 @@
 """The attentive probe: it finds what one patch alone tells, is its seed's alone, and is stored whole."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from tests.evaluation.made_features import features
 from tests.evaluation.small import encoder
+from tests.tolerance import close
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import TokenEncoder, load_encoder
 from vivid_monai.evaluation.features import Features
@@ -51,6 +53,18 @@ def test_it_finds_what_one_patch_tells_where_pooled_features_do_not(probe: Atten
         ]
         linear = fit_probe(pooled[0], pooled[1]).probabilities(pooled[2].x)
         assert roc_auc_score(test.states, linear) < 0.6
+
+
+@pytest.mark.numeric
+def test_folded_it_reads_raw_tokens_as_it_reads_standardised_ones(probe: AttentiveProbe) -> None:
+    tokens = torch.from_numpy(planted(3, 50).x).float()
+    head = copy.deepcopy(probe.module)
+    head.scale[3] = torch.inf  # of a constant channel
+    for one in (probe.module, head):
+        expected = one(tokens)
+        folded = one.head(one.folded_spd().pool(tokens))
+        torch.testing.assert_close(folded, expected, **close(depth=8, scale=50))
+    assert not torch.allclose(head(tokens), probe.module(tokens), atol=0.01)
 
 
 def test_unanswered_states_are_left_out_and_fields_of_one_state_untaught(probe: AttentiveProbe) -> None:
