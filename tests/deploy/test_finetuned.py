@@ -19,6 +19,7 @@ from vivid_monai.networks.modules import save_module
 
 ROOT = Path(__file__).parents[2]
 KNOBS = {
+    "pool": "mean",  # of the start encoder: an attentive head reads the fine-tuned one by SPD
     "batch_size": 32,
     "max_epochs": 2,
     "epoch_length": 30,

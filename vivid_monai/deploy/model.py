@@ -299,10 +299,11 @@ def load_run(folder: Path) -> tuple[VividEncoder, LinearProbe, tuple[str, ...]]:
         pool = json.loads(path.read_text(encoding="utf-8")).get("pool")
     except (OSError, ValueError) as error:
         raise VividError(f"{path}: cannot be read: {error}; give the folder of a finished training run") from error
-    encoder = load_encoder(str(folder / ENCODER), pool=pool)
+    tuned, pretrained = (folder / "probes" / f"{name}-0.safetensors" for name in SHIPPED)
+    head = tuned if tuned.is_file() else pretrained
+    # The config of a fine-tuning says how its start encoder is pooled.
+    encoder = load_encoder(str(folder / ENCODER), pool=None if head is tuned else pool)
     assert isinstance(encoder, VividEncoder)
-    heads = [folder / "probes" / f"{name}-0.safetensors" for name in SHIPPED]
-    head = next((path for path in heads if path.is_file()), heads[-1])
     probe, fields = load_probe(head, encoder=encoder.fingerprint())
     assert isinstance(probe, LinearProbe), "of pooled features"
     return encoder, probe, fields
