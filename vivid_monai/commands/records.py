@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vivid_monai.errors import VividError
+from vivid_monai.logs import progress
 from vivid_monai.ums.label_space import LabelSpace, available_label_spaces, load_label_space
 from vivid_monai.ums.schema import Violation, parse_json
 from vivid_monai.ums.verify import verify
@@ -32,7 +31,7 @@ def run_verify(args: argparse.Namespace) -> int:
     space = load_label_space(args.label_space) if args.label_space else None
     n: Counter[str] = Counter()
     entries = ((path, *entry) for path in args.files for entry in _entries(path))
-    for path, line, prefix, data in tqdm(entries, unit=" records", delay=2, leave=False, disable=None):
+    for path, line, prefix, data in progress(entries, unit=" records", delay=2, leave=False):
         if isinstance(data, VividError):
             n["unreadable"] += 1
             violations = [Violation("", "unreadable", str(data))]
@@ -78,7 +77,7 @@ def _parse(raw: bytes) -> Any:
 
 def _say(text: str) -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
+    progress.write(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
 
 
 def add_labels(parser: argparse.ArgumentParser) -> None:

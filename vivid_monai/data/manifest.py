@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from vivid_monai import __version__
 from vivid_monai.data.columns import (
@@ -29,6 +28,7 @@ from vivid_monai.data.columns import (
 from vivid_monai.data.items import Items
 from vivid_monai.data.splits import SPLITS, assert_disjoint
 from vivid_monai.errors import VividError, first_line
+from vivid_monai.logs import progress
 from vivid_monai.storage.arrow import ArrowFile
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.label_space import LabelSpace
@@ -242,7 +242,7 @@ class Manifest:
         """Write every row as a UMS record, one line of JSON each, whole or not at all."""
         bar = {"total": len(self), "desc": "records", "unit": "record", "disable": len(self) < 10_000}
         with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as out:
-            out.writelines(record.to_json() + "\n" for record in tqdm(self.records(), **bar))
+            out.writelines(record.to_json() + "\n" for record in progress(self.records(), **bar))
         return Path(path)
 
     def records(self) -> Iterator[Record]:

@@ -18,7 +18,6 @@ from PIL import Image
 from pydicom.misc import is_dicom
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from vivid_monai.deploy.eligibility import RefuseByTagsd, check_accept
 from vivid_monai.deploy.inputs import JOURNAL, UNSEEN, Input, InputDataset
@@ -36,6 +35,7 @@ from vivid_monai.deploy.sr import LONG, Algorithm, write_sr
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.examples import blend
 from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.logs import progress
 from vivid_monai.networks.classifier import Classifier
 from vivid_monai.networks.library import import_library
 from vivid_monai.networks.vit import ViT
@@ -136,7 +136,7 @@ def predict(
     try:
         write_predictions(model.rules, _done(journal, inputs), folder, more=more)
         tables = PredictionsWriter(model.rules.fields, _places(folder), more=more)
-        with tqdm(total=len(inputs), initial=len(inputs) - len(waiting), desc="images", unit="image") as bar:
+        with progress(total=len(inputs), initial=len(inputs) - len(waiting), desc="images", unit="image") as bar:
             dataset: Any = InputDataset(waiting, transform, shape=model.preprocess.shape) if waiting else []
             options: Any = {"collate_fn": list, "worker_init_fn": _quiet_worker}
             loader: Any = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, **options)

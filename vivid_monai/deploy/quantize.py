@@ -18,7 +18,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from onnx.helper import make_node
 from torch import Tensor
-from tqdm import tqdm
 
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.deploy.calibration import CalibratedModel
@@ -27,6 +26,7 @@ from vivid_monai.deploy.onnx import INPUT, OnnxClassifier
 from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.errors import VividError
 from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.logs import progress
 from vivid_monai.metrics.masked import masked_auroc
 from vivid_monai.storage.files import part_folder, whole_file
 from vivid_monai.storage.skipped import Skipped
@@ -90,7 +90,7 @@ def _images(data: Sequence[dict[str, Any]], preprocess: Preprocess) -> Iterator[
 
 def _change(model: CalibratedModel, network: OnnxClassifier, rules: DecisionRules) -> dict[str, Any]:
     items, truth = model.manifest.select("val").items(), model.validation.states
-    images = tqdm(_images(items, model.preprocess), "val in 8 bits", len(items), unit="image", leave=False)
+    images = progress(_images(items, model.preprocess), "val in 8 bits", len(items), unit="image", leave=False)
     after = np.concatenate([network(batch)[1] for batch in _batches(images)])
     scores = [model.probabilities(features) for features in (model.validation.x, after)]
     aurocs = [masked_auroc(one, truth)[model.answered] for one in scores]
@@ -145,7 +145,7 @@ def _quantize(model: onnx.ModelProto, moments: Mapping[str, NDArray]) -> None:
     graph, linear = model.graph, _linear(model.graph)
     made_by = {name: node.op_type for node in graph.node for name in node.output}
     nodes, constants = _first_rows(graph.input[0].name) if linear else [], dict(_CONSTANTS)
-    for node in tqdm(graph.node, desc="8 bits", unit="node", leave=False):
+    for node in progress(graph.node, desc="8 bits", unit="node", leave=False):
         if node.name not in linear:
             nodes.append(node)
             continue

@@ -4,15 +4,14 @@ import csv
 import logging
 import math
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from tqdm import tqdm
 
+from vivid_monai.logs import progress
 from vivid_monai.storage.files import whole_file
 from vivid_monai.storage.skipped import SkipReport
 
@@ -41,9 +40,9 @@ class Progress:
             self._validator.add_event_handler(Events.COMPLETED, self._show, engine)
 
     def _open(self, engine: Engine) -> None:
-        state, interval = engine.state, 0.2 if sys.stderr.isatty() else 15.0  # a log file wants few lines
+        state = engine.state
         steps = (state.max_epochs or 0) * (state.epoch_length or 0)
-        self._bar = tqdm(total=steps, initial=state.iteration, desc=self._title, unit="step", mininterval=interval)
+        self._bar = progress(total=steps, initial=state.iteration, desc=self._title, unit="step")
 
     def _step(self, engine: Engine) -> None:
         shown = {name: f"{value:.3f}" for name, value in training_numbers(engine).items() if name != "grad_norm"}

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
-from tqdm import tqdm
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
 from vivid_monai.evaluation.results import ALL, CLASS_METRICS, MACRO, METRICS, Results, Row, images_digest, warnings_of
+from vivid_monai.logs import progress
 from vivid_monai.metrics import statistics
 from vivid_monai.metrics.intervals import METHOD, Patients, Resampled
 from vivid_monai.metrics.masked import best_f1_thresholds, check_scores, counts
@@ -175,7 +175,7 @@ def resample(
     """
     cases, answered = patients.cases(states), patients.answered(states)
     runs: Runs = {metric: [] for metric in metrics}
-    for s, test in enumerate(tqdm(scores, "resampling patients", unit="seed", delay=2, leave=False)):
+    for s, test in enumerate(progress(scores, "resampling patients", unit="seed", delay=2, leave=False)):
         for metric in metrics:
             statistic = getattr(statistics, metric)
             if metric in CLASS_METRICS:

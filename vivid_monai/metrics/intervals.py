@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 from scipy.stats import t
-from tqdm import tqdm
 
 from vivid_monai.errors import VividError
+from vivid_monai.logs import progress
 from vivid_monai.metrics.masked import check_scores
 from vivid_monai.metrics.statistics import Statistic, auroc
 from vivid_monai.ums.states import ABSENT, PRESENT
@@ -60,7 +60,7 @@ class Patients:
             cases: patients whom the metric's error rests on, for each field: those of the rarer state (:meth:`cases`)
                 where both are needed, else those who are answered (:meth:`answered`).
         """
-        bar = tqdm(statistics, desc="bootstrap", unit="field", delay=2, leave=False)
+        bar = progress(statistics, desc="bootstrap", unit="field", delay=2, leave=False)
         values = np.stack([statistic(self._weights) for statistic in bar], axis=1)
         return Resampled(values[0], values[1:], np.asarray(cases, dtype=np.float64))
 

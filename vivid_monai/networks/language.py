@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 
 from vivid_monai.errors import VividError, first_line
+from vivid_monai.logs import plain_bars
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values (1, heads, length, head width) of a text shared by all images."""
@@ -429,6 +430,7 @@ def _find(path: str | Path, read: Callable[..., _Loaded]) -> _Loaded:
 def _read(source: str, *, seed: int | None, layers: int | None, settings: dict[str, Any], offline: bool) -> _Loaded:
     """Model and tokenizer of a folder or hub name; with random weights where there is a seed. OSError: not there."""
     where: dict[str, Any] = {"local_files_only": offline, "trust_remote_code": False}
+    plain_bars()
     try:
         config = AutoConfig.from_pretrained(source, **where)
         classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())

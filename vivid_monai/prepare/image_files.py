@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from tqdm import tqdm
 
 from vivid_monai.images.raster import NARROW, announce
 from vivid_monai.images.read import ImageError, read_image
+from vivid_monai.logs import progress
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, differing
 
 Check = Literal["none", "files", "images"]
@@ -92,7 +92,7 @@ def _run(
 ) -> list[Any]:
     work = Parallel(n_jobs=workers, prefer=prefer, batch_size=_BATCH, return_as="generator")
     answers = work(delayed(call)(*task) for task in tasks)
-    return list(tqdm(answers, total=len(tasks), desc=title, unit="image", disable=len(tasks) < 2000))
+    return list(progress(answers, total=len(tasks), desc=title, unit="image", disable=len(tasks) < 2000))
 
 
 def _missing(path: str) -> str | None:

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 from numpy.lib import format as npy
 from PIL import Image
-from tqdm import tqdm
 
 from vivid_monai.data.columns import FINDING
 from vivid_monai.data.splits import SPLITS
 from vivid_monai.errors import VividError, first_line
+from vivid_monai.logs import progress
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source
 from vivid_monai.storage.files import part_folder
 from vivid_monai.ums.label_space import LabelSpace, load_label_space
@@ -277,7 +277,9 @@ def write_images(path: Path, counts: dict[str, int], folder: Path, *, size: int 
                 paths = [part / image_path(split, position) for position in range(n)]
                 for parent in {path.parent for path in paths}:
                     parent.mkdir(parents=True)
-                list(tqdm(pool.map(_save, paths, images), total=n, desc=f"{split} images", unit="image", leave=False))
+                list(
+                    progress(pool.map(_save, paths, images), total=n, desc=f"{split} images", unit="image", leave=False)
+                )
             os.sync()  # once for all files: the folder must not have its name before its files are on the disk
             part.rename(folder)
     except OSError as error:

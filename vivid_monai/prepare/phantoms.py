@@ -9,12 +9,12 @@ from typing import Any
 import joblib
 import pyarrow as pa
 from PIL import Image
-from tqdm import tqdm
 
 from vivid_monai.data.columns import row_of
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import SplitRule
 from vivid_monai.errors import VividError
+from vivid_monai.logs import progress
 from vivid_monai.phantom.patients import LABEL_SPACE
 from vivid_monai.phantom.phantom import MAX_SIZE, MIN_SIZE, VERSION, generate, require_integer
 from vivid_monai.storage.files import part_folder
@@ -103,7 +103,7 @@ def _write_all(root: Path, seed: int, size: int, n: int, workers: int) -> list[d
     """Write all images and return their rows of the manifest in order."""
     work = joblib.Parallel(n_jobs=workers, batch_size=_BATCH, return_as="generator")
     rows = work(joblib.delayed(_write_image)(root, seed, size, index) for index in range(n))
-    return list(tqdm(rows, total=n, desc="phantoms", unit="image", disable=n < _ALONE))
+    return list(progress(rows, total=n, desc="phantoms", unit="image", disable=n < _ALONE))
 
 
 def _write_image(root: Path, seed: int, size: int, index: int) -> dict[str, Any]:

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from torch.utils.data import BatchSampler, DataLoader, Dataset
-from tqdm import tqdm
 
 from vivid_monai.errors import VividError
+from vivid_monai.logs import progress
 from vivid_monai.storage.files import disk_errors, entry_name, made_by_one, whole_file
 from vivid_monai.storage.skipped import Skipped
 
@@ -109,7 +109,7 @@ class ArrayCache:
             return json.loads(json.dumps({**form, **key()}))
 
         def chunks(done: int) -> Iterator[tuple[np.ndarray, Mapping[int, Skipped]]]:
-            with tqdm(desc=title, total=n, initial=done, unit="image", leave=False) as bar:
+            with progress(desc=title, total=n, initial=done, unit="image", leave=False) as bar:
                 for rows, unreadable in fill(done) if done < n else ():
                     yield rows, unreadable
                     bar.update(len(rows))
@@ -257,7 +257,7 @@ def fingerprint(files: Iterable[tuple[str, Any]], n: int) -> str:
     readable. Of a folder, every file in it counts.
     """
     digest = sha256()
-    for path, place in tqdm(files, "looking at image files", n, unit="file", delay=2, leave=False):
+    for path, place in progress(files, "looking at image files", n, unit="file", delay=2, leave=False):
         digest.update(f"{path}\0{place}\0{_state(path)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from scipy.special import expit, softmax
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
 from vivid_monai.evaluation.probes.base import Probe, batch_loss, columns_taught, is_answered, mean_loss
 from vivid_monai.evaluation.probes.linear import UNSEEN, sigmoid_loss, softmax_loss
+from vivid_monai.logs import progress
 from vivid_monai.networks.spd import SPD
 from vivid_monai.ums.states import PRESENT
 
@@ -125,7 +125,7 @@ def fit_attentive(
     shift, scale = _moments(train.x)
     tried: dict[str, list[float]] = {}
     best: tuple[float, dict[str, Any], dict[str, Tensor]] | None = None
-    bar = tqdm(itertools.product(lrs, weight_decays), "attentive probe", len(lrs) * len(weight_decays), leave=False)
+    bar = progress(itertools.product(lrs, weight_decays), "attentive probe", len(lrs) * len(weight_decays), leave=False)
     for lr, weight_decay in bar:
         with torch.random.fork_rng():
             torch.manual_seed(seed)

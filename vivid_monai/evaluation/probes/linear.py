@@ -11,7 +11,6 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_softmax, softmax
 from threadpoolctl import threadpool_limits
 from torch.utils.data import BatchSampler, RandomSampler
-from tqdm import tqdm
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features
@@ -26,6 +25,7 @@ from vivid_monai.evaluation.probes.base import (
     moments,
     told,
 )
+from vivid_monai.logs import progress
 from vivid_monai.metrics.masked import counts, masked_auroc
 from vivid_monai.ums.states import PRESENT
 
@@ -205,7 +205,7 @@ def fit_linear(
     w = np.zeros((target.shape[1], u.shape[1] + 1))
     tried: list[np.ndarray] = []
     evaluations = 0
-    for step, strength in enumerate(tqdm(grid, "fitting", unit="strength", delay=2, leave=False)):
+    for step, strength in enumerate(progress(grid, "fitting", unit="strength", delay=2, leave=False)):
         w, needed = solve(u, target, share, strength, loss=loss, variance=axes.variance, start=w)
         evaluations += needed
         path[step, taught] = w
@@ -304,7 +304,7 @@ def fit_published(
     batches = BatchSampler(order, batch_size, drop_last=False)
     scores: dict[int, float] = {}
     best = (-1.0, weight.detach().numpy(), bias.detach().numpy())
-    for step, batch in enumerate(tqdm(batches, "published protocol", unit="step", delay=2, leave=False), 1):
+    for step, batch in enumerate(progress(batches, "published protocol", unit="step", delay=2, leave=False), 1):
         rows = np.sort(shown[batch])
         logits = torch.from_numpy(train.x[rows]) @ weight.T + bias
         loss = batch_loss(logits, train.states[rows], answered[rows], exclusive=exclusive)

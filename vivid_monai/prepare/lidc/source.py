@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pydicom
 from scipy.ndimage import map_coordinates
-from tqdm import tqdm
 
 from vivid_monai.data.columns import FINDING
 from vivid_monai.errors import VividError
 from vivid_monai.images.volume import AIR, Series, SeriesError, read_series
+from vivid_monai.logs import progress
 from vivid_monai.prepare.lidc.nodules import Aggregate, Nodule, nodules_of, read_table, write_table
 from vivid_monai.prepare.lidc.reads import RATINGS, ReadsError, read_xml
 from vivid_monai.prepare.source import KEY, ROW, TABLE, Rows, Source, skip_list
@@ -41,7 +41,7 @@ def read_scans(files: Iterable[Path], skips: Skipped) -> tuple[list[Nodule], Cou
     found: dict[str, tuple[int, Path, list[Nodule]]] = {}
     conflicts: dict[str, str] = {}
     paths = list(files)
-    for path in tqdm(paths, desc="readings", unit="file", leave=False, disable=len(paths) < 50):
+    for path in progress(paths, desc="readings", unit="file", leave=False, disable=len(paths) < 50):
         try:
             scan = read_xml(path)
         except ReadsError as error:
@@ -98,7 +98,7 @@ def index_files(roots: Iterable[Path], *, dicom: bool = True) -> Index:
             inner.sort()
             paths.update(dict.fromkeys(os.path.realpath(os.path.join(folder, name)) for name in sorted(names)))
     found = Index()
-    for path in tqdm(paths, desc="looking at files", unit="file", leave=False, disable=len(paths) < 2000):
+    for path in progress(paths, desc="looking at files", unit="file", leave=False, disable=len(paths) < 2000):
         try:
             with open(path, "rb") as file:
                 head = file.read(132)
@@ -268,7 +268,7 @@ def read(
     states: list[int] = []
     irregular = 0
     scans = [(uid, list(group)) for uid, group in groupby(found, key=lambda nodule: nodule.series_uid)]
-    for uid, group in tqdm(scans, desc="scans", unit="scan", leave=False, disable=len(scans) < 5):
+    for uid, group in progress(scans, desc="scans", unit="scan", leave=False, disable=len(scans) < 5):
         series, missing = _series(uid, index, skips)
         irregular += series is not None and not series.regular
         for nodule in group:
