@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from pretrain_ways import DTYPES, LMS, Way, build_lm, some_fields, ways
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.targets import FieldSampler, StatesTarget
 from vivid_monai.engines.optimizer import build_optimizer
+from vivid_monai.engines.speed import operations, product_rate
 from vivid_monai.engines.step import PrepareBatch, PretrainStep, autocast
 from vivid_monai.images.augment import RandomAugmentation
 from vivid_monai.images.preprocess import Preprocess
@@ -153,7 +153,7 @@ class Job:
         hook = lm and lm.model.register_forward_pre_hook(
             lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
         )
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), operations() as counter:
             self.step()
         if hook:
             hook.remove()
@@ -251,22 +251,10 @@ def every_field(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "states": states, "asked": torch.ones_like(batch["asked"])}
 
 
-def matmul_rate(args: argparse.Namespace, n: int = 2048) -> float:
+def matmul_rate(args: argparse.Namespace) -> float:
     """TFLOP per second of a square matrix product in the LM's dtype."""
-    n = n if args.device == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=args.device, dtype=DTYPES[args.dtype]) for _ in range(2))
-
-    def products(times: int) -> float:
-        """Seconds of one."""
-        started = time.perf_counter()
-        for _ in range(times):
-            a @ b
-        if args.device != "cpu":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - started) / times
-
-    products(1)
-    return 2 * n**3 / products(5 if args.device == "cpu" else 50) / 1e12
+    side = 2048 if args.device == "cpu" else None
+    return product_rate(args.device, DTYPES[args.dtype], side=side) / 1e12
 
 
 def table(result: dict[str, Any]) -> str:

@@ -332,10 +332,13 @@ def compare(reference: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 def _content(path: Path) -> Any:
     """Of a file what must be the same: its bytes, without dates, durations, drawn UIDs and the word --resume."""
+    if path.name in ("times.csv", "progress.png"):  # which shows them
+        return "durations"
     if path.name in ("results.json", "config.json"):
         return _timeless(json.loads(path.read_text(encoding="utf-8")))
     if path.name == "report.html":
         text, _, _ = path.read_text(encoding="utf-8").partition('<section aria-labelledby="again">')
+        text = re.sub('<section aria-labelledby="training">.*?</section>', "", text, flags=re.DOTALL)
         return re.sub(r"\d{4}-\d\d-\d\dT[\d:+]+|<dt>seconds</dt>\s*<dd>.*?</dd>", "", text)
     if path.parent.name == "probes":
         with safe_open(path, "np") as file:
@@ -362,7 +365,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return str(value.dtype), tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(one) for key, one in value.items() if key != "times"}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else repr(value)  # NaN is not NaN
 
 

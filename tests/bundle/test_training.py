@@ -73,7 +73,7 @@ def test_leaves_a_working_classifier_and_everything_that_tells_of_it(bundle, tmp
     assert json.loads((run / "config.json").read_text())["image_size"] == 32, "overrides are in the resolved config"
     with (run / "curves.csv").open() as file:
         assert [int(float(row["step"])) for row in csv.DictReader(file)] == [4, 8]
-    assert (run / "curves.png").stat().st_size > 5000
+    assert (run / "progress.png").stat().st_size > 5000
     assert list((run / "tensorboard").iterdir())
     assert not any("model.layers" in name for path in (run / "checkpoints").iterdir()
                    for name in torch.load(path, weights_only=True)["network"])  # fmt: skip

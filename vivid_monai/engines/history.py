@@ -1,17 +1,19 @@
 """What a run shows and records of itself: progress, images left out, a table and a picture of its curves."""
 
-import csv
 import logging
-import math
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 
+from vivid_monai.engines.speed import Pace, product_rate
 from vivid_monai.logs import progress
+from vivid_monai.storage.curves import CURVES, PICTURE, TIMES, panels, write_rows
 from vivid_monai.storage.files import whole_file
 from vivid_monai.storage.skipped import SkipReport
 
@@ -19,7 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Trainer handler: one bar over all steps with the loss and its terms, and one line per validation.
+    """Trainer handler: one bar over all steps with images per second, MFU, the loss and its terms; one line per
+    validation, and one with the speed at the end.
+
+    Images per second are those of the epoch so far, validation apart. MFU is what a step computes, as
+    :class:`~vivid_monai.engines.step.PretrainStep` counts it, as a share of what a matrix product makes in the same
+    process; there is none where nothing was counted.
 
     Main process only. (Ignite's ProgressBar draws a line for every step into a log file.)
 
@@ -31,23 +38,43 @@ class Progress:
     def __init__(self, *, validator: Engine, title: str = "pretraining") -> None:
         self._validator, self._title = validator, title
         self._bar: Any = None
+        self._epoch, self._run, self._rate = Pace(), Pace(), 0.0
 
     def attach(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.STARTED, self._open)
+            engine.add_event_handler(Events.EPOCH_STARTED, self._epoch.restart)
+            for pace in (self._epoch, self._run):
+                pace.attach(engine)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
-            engine.add_event_handler(Events.COMPLETED, lambda: self._bar.close())
+            engine.add_event_handler(Events.COMPLETED, self._close)
             self._validator.add_event_handler(Events.COMPLETED, self._show, engine)
 
-    def _open(self, engine: Engine) -> None:
+    def _open(self, engine: Any) -> None:
         state = engine.state
+        if hasattr(engine, "amp"):  # MONAI's; measured before the clock of the first step runs
+            dtype = engine.amp_kwargs.get("dtype", torch.bfloat16) if engine.amp else torch.float32
+            self._rate = product_rate(state.device, dtype)
         steps = (state.max_epochs or 0) * (state.epoch_length or 0)
         self._bar = progress(total=steps, initial=state.iteration, desc=self._title, unit="step")
 
     def _step(self, engine: Engine) -> None:
         shown = {name: f"{value:.3f}" for name, value in training_numbers(engine).items() if name != "grad_norm"}
-        self._bar.set_postfix(shown, refresh=False)
+        if (share := self._share(engine, self._epoch.images_per_s)) is not None:
+            shown = {"MFU": f"{share:.1%}", **shown}
+        self._bar.set_postfix({"images/s": f"{self._epoch.images_per_s:.3g}", **shown}, refresh=False)
         self._bar.update()
+
+    def _share(self, engine: Any, images_per_s: float) -> float | None:
+        flop = getattr(engine.state, "flop_per_image", None)
+        return flop * images_per_s / idist.get_world_size() / self._rate if flop and self._rate else None
+
+    def _close(self, engine: Engine) -> None:
+        self._bar.close()
+        run = self._run
+        share = self._share(engine, run.images_per_s)
+        mfu = f", MFU {share:.1%} of {self._rate / 1e9:,.0f} GFLOP/s" if share is not None else ""
+        logger.info("%d images in %.1f s: %.4g images/s%s", run.images, run.seconds, run.images_per_s, mfu)
 
     def _show(self, validator: Engine, engine: Engine) -> None:
         measured = {name: value for name, value in numbers(validator.state.metrics).items() if not PER_FIELD(name)}
@@ -99,14 +126,17 @@ class SkipList:
 
 
 class History:
-    """Trainer handler that writes ``curves.csv`` and ``curves.png`` at the end of every epoch.
+    """Trainer handler that writes ``curves.csv``, ``times.csv`` and ``progress.png`` at the end of every epoch.
 
-    A row holds the step, the means of the training numbers since the row before, the learning rates and, where this
-    epoch was validated, every number the validator measured; there is one of step 0 where a handler before this one has
-    validated then. The rows travel with the checkpoint, so a resumed run has one unbroken table.
+    A row of curves.csv holds the step, the means of the training numbers since the row before, the learning rates and,
+    where this epoch was validated, every number the validator measured; there is one of step 0 where a handler before
+    this one has validated then. One of times.csv, which differs from run to run as curves.csv does not, holds the step,
+    the seconds of the run so far, and the images per second of all processes since the row before, validation apart.
+    The rows travel with the checkpoint, so a resumed run has unbroken tables; the time between its parts does not
+    count.
 
     Args:
-        directory: where the two files go.
+        directory: where the files go.
         validator: the evaluator whose ``state.metrics`` are recorded; attach this handler after the validation handler.
         optimizer: whose learning rates are recorded, by the ``name`` of its groups.
     """
@@ -115,6 +145,8 @@ class History:
         self.directory = Path(directory)
         self._validator, self._optimizer = validator, optimizer
         self.rows: list[dict[str, float]] = []
+        self.times: list[dict[str, float]] = []
+        self._pace, self._started, self._before = Pace(), time.perf_counter(), 0.0
         self._measured: dict[str, float] = {}
         self._sums: dict[str, float] = {}
         self._steps = 0
@@ -122,15 +154,28 @@ class History:
     def attach(self, engine: Engine) -> None:
         self._validator.add_event_handler(Events.COMPLETED, self._measure)
         engine.add_event_handler(Events.STARTED, self._first)
+        engine.add_event_handler(Events.STARTED, self._start)
+        self._pace.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._row)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": [dict(row) for row in self.rows], "sums": dict(self._sums), "steps": self._steps}
+        rows, times = ([dict(row) for row in table] for table in (self.rows, self.times))
+        state = {"rows": rows, "sums": dict(self._sums), "steps": self._steps}
+        return {**state, "times": {"rows": times, "seconds": self._seconds()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rows = [dict(row) for row in state["rows"]]
         self._sums, self._steps = dict(state["sums"]), state["steps"]
+        times = state.get("times", {"rows": [], "seconds": 0.0})  # checkpoints of before have none
+        self.times, self._before = [dict(row) for row in times["rows"]], times["seconds"]
+        self._started = time.perf_counter()
+
+    def _start(self) -> None:
+        self._started = time.perf_counter()
+
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
 
     def _add(self, engine: Engine) -> None:
         for name, value in training_numbers(engine).items():
@@ -150,37 +195,30 @@ class History:
         measured = {f"val/{name}": value for name, value in self._measured.items()}
         self.rows.append({"step": engine.state.iteration, **means, **rates, **measured})
         self._sums, self._steps, self._measured = {}, 0, {}
+        if self._pace.images:
+            speed = {"seconds": round(self._seconds(), 2), "images_per_s": round(self._pace.images_per_s, 2)}
+            self.times.append({"step": engine.state.iteration, **speed})
+            self._pace.restart()
         if idist.get_rank() == 0:
-            columns = list(dict.fromkeys(key for row in self.rows for key in row))
-            with whole_file(self.directory / "curves.csv") as part, part.open("w", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self.rows)
-            _draw_curves(self.rows, self.directory / "curves.png")
+            write_rows(self.directory / CURVES, self.rows)
+            write_rows(self.directory / TIMES, self.times)
+            _draw([*self.rows, *self.times], self.directory / PICTURE)
 
 
-def _draw_curves(rows: list[dict[str, float]], path: Path) -> None:
-    """Four small plots over steps: training loss, validation AUROC, the image's part in the NLL, the SPD penalty."""
+def _draw(rows: list[dict[str, float]], path: Path) -> None:
+    """A small plot over steps for each panel that has anything to show."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = {
-        "training loss (nats)": r"train/(?!.*(penalty|grad_norm)$)",
-        "validation macro AUROC": r"val/.*macro_auroc(/|$)",
-        "validation state NLL (nats)": r"val/.*nll_(own|shuffled|blank)$",
-        "SPD overlap (mean |cos|)": r"train/.*penalty$",
-    }
-    names = dict.fromkeys(name for row in rows for name in row)
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    shown = panels(rows)
+    figure = Figure(figsize=(15, 3.3 * -(-len(shown) // 3)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (title, pattern) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        for name in filter(re.compile(pattern).match, names):
-            points = [(row["step"], row[name]) for row in rows if not math.isnan(row.get(name, math.nan))]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-        axis.set(title=title, xlabel="step", visible=bool(axis.lines))
+    for number, (title, lines) in enumerate(shown.items(), 1):
+        axis = figure.add_subplot(-(-len(shown) // 3), 3, number)
+        for name, points in lines.items():
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=8)
+        axis.legend(fontsize=8)
     with whole_file(path) as part:
         figure.savefig(part, dpi=110, format="png")

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
+from vivid_monai.engines.speed import operations
 from vivid_monai.errors import VividError
 from vivid_monai.images.augment import RandomAugmentation
 
@@ -90,6 +91,10 @@ class PretrainStep:
     All numbers of a step are read from the device at once, after the backward pass and before the optimiser's step:
     this is the only time that the host waits for the device.
 
+    In the second step torch's counter looks on: ``engine.state.flop_per_image`` is what this process computed, by the
+    image. Nothing is computed twice or in another way for it, so the weights are those of a run without it. Of what is
+    compiled there is no count, and layers in 8 or 4 bits are not seen.
+
     Args:
         micro_batch_size: most images of a forward pass: the batch is cut into equally many parts on every process, of
             sizes that differ by at most one; ``None`` takes it whole.
@@ -109,9 +114,18 @@ class PretrainStep:
             raise VividError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
         self.micro_batch_size = micro_batch_size
         self.clip_norm = clip_norm
-        self._first = True
+        self._number = 0
 
     def __call__(self, engine: Any, batch: Mapping[str, Any]) -> list[dict[str, float]]:
+        self._number += 1
+        if self._number != 2 or _is_compiled(unwrap(engine.network)):
+            return self._step(engine, batch)
+        with operations() as counter:
+            told = self._step(engine, batch)
+        engine.state.flop_per_image = counter.get_total_flops() / max(1, len(batch["image"]))
+        return told
+
+    def _step(self, engine: Any, batch: Mapping[str, Any]) -> list[dict[str, float]]:
         whole = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
         network, pretrainer = engine.network, unwrap(engine.network)
         network.train()
@@ -127,8 +141,7 @@ class PretrainStep:
                 "compares them with each other: set it to null and take a smaller batch_size, or more processes"
             )
         world_size = dist.get_world_size() if dist.is_initialized() else 1
-        if self._first:
-            self._first = False
+        if self._number == 1:
             _tell_of_batch_norms(pretrainer, parts, world_size)
         terms = list(pretrainer.weights)
         own = pretrainer.counts(whole)
@@ -204,6 +217,10 @@ class ValidationStep:
 def unwrap(network: nn.Module) -> Any:
     """The module inside :class:`~torch.nn.parallel.DistributedDataParallel`, or the module itself."""
     return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def _is_compiled(network: nn.Module) -> bool:
+    return any(module._compiled_call_impl is not None for module in network.modules())
 
 
 def _tell_of_batch_norms(network: nn.Module, parts: int, world_size: int) -> None:

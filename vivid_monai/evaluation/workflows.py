@@ -53,7 +53,8 @@ TRAINING_FILES = {
     "model.pt": "encoder, read-out and head{published}",
     "features/": "the encoder's features of all images, which vivid bundle reads",
     "skipped_in_training.csv": "images that could not be read while the encoder was pretrained",
-    "curves.csv, curves.png": "loss, validation AUROC and NLL over the steps",
+    "curves.csv, progress.png": "loss, validation AUROC, NLL and learning rates over the steps; drawn with the speed",
+    "times.csv": "seconds and images per second over the steps",
 }
 Specs = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
