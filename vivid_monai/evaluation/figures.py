@@ -4,7 +4,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -239,6 +239,24 @@ def _unit_axes(figure: Figure, place: tuple[float, float, float, float], x: str,
     axes.set_ylabel(y, labelpad=-4)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
     return axes
+
+
+@in_style
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], name: str, title: str) -> Markup:
+    """Values over the steps of a run, a line each in the order of :func:`key`.
+
+    Args:
+        lines: by their names, points (step, value).
+        name, title: as of :func:`to_svg`.
+    """
+    figure = figure_of(1.6 * SIDE, SIDE)
+    axes = figure.add_axes((0.13, 0.155, 0.85, 0.825))
+    axes.grid()
+    axes.set_xlabel("step", labelpad=1)
+    for series, points in enumerate(lines.values()):
+        look: dict[str, Any] = {"marker": _marker(series), "markersize": 3.4 if len(points) < 40 else 0}
+        axes.plot(*zip(*points, strict=True), **_line(series), **look, linewidth=1.3)
+    return to_svg(figure, "curve", name, title)
 
 
 @in_style

@@ -92,6 +92,23 @@ def headline(results: Results) -> list[str]:
     return sentences
 
 
+def run_title(results: Results) -> str:
+    """A run by its name, its first encoder and its data set: phantom: vit-nano/16 on phantom."""
+    described = next(iter(results.encoders.values()))["encoder"]
+    data = results.run.get("data", {}).get("dataset")
+    return f"{results.task}: {described.get('architecture') or described['kind']}" + (f" on {data}" if data else "")
+
+
+def duration(seconds: float) -> str:
+    """41 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def interval_words(results: Results, *, seeds: bool = True) -> str:
     """How the intervals were made, and what ``seeds`` mean for them."""
     how = results.intervals

@@ -18,7 +18,7 @@ from vivid_monai import __version__
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation import format as words
 from vivid_monai.evaluation.examples import Examples, draw_examples
-from vivid_monai.evaluation.figures import Line, forest, key, reliability, reliability_bins, roc
+from vivid_monai.evaluation.figures import Line, curves, forest, key, reliability, reliability_bins, roc
 from vivid_monai.evaluation.measure import PAIRED, Runs, difference_rows, resample, rows_of
 from vivid_monai.evaluation.results import (
     ALL,
@@ -34,6 +34,7 @@ from vivid_monai.evaluation.results import (
     read_predictions,
     write_csv,
 )
+from vivid_monai.evaluation.training import Training, read_training
 from vivid_monai.metrics.intervals import Patients
 from vivid_monai.metrics.masked import masked_auroc
 from vivid_monai.metrics.statistics import BINS
@@ -65,14 +66,16 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         VividError: a file is missing or broken, they are not of one run, or the page cannot be written.
     """
     results, predictions = load_run(folder)
-    stored = folder / "examples.npz"
+    stored, training = folder / "examples.npz", read_training(folder)
     page = out or folder / "report.html"
     _render(
         "report.html.j2",
         page,
         results,
         predictions,
-        title=f"{results.task}: evaluation",
+        title=words.run_title(results) if training else f"{results.task}: evaluation",
+        training=training,
+        curves=_curves(training) if training else [],
         headline=words.headline(results),
         intervals=words.interval_words(results),
         datasets={
@@ -306,6 +309,17 @@ def _panels(results: Results, predictions: Predictions) -> tuple[list[dict[str, 
     return panels, without
 
 
+def _curves(training: Training) -> list[dict[str, Any]]:
+    """Each panel of the training's curves, with the last value of each line."""
+    shown = []
+    for number, (title, lines) in enumerate(training.panels.items()):
+        last = {name: points[-1][1] for name, points in lines.items()}
+        said = "; ".join(f"{name} {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in lines.items())
+        drawn = curves(lines, f"curve{number}", f"{title} over {training.steps} steps. First and last: {said}.")
+        shown.append({"title": title, "last": last, "drawn": drawn})
+    return shown
+
+
 def _of_all(results: Results, metric: str, field: str) -> str:
     return "; ".join(f"{name} {words.estimate(results.get(metric, field, name))}" for name in results.encoders)
 
@@ -350,7 +364,8 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (words.number, words.signed, words.count, words.interval, words.difference_words, words.metric_name)
+    filters: tuple[Any, ...] = (words.number, words.signed, words.count, words.interval, words.difference_words)
+    filters += (words.metric_name, words.duration, words.run_title)
     environment.filters |= {function.__name__: function for function in filters}
     environment.globals |= {
         "METRICS": {metric: words.NAMES[metric] for metric in METRICS},
