@@ -107,7 +107,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     add("paths", nargs="+", metavar="PATH", help="an image or a folder of images")
     add_answering(parser)
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="where the answers go")
-    add("--overlays", action="store_true", help="draw where the ViT looked")
+    add("--overlays", action="store_true", help="draw which parts speak for the most probable findings")
     add("--reports", action="store_true", help="write a DICOM SR for each DICOM image (needs vivid-monai[dicom-sr])")
     add("--batch-size", type=int, default=8, help="images to a forward pass")
     add("--workers", "--num-workers", type=int, default=0, metavar="N", help="processes that read images")

@@ -118,8 +118,13 @@ class BundleModel:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Images (B, C, H, W), preprocessed → probabilities (B, F), and distances (B,) from the training images."""
+        return self.probabilities(images), self.ood.distance(thumbnail_features(images).numpy())
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> NDArray[np.float64]:
+        """The probabilities (B, F) alone."""
         logits = self._network(images)[0] if self.runtime == "onnx" else self._network(images).numpy()
-        return expit(logits.astype(np.float64)), self.ood.distance(thumbnail_features(images).numpy())
+        return expit(logits.astype(np.float64))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import Compose
-from numpy.typing import NDArray
-from PIL import Image
 from pydicom.misc import is_dicom
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -22,6 +20,7 @@ from torch.utils.data import DataLoader
 from vivid_monai.deploy.eligibility import RefuseByTagsd, check_accept
 from vivid_monai.deploy.inputs import JOURNAL, UNSEEN, Input, InputDataset
 from vivid_monai.deploy.model import BundleModel
+from vivid_monai.deploy.overlays import Heat, save_overlay
 from vivid_monai.deploy.postprocessing import (
     ANSWERED,
     NOT_ASSESSED,
@@ -33,12 +32,10 @@ from vivid_monai.deploy.postprocessing import (
 )
 from vivid_monai.deploy.sr import LONG, Algorithm, write_sr
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.examples import blend
-from vivid_monai.images.preprocess import Preprocess
+from vivid_monai.evaluation.heatmaps import heat_maps, most_probable
+from vivid_monai.images.read import ImageError
 from vivid_monai.logs import progress
-from vivid_monai.networks.classifier import Classifier
 from vivid_monai.networks.library import import_library
-from vivid_monai.networks.vit import ViT
 from vivid_monai.storage.files import whole_file
 from vivid_monai.ums.record import Record
 from vivid_monai.ums.verify import verify
@@ -48,10 +45,9 @@ FILES = {
     "records.jsonl": "the answered images as UMS records",
     "not_assessed.csv": "images unlike what the model was trained on, with the reason",
     "unreadable.csv": "files that could not be read, with the reason",
-    "overlays/": "where the ViT looked",
+    "overlays/": "which parts of an image speak for its most probable findings",
     "reports/": "DICOM SR of the DICOM images",
 }
-OVERLAY_SIDE = 448  # pixels
 
 
 @dataclass(frozen=True)
@@ -108,27 +104,26 @@ def predict(
     Run again with the same folder, it predicts what is missing. Interrupted, even killed, it leaves what it has.
 
     Args:
-        overlays: draw where a ViT looked at each answered image.
+        overlays: draw what speaks for the most probable findings of each answered image, which takes
+            :data:`~vivid_monai.evaluation.heatmaps.GRID` ** 2 more answers.
         reports: write a DICOM SR for each DICOM image that could be read.
         accept: tags that forbid no answer, as of :class:`~vivid_monai.deploy.eligibility.RefuseByTagsd`.
 
     Raises:
-        VividError: the folder holds predictions of another model or other settings, or cannot be written; overlays of
-            a network without attention, or reports without highdicom are asked for; an unknown tag, a batch without
-            images; a record that contradicts itself.
+        VividError: the folder holds predictions of another model or other settings, or cannot be written; reports
+            without highdicom are asked for; an unknown tag, a batch without images; a record that contradicts itself.
     """
     if batch_size < 1 or num_workers < 0:
         name, least, given = ("batch-size", 1, batch_size) if batch_size < 1 else ("workers", 0, num_workers)
         raise VividError(f"--{name} must be {least} or more, not {given}")
-    if overlays and not isinstance(model.classifier.encoder, ViT):
-        raise VividError(f"{model.name}: has no attention to draw; leave --overlays out")
     if reports:
         import_library("highdicom", '"vivid-monai[dicom-sr]"')  # now, and not once for every image
     overridden, transform = check_accept(accept), reading(model, accept)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"model": model.name, "version": model.version, "weights": model.fingerprint}  # one file, one runtime
     asked = {"accept": list(overridden)} if overridden else {}
-    journal = Journal(folder, {**settings, "overlays": overlays, "reports": reports, **asked})
+    drawn = "evidence" if overlays else False  # True: attention, as of earlier versions
+    journal = Journal(folder, {**settings, "overlays": drawn, "reports": reports, **asked})
     waiting = [one for one in inputs if one not in journal.entries]
     may_be = {"overlay": overlays, "report": reports, "accepted": accept, "reason": True}
     more = [name for name, is_asked in may_be.items() if is_asked]
@@ -140,12 +135,11 @@ def predict(
             dataset: Any = InputDataset(waiting, transform, shape=model.preprocess.shape) if waiting else []
             options: Any = {"collate_fn": list, "worker_init_fn": _quiet_worker}
             loader: Any = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, **options)
-            for image, (entry, picture) in zip(waiting, answers(model, loader, overlays=overlays), strict=True):
+            for image, (entry, pixels) in zip(waiting, answers(model, loader), strict=True):
                 entry = replace(entry, image=image)
                 number = f"{len(journal.entries):06d}"
-                if picture:
-                    entry = replace(entry, overlay=f"overlays/{number}.png")
-                    save_overlay(*picture, model.preprocess, folder / entry.overlay)
+                if overlays and entry.status == ANSWERED:
+                    entry = _drawn(model, entry, pixels, folder, f"overlays/{number}.png")
                 if reports and entry.status != UNREADABLE and is_dicom(entry.image.path):
                     entry = _reported(model, entry, folder, f"reports/{number}.dcm")
                 journal.add(entry)
@@ -180,11 +174,8 @@ def reading(model: BundleModel, accept: Sequence[str] = ()) -> Compose:
     return Compose([by_tags, *model.preprocess.transform().transforms])
 
 
-def answers(
-    model: BundleModel, batches: Iterable[Sequence[Mapping[str, Any]]], *, overlays: bool = False
-) -> Iterator[tuple[Entry, tuple[Tensor, NDArray] | None]]:
-    """An entry for each item of :class:`InputDataset` and, for the overlay of an answered one, its pixels and the
-    attention on them.
+def answers(model: BundleModel, batches: Iterable[Sequence[Mapping[str, Any]]]) -> Iterator[tuple[Entry, Tensor]]:
+    """An entry for each item of :class:`InputDataset`, and the item's image as the network sees it.
 
     Raises:
         VividError: a record that contradicts itself.
@@ -193,24 +184,38 @@ def answers(
     for batch in batches:
         scored: Iterator[Any] = iter(())
         if images := [torch.as_tensor(item["image"]) for item in batch if item["status"] == ANSWERED]:
-            stacked = torch.stack(images)
-            maps = attention_maps(model.classifier, stacked) if overlays else [None] * len(images)
-            scored = zip(images, *model(stacked), maps, strict=True)
+            scored = zip(images, *model(torch.stack(images)), strict=True)
         for item in batch:
             path = item["path"]
             entry = Entry(Input(path, 0, 0), item["status"], item["reason"], accepted=item["accepted"])
             if item["status"] != ANSWERED:
-                yield entry, None
+                yield entry, torch.empty(0)
                 continue
-            pixels, probabilities, distance, attention = next(scored)
+            pixels, probabilities, distance = next(scored)
             if not distance <= limit:
                 reason = f"{UNLIKE}: distance {distance:.1f}, limit {limit:.1f}"
-                yield replace(entry, status=NOT_ASSESSED, reason=reason), None
+                yield replace(entry, status=NOT_ASSESSED, reason=reason), pixels
                 continue
             entry = replace(entry, probabilities=[round(float(value), 6) for value in probabilities])
             if wrong := verify(model.rules.record(path, entry.probabilities, entry.accepted), model.label_space):
                 raise VividError(f"{path}: the findings contradict each other: {wrong[0].message}")
-            yield entry, (pixels, attention) if overlays else None
+            yield entry, pixels
+
+
+def _drawn(model: BundleModel, entry: Entry, pixels: Tensor, folder: Path, overlay: str) -> Entry:
+    """The entry with its overlay, or with the reason why there is none."""
+    answered = [i for i, rule in enumerate(model.rules.spec["fields"]) if not rule["unanswered"]]
+    candidates = [i for i in answered if model.fields[i] != model.rules.spec["no_finding"]]
+    shown = most_probable(np.array(entry.probabilities), candidates)
+    if not shown:
+        return replace(entry, reason="no overlay: the model answers no finding")
+    maps = heat_maps(model.probabilities, pixels, shown)
+    heats = [Heat(model.fields[i], entry.probabilities[i], one) for i, one in zip(shown, maps, strict=True)]
+    try:
+        save_overlay(entry.image.path, heats, model.preprocess, folder / overlay)
+    except ImageError as error:  # the file is not what it was
+        return replace(entry, reason=f"no overlay: {error}")
+    return replace(entry, overlay=overlay)
 
 
 def _reported(model: BundleModel, entry: Entry, folder: Path, report: str) -> Entry:
@@ -300,44 +305,3 @@ def _write_row(writer: PredictionsWriter, rules: DecisionRules, entry: Entry, mo
     path, answered = entry.image.path, entry.status == ANSWERED
     record = rules.record(path, entry.probabilities, entry.accepted) if answered else None
     writer.write(path, entry.status, record, entry.reason, [getattr(entry, name) for name in more])
-
-
-@torch.no_grad()
-def attention_maps(classifier: Classifier, images: Tensor) -> NDArray[np.float32]:
-    """Attention, mean over its heads, from what is pooled to the patches.
-
-    That is SPD's, mean over its groups, where the classifier reads through it; else the last block's, from the CLS
-    token (Caron et al. 2021, arXiv:2104.14294), from the patches where these are pooled, or the mean of both. It shows
-    what was gathered from, and neither why nor for which finding.
-
-    Args:
-        images: (B, C, H, W), preprocessed.
-
-    Returns:
-        float32 (B, h, w); what is missing to a sum of 1 lies on the CLS token.
-    """
-    vit: ViT = classifier.encoder
-    if classifier.spd is not None:
-        return classifier.spd(vit(images)).attention.mean(1)[:, 1:].unflatten(1, vit.grid).numpy()
-    attention: Any = vit.blocks[-1].attn
-    kept = attention.use_flash_attention, attention.save_attn
-    attention.use_flash_attention, attention.save_attn = False, True
-    try:
-        vit(images)
-        weights = attention.att_mat.mean(1)
-    finally:
-        attention.use_flash_attention, attention.save_attn = kept
-        attention.att_mat = torch.Tensor()
-    rows = {"cls": weights[:, 0], "mean": weights[:, 1:].mean(1)}
-    pooled = torch.stack([rows[part] for part in classifier.pool.split("+")]).mean(0)
-    return pooled[:, 1:].unflatten(1, vit.grid).numpy()
-
-
-def save_overlay(image: Tensor, attention: NDArray[np.float32], preprocess: Preprocess, path: Path) -> None:
-    """Write one map over its image (C, H, W), as preprocessed, as a PNG."""
-    mean, std = (np.atleast_1d(np.asarray(one))[0] for one in (preprocess.mean, preprocess.std))
-    pixels = np.clip(image[0].numpy() * std + mean, 0, 1) * 255
-    size = (OVERLAY_SIDE, OVERLAY_SIDE)
-    grey = Image.fromarray(pixels.round().astype(np.uint8)).convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    with whole_file(path) as part:
-        blend(grey, attention).save(part, "PNG")

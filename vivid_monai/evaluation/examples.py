@@ -1,4 +1,4 @@
-"""Example images for the report, chosen by a hash of their ids, with the attention maps of SPD's groups."""
+"""Example images for the report, chosen by a hash of their ids, with maps of their findings and of SPD's groups."""
 
 import base64
 import io
@@ -9,22 +9,37 @@ from hashlib import blake2b
 from itertools import chain, combinations, zip_longest
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-import matplotlib
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from vivid_monai.data.dataset import ImageDataset
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders import VividEncoder
+from vivid_monai.evaluation.encoders import Encoder, TokenEncoder
+from vivid_monai.evaluation.heatmaps import blend, colour_bar, heat_maps, is_faint, most_probable
+from vivid_monai.evaluation.probes import AttentiveProbe
+from vivid_monai.evaluation.probes.base import Probe
 from vivid_monai.images.preprocess import plain_tensors
 from vivid_monai.networks.spd import SPD
 from vivid_monai.storage.files import whole_file
 from vivid_monai.storage.skipped import Skipped
 from vivid_monai.ums.states import NULL, PRESENT
+
+
+class Heats(NamedTuple):
+    """Maps of J findings of each of K images, as of :func:`~vivid_monai.evaluation.heatmaps.heat_maps`.
+
+    Attributes:
+        values: float32 (K, J, h, w), log odds.
+        fields: str (K, J), the most probable findings, the first before the others.
+        probabilities: float64 (K, J).
+    """
+
+    values: np.ndarray
+    fields: np.ndarray
+    probabilities: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -36,17 +51,21 @@ class Examples:
         ids: str (K,).
         maps: float32 (K, G, h, w), each group's attention over the patches; what is missing to a sum of 1 lies on the
             CLS token. None where there was no SPD.
+        heats: what speaks for the most probable findings of each; None where there was no probe to ask.
     """
 
     images: np.ndarray
     ids: np.ndarray
     maps: np.ndarray | None = None
+    heats: Heats | None = None
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write an .npz, whole or not at all. Raises VividError where the file cannot be written."""
         arrays = {"images": self.images, "ids": self.ids.astype(str)}
         if self.maps is not None:
             arrays["maps"] = self.maps
+        if self.heats is not None:
+            arrays |= {f"heat_{name}": value for name, value in self.heats._asdict().items()}
         with whole_file(path) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
@@ -56,21 +75,32 @@ class Examples:
         try:
             with np.load(Path(path), allow_pickle=False) as file:
                 images, ids, maps = file["images"], file["ids"], file.get("maps")
+                heats = Heats(*(file[f"heat_{name}"] for name in Heats._fields)) if "heat_values" in file else None
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise VividError(f"{path}: no examples: {error}; run the evaluation again") from error
         shapes = [images.ndim == 3, ids.shape == images.shape[:1], images.dtype == np.uint8]
         if maps is not None:
             shapes += [maps.ndim == 4, len(maps) == len(images)]
+        if heats is not None:
+            shapes += [heats.values.ndim == 4, len(heats.values) == len(images)]
+            shapes += [one.shape == heats.values.shape[:2] for one in heats[1:]]
         if not all(shapes):
             raise VividError(f"{path}: its arrays do not belong together; run the evaluation again")
-        return cls(images, ids, maps)
+        return cls(images, ids, maps, heats)
 
 
 @torch.no_grad()
 def collect_examples(
-    encoder: VividEncoder, items: Sequence[dict[str, Any]], *, spd: SPD | None = None, n: int = 6
+    encoder: Encoder,
+    items: Sequence[dict[str, Any]],
+    *,
+    spd: SPD | None = None,
+    n: int = 6,
+    probe: Probe | None = None,
+    fields: Sequence[str] = (),
+    no_finding: str | None = None,
 ) -> Examples:
-    """Run our ViT, and SPD on its tokens, on a few images.
+    """Run an encoder of images, its probe, and SPD on its tokens, on a few images.
 
     The images come in the order of a hash of their ids, by turns one with a field that is present and one without any,
     until there are n; where one kind is used up, the other goes on. Images that nothing is known of are not shown, and
@@ -81,6 +111,9 @@ def collect_examples(
         items: of :meth:`~vivid_monai.data.manifest.Manifest.items`.
         spd: as wide as the ViT; without it there are no maps.
         n: number of images.
+        probe: fitted to the encoder's features, or for a probe of tokens to its tokens; without it there are no maps of
+            findings.
+        fields: the findings that it answers; no_finding: the one of them that is none.
 
     Raises:
         VividError: no image to show, or an SPD of another width.
@@ -112,7 +145,30 @@ def collect_examples(
         tokens = encoder.network(torch.stack(inputs).to(next(encoder.parameters()).device))
         attention = spd(tokens.to(spd.queries.device)).attention.float().cpu()
         maps = attention[:, :, encoder.network.prefix :].unflatten(2, tuple(encoder.network.grid)).numpy()
-    return Examples(np.stack(images), np.array(ids, dtype=str), maps)
+    heats = _heats(encoder, inputs, probe, fields, no_finding) if probe else None
+    return Examples(np.stack(images), np.array(ids, dtype=str), maps, heats)
+
+
+def _heats(
+    encoder: Encoder, inputs: Sequence[torch.Tensor], probe: Probe, fields: Sequence[str], no_finding: str | None
+) -> Heats | None:
+    features = TokenEncoder(encoder) if isinstance(probe, AttentiveProbe) else encoder
+    device = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
+    candidates = [i for i, name in enumerate(fields) if name != no_finding and i not in probe.untrained]
+    if not candidates:
+        return None
+
+    def answer(images: torch.Tensor) -> np.ndarray:
+        return probe.probabilities(features(images.to(device)).float().cpu().numpy())
+
+    values, names, probabilities = [], [], []
+    for image in inputs:
+        own = answer(image[None])[0]
+        shown = most_probable(own, candidates)
+        values.append(heat_maps(answer, image, shown))
+        names.append([fields[i] for i in shown])
+        probabilities.append(own[shown])
+    return Heats(np.stack(values), np.array(names, dtype=str), np.stack(probabilities))
 
 
 def _in_order(items: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -124,7 +180,6 @@ def _in_order(items: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 SIDE = 224  # pixels of the longer side on the page
-_STRONGEST = 0.75  # opacity of the map where it is highest
 
 
 def draw_examples(examples: Examples) -> list[dict[str, Any]]:
@@ -133,19 +188,36 @@ def draw_examples(examples: Examples) -> list[dict[str, Any]]:
     Returns:
         id, uri, width and height of each; "overlays" of the groups, each with its uri, the "share" of the attention
         that lies on patches (the rest is on CLS) and its "peak": how many times an even share the patch with the most
-        attention gets; "cosines" between groups, as (group, group, cosine), groups from 1.
+        attention gets; "heats" of findings, each with its field, probability, "top" (log odds of its strongest cell)
+        and uri, None where the map is too faint to be shown; "cosines" between groups, as (group, group,
+        cosine), groups from 1.
     """
     drawn = []
     maps = np.empty((len(examples.ids), 0, 1, 1)) if examples.maps is None else examples.maps
-    for key, pixels, groups, cosine in zip(examples.ids, examples.images, maps, cosines(maps), strict=True):
+    heats = (
+        [list(zip(*one, strict=True)) for one in zip(*examples.heats, strict=True)]
+        if examples.heats
+        else [[]] * len(maps)
+    )
+    together = zip(examples.ids, examples.images, maps, cosines(maps), heats, strict=True)
+    for key, pixels, groups, cosine, own in together:
         image = Image.fromarray(pixels).convert("RGB")
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         overlays = [
             {"uri": _uri(blend(image, a)), "share": float(a.sum()), "peak": float(a.max()) * a.size} for a in groups
         ]
+        findings = [
+            {
+                "field": str(field),
+                "probability": float(probability),
+                "top": float(heat.max()),
+                "uri": None if is_faint(heat) else _uri(blend(image, heat)),
+            }
+            for heat, field, probability in zip(*own, strict=True)
+        ]
         pairs = [(i + 1, j + 1, float(cosine[i, j])) for i, j in combinations(range(len(groups)), 2)]
         shown = {"id": str(key), "uri": _uri(image), "width": image.width, "height": image.height}
-        drawn.append({**shown, "overlays": overlays, "cosines": pairs})
+        drawn.append({**shown, "overlays": overlays, "heats": findings, "cosines": pairs})
     return drawn
 
 
@@ -158,16 +230,9 @@ def cosines(maps: np.ndarray) -> np.ndarray:
     return unit @ unit.swapaxes(1, 2)
 
 
-def blend(image: Image.Image, attention: NDArray[np.float32]) -> Image.Image:
-    """An RGB image with a map (h, w) of its patches over it, the clearer the higher, up to the map's maximum."""
-    highest = float(attention.max())
-    relative = attention / highest if highest > 0 else attention
-    smooth = Image.fromarray(relative.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
-    values = np.asarray(smooth)
-    colour = matplotlib.colormaps["inferno"](values, bytes=True)[..., :3]
-    opacity = _STRONGEST * np.sqrt(values)[..., None]
-    mixed = (1 - opacity) * np.asarray(image) + opacity * colour
-    return Image.fromarray(mixed.round().astype(np.uint8))
+def draw_key() -> str:
+    """The colours of a map, from none to the strongest cell, as an address."""
+    return _uri(colour_bar(160, 12))
 
 
 def _uri(image: Image.Image) -> str:

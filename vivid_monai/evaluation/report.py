@@ -17,8 +17,9 @@ from markupsafe import Markup
 from vivid_monai import __version__
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation import format as words
-from vivid_monai.evaluation.examples import Examples, draw_examples
+from vivid_monai.evaluation.examples import Examples, draw_examples, draw_key
 from vivid_monai.evaluation.figures import Line, curves, forest, key, reliability, reliability_bins, roc
+from vivid_monai.evaluation.heatmaps import FAINT, GRID
 from vivid_monai.evaluation.measure import PAIRED, Runs, difference_rows, resample, rows_of
 from vivid_monai.evaluation.results import (
     ALL,
@@ -82,6 +83,9 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
             quote(os.path.relpath(one / "report.html", page.parent)): alone
             for one, alone in read_datasets(folder).items()
         },
+        heat_key=draw_key(),
+        n_cells=GRID**2,
+        faint=FAINT,
         examples=_shown(Examples.load(stored), results, predictions) if stored.is_file() else None,
     )
     write_csv(folder / "metrics.csv", CSV_COLUMNS, csv_rows(results.rows, results.test))

@@ -272,7 +272,7 @@ def write_evaluation(
     """Write numbers, predictions, probes, examples and the page that shows them; return the results as stored.
 
     Args:
-        shown: the encoder whose example images the page shows, where it is one of ours.
+        shown: the encoder whose example images the page shows, where it is one of images; the first one evaluated.
         spd: the query groups that it was pretrained through, for their attention maps.
         n_examples: how many test images the page shows.
     """
@@ -284,11 +284,12 @@ def write_evaluation(
         for seed, probe in zip(results.seeds, probes, strict=True):
             if isinstance(probe, LinearProbe | AttentiveProbe):  # others are as large as their training sets
                 save_probe(probe, folder / "probes" / f"{name}-{seed}.safetensors", fields=results.fields)
-    if isinstance(shown, VividEncoder) and n_examples and shown.preprocess.kind == "image":
+    if n_examples and shown.preprocess.kind == "image":
         items = task.manifest.select("test").items(task.manifest.fields)
-        seen = for_task(shown, window=task.window)
-        assert isinstance(seen, VividEncoder)
-        collect_examples(seen, items, spd=spd, n=n_examples).save(folder / "examples.npz")
+        asked = {"probe": next(iter(evaluated.probes.values()))[0], "fields": results.fields}
+        seen, nothing = for_task(shown, window=task.window), task.manifest.label_space.no_finding
+        examples = collect_examples(seen, items, spd=spd, n=n_examples, no_finding=nothing, **asked)  # type: ignore[arg-type]
+        examples.save(folder / "examples.npz")
     (folder / "skipped.csv").unlink(missing_ok=True)  # of an earlier run into the same folder
     if results.skipped:
         write_csv(folder / "skipped.csv", ("path", "reason", "times"), [(*one, 1) for one in results.skipped])
