@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vivid_monai.evaluation.examples import Examples
+from vivid_monai.evaluation.examples import Examples, Heats
 from vivid_monai.evaluation.features import Features
 from vivid_monai.evaluation.measure import Scored, measure
 from vivid_monai.evaluation.results import Results, write_predictions
@@ -46,6 +46,7 @@ def make_run(
     rare: Sequence[str] = ("Lesion",),
     examples: int = 2,
     maps: bool = True,
+    heats: bool = True,
     seed: int = 0,
     prefix: str = "",
     **changes: object,
@@ -56,7 +57,7 @@ def make_run(
         encoders: name → how much of the truth its scores hold.
         rare: fields with three present images.
         examples: images in examples.npz; 0 for no file.
-        maps: whether they have attention maps.
+        maps: whether they have attention maps; heats: whether they have maps of findings.
         seed: of the scores; states, patients and ids are those of n and fields alone.
         prefix: of the ids in predictions.csv, which those in examples.npz have not.
         changes: parts of the results that are replaced.
@@ -94,7 +95,11 @@ def make_run(
         attention = rng.random((examples, 4, 14, 14)).astype(np.float32) ** 8
         attention /= attention.sum((2, 3), keepdims=True) * 1.1
         names = np.array([key.removeprefix(prefix) for key in ids[:examples]])
-        Examples(pixels, names, attention if maps else None).save(folder / "examples.npz")
+        values = rng.normal(scale=0.4, size=(examples, 2, 7, 7)).astype(np.float32)
+        values[0, 1] = -1  # no evidence
+        shown = Heats(values, np.array([list(fields[:2])] * examples), rng.random((examples, 2)))
+        kept = {"maps": attention if maps else None, "heats": shown if heats and len(fields) > 1 else None}
+        Examples(pixels, names, **kept).save(folder / "examples.npz")
     return results
 
 

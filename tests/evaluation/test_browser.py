@@ -8,6 +8,7 @@ import pytest
 
 from tests.evaluation.browser import DESKTOP, PHONE, TABLES, Page, chromium
 from tests.evaluation.made_run import make_run
+from tests.evaluation.test_training import trained
 from vivid_monai.evaluation.report import write_comparison, write_report
 from vivid_monai.evaluation.results import CLASS_METRICS, Results, Row
 
@@ -22,6 +23,7 @@ SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pages")
+    trained(root / "findings")
     make_run(root / "findings", seeds=(0, 1))
     make_run(root / "classes", fields=ORGANS, exclusive=True, n=400, maps=False)
     make_run(root / "odd", fields=ODD, rare=[], encoders={"</style><b>x": 1.0}, examples=0, warnings=["warn"] * 40)

@@ -1,5 +1,6 @@
 """Example images: which ones are chosen, what is kept of them, and that the maps lie where the attention is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from PIL import Image
 
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder
-from vivid_monai.evaluation.examples import Examples, collect_examples, cosines
+from vivid_monai.evaluation.examples import Examples, Heats, collect_examples, cosines
+from vivid_monai.evaluation.heatmaps import heat_maps
+from vivid_monai.evaluation.probes import LinearProbe
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
@@ -93,6 +96,29 @@ def test_an_image_that_cannot_be_read_is_passed_over(encoder: VividEncoder, item
         collect_examples(encoder, items[14:])
 
 
+def test_findings_are_asked_of_the_probe(encoder: VividEncoder, items: list[dict]) -> None:
+    """Of four findings one is none, and the probe was not fitted to another; the maps are those of the rest."""
+    weight = np.zeros((4, encoder.dim))
+    weight[1:] = np.random.default_rng(1).normal(size=(3, encoder.dim))
+    probe = LinearProbe(weight=weight, bias=np.array([9.0, 1.0, 0.0, 5.0]), untrained=(0,))
+    fields = ["untrained", "a", "b", "No Finding"]
+    got = collect_examples(encoder, items, n=3, probe=probe, fields=fields, no_finding="No Finding").heats
+    assert got is not None
+    assert got.values.shape == (3, 2, 7, 7)
+    assert {*got.fields.ravel()} == {"a", "b"}
+    assert (got.probabilities[:, 0] >= got.probabilities[:, 1]).all()
+    ids = collect_examples(encoder, items, n=3).ids
+    image = encoder.preprocess.transform()({"image": items[number(ids[0])]["image"]})["image"].as_tensor()
+    with torch.no_grad():
+        own = probe.probabilities(encoder(image[None]).numpy())[0]
+        maps = heat_maps(lambda x: probe.probabilities(encoder(x).numpy()), image, [1, 2])
+    order = [fields.index(name) for name in got.fields[0]]
+    np.testing.assert_allclose(got.probabilities[0], own[order], rtol=1e-5)
+    np.testing.assert_allclose(got.values[0], maps[[i - 1 for i in order]], rtol=1e-3, atol=1e-4)
+    nothing = LinearProbe(weight=weight, bias=np.zeros(4), untrained=(0, 1, 2))
+    assert collect_examples(encoder, items, n=1, probe=nothing, fields=fields, no_finding="No Finding").heats is None
+
+
 def test_an_spd_of_another_encoder_is_refused(encoder: VividEncoder, items: list[dict]) -> None:
     with pytest.raises(VividError, match="width 64, the ViT gives 128"):
         collect_examples(encoder, items, spd=SPD(64))
@@ -106,6 +132,12 @@ def test_round_trip(tmp_path: Path, maps: np.ndarray | None) -> None:
     assert np.array_equal(again.images, examples.images)
     assert again.ids.tolist() == ["a", "bc"]
     assert again.maps is None if maps is None else np.array_equal(again.maps, maps)
+    assert again.heats is None
+    heats = Heats(np.ones((2, 1, 7, 7), np.float32), np.array([["a"], ["Ödem"]]), np.array([[0.5], [0.25]]))
+    replace(examples, heats=heats).save(tmp_path / "examples.npz")
+    found = Examples.load(tmp_path / "examples.npz").heats
+    assert found is not None
+    assert all(np.array_equal(one, other) for one, other in zip(found, heats, strict=True))
 
 
 def test_broken_files_are_refused(tmp_path: Path) -> None:
@@ -116,6 +148,9 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         {"images": images, "ids": ids[:1]},
         {"images": images.astype(float), "ids": ids},
         {"images": images, "ids": ids, "maps": np.zeros((1, 2, 3, 3))},
+        {"images": images, "ids": ids, "heat_values": np.zeros((2, 1, 7, 7))},
+        {"images": images, "ids": ids, "heat_values": np.zeros((2, 1, 7, 7)), "heat_fields": np.array([["a"]])}
+        | {"heat_probabilities": np.zeros((2, 1))},
         {"images": images, "ids": np.array([{"a": 1}, None], dtype=object)},
     ):
         np.savez(path, **arrays)

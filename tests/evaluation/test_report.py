@@ -10,6 +10,7 @@ import pytest
 from tests.evaluation.made_run import make_run
 from vivid_monai.cli import main
 from vivid_monai.errors import VividError
+from vivid_monai.evaluation.examples import Examples
 from vivid_monai.evaluation.report import write_report
 from vivid_monai.evaluation.results import METRICS, Results
 
@@ -163,10 +164,30 @@ def test_examples_are_found_under_the_name_of_their_data_set(tmp_path: Path) -> 
     make_run(tmp_path, prefix="phantom/")
     page = write_report(tmp_path).read_text()
     assert page.count("is not in predictions.csv") == 0
-    assert page.count("data:image/jpeg") == 2 * (1 + 4)
+    assert page.count("data:image/jpeg") == 2 * (1 + 4) + 3 + 1, "images, groups, findings but one, the key"
     assert page.count("Cosines between groups") == 2
     (tmp_path / "examples.npz").unlink()
     assert "data:image/jpeg" not in write_report(tmp_path).read_text()
+
+
+def test_findings_have_maps_with_name_probability_and_range(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    heats = Examples.load(tmp_path / "examples.npz").heats
+    assert heats is not None
+    page = write_report(tmp_path).read_text()
+    captions = re.findall(r"<figcaption><b>(.*?)</b><br>(.*?)</figcaption>", page)
+    expected = []
+    for fields, probabilities, values in zip(heats.fields, heats.probabilities, heats.values, strict=True):
+        for field, probability, value in zip(fields, probabilities, values, strict=True):
+            told = f"0 to {value.max():+.3f} log odds"
+            if value.max() < 0:
+                told = f"no evidence: the strongest cell takes {value.max():+.3f} log odds"
+            expected.append((f"{field} {probability:.2f}", told))
+    assert [one for one in captions if "log odds" in one[1]] == expected
+    assert sum("no evidence" in told for _, told in expected) == 1
+    assert "no outline of a disease" in page
+    make_run(tmp_path, heats=False)
+    assert "There are no maps of findings" in write_report(tmp_path).read_text()
 
 
 def test_the_same_files_make_the_same_page(run: Path, tmp_path: Path) -> None:

@@ -194,11 +194,7 @@ def draw_examples(examples: Examples) -> list[dict[str, Any]]:
     """
     drawn = []
     maps = np.empty((len(examples.ids), 0, 1, 1)) if examples.maps is None else examples.maps
-    heats = (
-        [list(zip(*one, strict=True)) for one in zip(*examples.heats, strict=True)]
-        if examples.heats
-        else [[]] * len(maps)
-    )
+    heats: list[Any] = [((), (), ())] * len(maps) if examples.heats is None else list(zip(*examples.heats, strict=True))
     together = zip(examples.ids, examples.images, maps, cosines(maps), heats, strict=True)
     for key, pixels, groups, cosine, own in together:
         image = Image.fromarray(pixels).convert("RGB")
