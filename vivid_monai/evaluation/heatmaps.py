@@ -24,10 +24,11 @@ def heat_maps(
 ) -> NDArray[np.float32]:
     """By how much the log odds of findings fall when a cell of an image is covered, cell by cell.
 
-    Covered is: replaced by the mean of the image, which takes away what is there and adds little (Zeiler and Fergus
-    2014, arXiv:1311.2901). It needs no gradient and no knowledge of the model, so it is the same for ViT, convolutions,
-    any pooling and any runtime. An even image has a map of zeros, and so has a finding that the head was not fitted to.
-    What two cells show alike, such as both halves of a large heart, may be missed: the other one is still seen.
+    Covered is: replaced by the mean of the image, which takes away what is there (Zeiler and Fergus 2014,
+    arXiv:1311.2901) and adds a grey square, which black background may show. It needs no gradient and no knowledge of
+    the model, so it is the same for ViT, convolutions, any pooling and any runtime. An even image has a map of zeros,
+    and so has a finding that the head was not fitted to. What two cells show alike, such as both halves of a large
+    heart, may be missed: the other one is still seen.
 
     Args:
         probabilities: preprocessed images (B, C, H, W) → (B, F) in [0, 1], each image by itself.
