@@ -1,12 +1,14 @@
 """Fine-tuning from end to end, small: what it starts from, what it keeps, and that killing changes nothing."""
 
 import csv
+import shutil
 import subprocess
 
 import monai.bundle
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 
 import vivid_monai
 from tests.bundle.conftest import ROOT, SMALL, bundle_command
@@ -40,6 +42,22 @@ def make_start(folder, kind: str = "vit") -> str:
     pool = "cls+mean" if kind == "vit" else "mean"
     save_module(network, folder / f"{kind}.safetensors", kind=kind, preprocess=preprocess, pool=pool)
     return str(folder / f"{kind}.safetensors")
+
+
+def make_library_start(folder, kind: str) -> str:
+    """The folder of a small model of transformers with random weights and its processor, for images of 32 pixels."""
+    torch.manual_seed(3)
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 32}
+    model = {
+        "dinov2": lambda: hf.Dinov2Model(hf.Dinov2Config(**shape, image_size=32, patch_size=8)),
+        "siglip": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**shape, image_size=32, patch_size=8)),
+        "resnet": lambda: hf.ResNetModel(
+            hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        ),
+    }[kind]()
+    model.save_pretrained(folder / kind)
+    hf.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder / kind)
+    return f"transformers:{folder / kind}"
 
 
 def finetune(folder, phantoms, **knobs) -> Results:
@@ -156,6 +174,32 @@ def test_any_backbone_is_trained_in_any_way(tmp_path, phantoms, kind, knobs):
         scores_of(tmp_path, "fine-tuned")[0],
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "knobs"),
+    [
+        ("dinov2", {"trained": "lora:2"}),
+        ("dinov2", {"head": "attentive", "trained": "last:1"}),
+        ("resnet", {"layer_decay": 0.5}),
+        ("resnet", {"head": "attentive"}),
+        ("siglip", {}),
+        ("siglip", {"head": "attentive"}),
+    ],
+)
+def test_networks_of_other_libraries_are_fine_tuned(tmp_path, phantoms, kind, knobs):
+    start = make_library_start(tmp_path, kind)
+    results = finetune(tmp_path, phantoms, start=start, **knobs)
+    assert {"fine-tuned", "frozen", "untrained"} <= results.encoders.keys()
+    shutil.rmtree(tmp_path / kind)
+    model, before = vivid_monai.load(tmp_path / "run"), torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    for image, row in list(zip(images_of(phantoms), scores_of(tmp_path, "fine-tuned"), strict=True))[:3]:
+        np.testing.assert_allclose(list(model(image).values()), row, atol=1e-5)
+    tuned = load_encoder(str(tmp_path / "run")).network.state_dict()
+    assert all(torch.equal(tensor, before[f"encoder.{name}"]) for name, tensor in tuned.items())
+    with (tmp_path / "run" / "curves.csv").open() as file:
+        losses = [float(row["train/bce"]) for row in csv.DictReader(file) if row["train/bce"]]
+    assert losses[-1] != losses[0]
 
 
 def test_killed_and_resumed_equals_uninterrupted(bundle, tmp_path, phantoms):

@@ -44,26 +44,40 @@ FINETUNING_FILES = {
     START_PROBE: "the probe that its head started from",
     "features/": "features of all images, which vivid bundle reads",
     "skipped_in_training.csv": "images that could not be read while the encoder was fine-tuned",
-    "curves.csv, curves.png": "loss and validation AUROC over the steps",
+    "curves.csv, progress.png": "loss and validation AUROC over the steps",
 }
 
 
 def start_encoder(
-    spec: str, output_dir: str | Path, *, pool: str | None = None, seed: int = 0, **knobs: Any
+    spec: str | None,
+    output_dir: str | Path,
+    *,
+    head: str = "linear",
+    pool: str | None = None,
+    seed: int = 0,
+    **knobs: Any,
 ) -> Encoder:
     """The frozen encoder that a fine-tuning starts from, read from the file that the run keeps of it.
 
     Args:
         spec, pool, seed: as of :func:`~vivid_monai.evaluation.encoders.load_encoder`; a resumed run does not ask them.
         output_dir: the run's folder; gets its resolved config, too.
+        head: as of :func:`fit_head`; an attentive one reads tokens, not the network's own pooled output.
         knobs: what `train.json` says of network and preprocessing, by name: None, or what the encoder says itself.
 
     Raises:
-        VividError: as `load_encoder`; the encoder is none that can be trained; a knob says something else.
+        VividError: no spec; as `load_encoder`; the encoder is none that can be trained; a knob says something else.
     """
     path = Path(output_dir) / INITIAL
     if idist.get_rank() == 0 and not path.exists():
+        if not spec:
+            raise VividError(
+                "no encoder to start from: give --start ENCODER, such as runs/phantom/001, transformers:FOLDER, "
+                "timm:NAME or untrained:runs/phantom/001"
+            )
         given = load_encoder(spec, pool=pool, seed=seed)
+        if head == "attentive" and given.pool == "pooled":
+            given = load_encoder(spec, pool="mean", seed=seed)
         _refuse(given, knobs)
         save_encoder(given.network, path, given.preprocess, pool=given.pool, spd=given.spd)
         write_config(path.parent)

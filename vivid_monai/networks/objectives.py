@@ -179,7 +179,7 @@ class FindingsBCE(Objective):
         self.three = uncertain == "state"
         super().__init__(dim, {"nll" if self.three else "bce": 1.0})
         self.fields, self.prefix, self._enough = tuple(fields), prefix, (min_present, min_absent)
-        self.pool = choose_pool(pool, cls=prefix > 0, patches=True, pooled=False, spd=spd is not None)
+        self.pool = choose_pool(pool, cls=prefix > 0, patches=True, pooled=pool == "pooled", spd=spd is not None)
         self.spd = spd if self.pool == "spd" else None
         width, n = pooled_width(dim, self.pool, spd), len(self.fields)
         self.head = nn.Linear(width, 3 * n if self.three else n)

@@ -23,8 +23,9 @@ class Classifier(nn.Module):
     Args:
         encoder: one of `BACKBONES`.
         num_classes: number of logits.
-        pool: "spd" (the embeddings of `spd`, side by side), "cls" (the CLS token), "mean" (mean of the grid's tokens)
-            or "cls+mean" (both, side by side); None is the first of "spd", "cls" and "mean" that there is.
+        pool: "spd" (the embeddings of `spd`, side by side), "cls" (the CLS token), "mean" (mean of the grid's tokens),
+            "cls+mean" (both, side by side) or "pooled" (of a backbone whose one token is its own pooled output); None
+            is the first of "spd", "cls", "pooled" and "mean" that there is.
         spd: as wide as the backbone; a part of the classifier where it is pooled by.
 
     Raises:
@@ -36,7 +37,8 @@ class Classifier(nn.Module):
         if num_classes < 1:
             raise VividError(f"num_classes={num_classes} must be positive")
         self.encoder = encoder
-        self.pool = choose_pool(pool, cls=encoder.prefix > 0, patches=True, pooled=False, spd=spd is not None)
+        pooled = getattr(encoder, "output", "tokens") == "pooled"
+        self.pool = choose_pool(pool, cls=encoder.prefix > 0, patches=True, pooled=pooled, spd=spd is not None)
         self.spd = spd if self.pool == "spd" else None
         self.head = nn.Linear(pooled_width(encoder.embed_dim, self.pool, spd), num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)

@@ -38,7 +38,7 @@ def pool_tokens(tokens: Tensor, pool: str, *, prefix: int) -> Tensor:
 
     Args:
         tokens: (B, T, D), the CLS token first where there is one.
-        pool: "cls", "mean" (of the grid's tokens) or "cls+mean" (side by side).
+        pool: "cls", "mean" (of the grid's tokens), "cls+mean" (side by side) or "pooled" (the grid's only token).
         prefix: tokens before those of the grid: CLS, registers, distillation.
 
     Returns:
@@ -47,7 +47,7 @@ def pool_tokens(tokens: Tensor, pool: str, *, prefix: int) -> Tensor:
     if pool == "cls":
         return tokens[:, 0]
     mean = tokens[:, prefix:].mean(dim=1)
-    return mean if pool == "mean" else torch.cat((tokens[:, 0], mean), dim=1)
+    return torch.cat((tokens[:, 0], mean), dim=1) if pool == "cls+mean" else mean
 
 
 def pooled_width(dim: int, pool: str, spd: SPD | None) -> int:
