@@ -25,16 +25,16 @@ from vivid_monai.errors import VividError, cut, did_you_mean, first_line, show_e
 _COUNTS = (
     "batch_size micro_batch_size epochs max_epochs epoch_length val_interval val_images save_every image_size "
     "patch_size in_channels groups queries teacher_layers teacher_bits min_asked max_asked slices phantom_images "
-    "phantom_size embed_dim world_size"
+    "phantom_size embed_dim world_size patience"
 )
 _AMOUNTS = (
     "seed seeds num_workers warmup_steps min_present min_absent min_positives n_examples n_resamples phantom_seed rank"
 )
 _SIZES = (
-    "learning_rate projector_learning_rate muon_learning_rate weight_decay layer_decay clip_norm orthogonality rotate "
+    "learning_rate head_learning_rate projector_learning_rate muon_learning_rate weight_decay layer_decay clip_norm orthogonality rotate "
     "translate scale spacing"
 )
-_SHARES = "drop_path flip rare_probability train_fraction"
+_SHARES = "drop_path ema flip rare_probability train_fraction"
 LIMITS: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_COUNTS.split(), (int, 1, math.inf)),
     **dict.fromkeys(_AMOUNTS.split(), (int, 0, math.inf)),

@@ -89,12 +89,12 @@ def test_the_recipe_from_weights_starts_from_them_and_moves_the_first_layers_lea
     config.read_config([str(ROOT / "configs" / name) for name in ("train.json", "recipe/from_weights.json")])
     config.update({"vit": "micro", "image_size": 32})
     with pytest.raises(RuntimeError) as error:
-        config.get_parsed_content("run#0")
+        config.get_parsed_content("run#1")
     assert "start.safetensors: no such file" in str(find_cause(error.value))
     colour = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     config.update({"vit_weights": str(tmp_path / "timm.safetensors"), "vit_weights_stats": colour})
     config.parse(True)
-    config.get_parsed_content("run#0")
+    config.get_parsed_content("run#1")
     encoder = config.get_parsed_content("network_def").encoder.eval()
     preprocess = config.get_parsed_content("preprocess")
     grey = torch.rand(2, 1, 32, 32)

