@@ -217,7 +217,6 @@ def test_killed_in_the_middle_nothing_is_done_twice(bundle_folder, images, pixel
     (tmp_path / "out" / ".predictions.csv.abcd_123.part").write_text("cut o")
     finished = run_module("vivid_monai.cli", command, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert "500/500" in finished.stderr
     assert f"500 files: 496 answered, 2 not assessed, 2 unreadable; {done} of them before" in finished.stdout
     entries = [json.loads(line)["image"]["path"] for line in journal.read_text().splitlines()[1:]]
     assert len(entries) == len(set(entries)) == 500

@@ -286,9 +286,10 @@ def write_evaluation(
                 save_probe(probe, folder / "probes" / f"{name}-{seed}.safetensors", fields=results.fields)
     if n_examples and shown.preprocess.kind == "image":
         items = task.manifest.select("test").items(task.manifest.fields)
-        asked = {"probe": next(iter(evaluated.probes.values()))[0], "fields": results.fields}
+        asked = next(iter(evaluated.probes.values()))[0] if task.slices == 1 else None  # an example is one slice
         seen, nothing = for_task(shown, window=task.window), task.manifest.label_space.no_finding
-        examples = collect_examples(seen, items, spd=spd, n=n_examples, no_finding=nothing, **asked)  # type: ignore[arg-type]
+        options: Any = {"probe": asked, "fields": results.fields, "no_finding": nothing}
+        examples = collect_examples(seen, items, spd=spd, n=n_examples, **options)
         examples.save(folder / "examples.npz")
     (folder / "skipped.csv").unlink(missing_ok=True)  # of an earlier run into the same folder
     if results.skipped:
