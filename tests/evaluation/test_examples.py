@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation.encoders import VividEncoder
+from vivid_monai.evaluation.encoders import TokenEncoder, VividEncoder, load_encoder
 from vivid_monai.evaluation.examples import Examples, Heats, collect_examples, cosines
+from vivid_monai.evaluation.features import Features
 from vivid_monai.evaluation.heatmaps import heat_maps
-from vivid_monai.evaluation.probes import LinearProbe
+from vivid_monai.evaluation.probes import LinearProbe, fit_probe
 from vivid_monai.images.preprocess import Preprocess
 from vivid_monai.networks.spd import SPD
 from vivid_monai.networks.vit import ViT
@@ -161,3 +162,23 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         Examples.load(path)
     with pytest.raises(VividError, match="no examples"):
         Examples.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("probe", ["attentive", "knn"])
+def test_other_probes_and_encoders_have_maps_of_findings(items: list[dict], probe: str) -> None:
+    seen = (
+        load_encoder("thumbnails:8")
+        if probe == "knn"
+        else VividEncoder(ViT(img_size=32, patch_size=8, preset="micro"), Preprocess(size=32))
+    )
+    read = TokenEncoder(seen) if probe == "attentive" else seen
+    rng = np.random.default_rng(0)
+    x, states = rng.normal(size=(40, *read.shape)).astype(np.float32), rng.integers(0, 2, (40, 2))
+    known = Features(x, states, np.arange(40).astype(str), np.arange(40).astype(str))
+    options = {"epochs": 1, "lrs": [1e-3], "weight_decays": [0.0]} if probe == "attentive" else {}
+    fitted = fit_probe(known, known, kind=probe, exclusive=False, seed=0, **options)
+    heats = collect_examples(seen, items, n=2, probe=fitted, fields=["a", "b"]).heats
+    assert heats is not None
+    assert heats.values.shape == (2, 2, 7, 7)
+    assert np.isfinite(heats.values).all()
+    assert np.abs(heats.values).max() > 0
