@@ -31,8 +31,8 @@ _AMOUNTS = (
     "seed seeds num_workers warmup_steps min_present min_absent min_positives n_examples n_resamples phantom_seed rank"
 )
 _SIZES = (
-    "learning_rate head_learning_rate projector_learning_rate muon_learning_rate weight_decay layer_decay clip_norm orthogonality rotate "
-    "translate scale spacing"
+    "learning_rate head_learning_rate projector_learning_rate muon_learning_rate weight_decay layer_decay clip_norm "
+    "orthogonality rotate translate scale spacing"
 )
 _SHARES = "drop_path ema flip rare_probability train_fraction"
 LIMITS: dict[str, tuple[type, float, float]] = {
@@ -200,7 +200,7 @@ def _of_another_kind(name: str, value: Any, default: Any) -> str:
     if name == "device":
         return _no_device(value)
     word = isinstance(value, str)
-    if name.endswith(("_dir", "_path")) and not isinstance(value, (str, list, Path)):
+    if name.endswith(("_dir", "_path")) and name not in LIMITS and not isinstance(value, (str, list, Path)):
         return f"a path; quote one that looks like a number: --{name} \"'{value}'\""
     if name in SEVERAL_KINDS or default is None or value is None:
         return ""
