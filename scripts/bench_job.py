@@ -106,7 +106,7 @@ def job(
         "epoch_length": steps,
         "warmup_steps": 0,
         "val_interval": steps + 1,
-        "training": "$[run_training(@train#trainer)]",  # and no evaluation after it
+        "training": "['$run_training(@train#trainer)']",  # and no evaluation after it
         **(more or {}),
     }
     names = ["train.json", *overlays, *["multi_gpu_train.json"] * (processes > 1)]

@@ -31,7 +31,7 @@ KNOBS = {
     "scale": 0.0,
     "n_examples": 0,
     "evaluation#n_resamples": 50,
-    "run#4": "$None",  # the weights of the last step, whether or not they are the best
+    "run#5": "$None",  # the weights of the last step, whether or not they are the best
 }
 
 

@@ -151,8 +151,15 @@ def spoil(path: Path, choose: random.Random) -> list[str]:
 
 def shown(path: Path, *options: str) -> np.ndarray | None:
     """What DCMTK shows, float64 (H, W) in [0, 1]; None where it shows nothing, or cannot use these options."""
-    picture = path.with_suffix(".png")
-    program = "dcml2pnm" if dcmread(path).file_meta.TransferSyntaxUID in JPEGLSTransferSyntaxes else "dcmj2pnm"
+    picture, ds = path.with_suffix(".png"), dcmread(path)
+    if ds.get("VOILUTFunction") == "LINEAR_EXACT":  # unknown to DCMTK: the same ramp as LINEAR has half a step more
+        for name, more in (("WindowCenter", 0.5), ("WindowWidth", 1)):
+            if isinstance(ds.get(name), float):
+                setattr(ds, name, ds[name].value + more)
+        del ds.VOILUTFunction
+        path = path.with_suffix(".linear")
+        ds.save_as(path)
+    program = "dcml2pnm" if ds.file_meta.TransferSyntaxUID in JPEGLSTransferSyntaxes else "dcmj2pnm"
     done = subprocess.run([program, "-O", *options, "+on2", str(path), str(picture)], capture_output=True)
     if done.returncode or b"cannot select" in done.stderr or not picture.is_file():
         return None

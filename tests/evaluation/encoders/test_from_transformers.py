@@ -17,7 +17,7 @@ from tests.evaluation.encoders.conftest import check_untrained, kept, prepared
 from tests.evaluation.encoders.saved_models import edit, saved, vision
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import TokenEncoder, load_encoder
-from vivid_monai.evaluation.workflows import PRETRAINED, _save_encoder
+from vivid_monai.evaluation.workflows import PRETRAINED, save_encoder
 from vivid_monai.networks.classifier import BACKBONES, Classifier
 from vivid_monai.networks.modules import load_module
 from vivid_monai.networks.spd import SPD
@@ -333,7 +333,7 @@ def test_a_classifier_trained_further_is_the_encoder_of_its_file(tmp_path: Path)
             if parameter.grad is not None:
                 parameter -= 0.1 * parameter.grad
     file = tmp_path / PRETRAINED
-    _save_encoder(network, network.spd, file, start.preprocess)
+    save_encoder(network.encoder, file, start.preprocess, pool=network.pool, spd=network.spd)
     encoder = load_encoder(str(file))
     assert (encoder.kind, encoder.pool) == ("transformers", "spd")
     assert torch.equal(encoder(pixels), network.eval().features(pixels))
