@@ -37,6 +37,7 @@ ALLOWED = {
         "deploy",
     },
     "cli": {"errors", "logs", "commands"},
+    "api": {"errors", "storage", "images", "data", "engines", "evaluation", "deploy"},
 }
 
 

@@ -1,20 +1,21 @@
 """VIVID-Med: Vision Transformers for medical images, pretrained with a frozen language model as teacher."""
 
-from os import PathLike
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vivid_monai.deploy.model import Model
+    from vivid_monai.api import Manifest, evaluate, features, finetune, load, predict
 
 __version__ = "0.1.0"
+__all__ = ["Manifest", "evaluate", "features", "finetune", "load", "predict"]
 
 
-def load(path: str | PathLike[str]) -> "Model":
-    """A bundle, the folder of a run, or the file of an encoder, as a :class:`vivid_monai.deploy.model.Model`.
+def __getattr__(name: str) -> Any:
+    """What `vivid_monai.api` has, imported when it is asked for: PyTorch and MONAI take seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("vivid_monai.api"), name)
 
-    Raises:
-        VividError: `path` is none of these, or damaged.
-    """
-    from vivid_monai.deploy.model import load_model  # with PyTorch and MONAI, which take seconds
 
-    return load_model(path)
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -73,15 +73,26 @@ class Entry:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The result of a run: entries in the order of the inputs, and how many of them an earlier run had made."""
+    """The result of a run.
+
+    Attributes:
+        entries: in the order of the inputs.
+        resumed: how many of them an earlier run had made.
+        rules: from their probabilities to records.
+    """
 
     entries: list[Entry]
     resumed: int
+    rules: DecisionRules
 
     @property
     def unseen(self) -> list[str]:
         """Folders whose files are not known."""
         return [one.image.path for one in self.entries if UNSEEN in one.image.problem]
+
+    def records(self) -> Iterator[Record]:
+        """The answered images in order, as in ``records.jsonl``."""
+        return (Record.from_dict(_record(self.rules, one)) for one in self.entries if one.status == ANSWERED)
 
     def counts(self) -> Counter[str]:
         """Status → number of images."""
@@ -151,7 +162,7 @@ def predict(
             tables.close()
         entries = _done(journal, inputs)
         write_predictions(model.rules, entries, folder)
-    return Predictions(entries, len(inputs) - len(waiting))
+    return Predictions(entries, len(inputs) - len(waiting), model.rules)
 
 
 def _quiet_worker(_: int) -> None:
@@ -302,6 +313,9 @@ def write_predictions(
 
 
 def _write_row(writer: PredictionsWriter, rules: DecisionRules, entry: Entry, more: Sequence[str]) -> None:
-    path, answered = entry.image.path, entry.status == ANSWERED
-    record = rules.record(path, entry.probabilities, entry.accepted) if answered else None
-    writer.write(path, entry.status, record, entry.reason, [getattr(entry, name) for name in more])
+    record = _record(rules, entry) if entry.status == ANSWERED else None
+    writer.write(entry.image.path, entry.status, record, entry.reason, [getattr(entry, name) for name in more])
+
+
+def _record(rules: DecisionRules, entry: Entry) -> dict[str, Any]:
+    return rules.record(entry.image.path, entry.probabilities, entry.accepted)

@@ -46,7 +46,7 @@ class Cell:
         folder: its ``output_dir``.
         configs: its config files, in the order in which MONAI merges them.
         knobs: what the command says besides.
-        job: "training", or "evaluating".
+        job: "training", "finetuning" or "evaluating".
     """
 
     name: str
@@ -108,7 +108,7 @@ def run_cell(folder: str, *, wait: bool = False) -> int:
             return 0
         asked = json.loads((path / ASKED).read_text(encoding="utf-8"))
         knobs = {**asked["knobs"], "output_dir": folder}
-        if asked["job"] == "training" and saves(path / "checkpoints"):
+        if asked["job"] != "evaluating" and saves(path / "checkpoints"):
             knobs["resume"] = "True"
         else:  # it stopped before its first save
             for name in FIRST_FILES:

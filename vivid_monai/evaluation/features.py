@@ -130,7 +130,7 @@ class FeatureStore:
         def fill(first: int) -> Iterator[Chunk]:
             nonlocal computed
             computed = n - first
-            return self._extract(encoder, items, first)
+            return self.extract(encoder, items, first)
 
         root = self.root if keep else None
         rows = None if self.exact or root is None else _close_enough(root, key())
@@ -155,8 +155,11 @@ class FeatureStore:
         states = part.states(fields).astype(np.int64)[kept]
         return Features(x, states, part.patients()[kept], ids, skipped, own, part.datasets()[kept].astype(str))
 
-    def _extract(self, encoder: "Encoder", items: Sequence[dict[str, Any]], first: int) -> Iterator[Chunk]:
-        """Features of the images from ``first`` on, a multiple of the batch size, batch by batch in evaluation mode."""
+    def extract(self, encoder: "Encoder", items: Sequence[dict[str, Any]], first: int = 0) -> Iterator[Chunk]:
+        """Features of the images from ``first`` on, a multiple of the batch size, batch by batch in evaluation mode.
+
+        What cannot be read has a row of zeros and is named beside the rows; nothing is stored.
+        """
         dataset = ImageDataset(items, encoder.preprocess, cache=self.keep_images, num_workers=self.num_workers)
         if self.keep_images:
             self._datasets.append(dataset)

@@ -64,9 +64,9 @@ class Row(NamedTuple):
         return self.low is None or self.high is None or self.low <= 0 <= self.high
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
-    """Everything that is reported on one test set: aggregates only, no image and no patient.
+    """Everything that is reported on one test set: aggregates only, no image and no patient. Printed it is a table.
 
     Attributes:
         task: its name. kind: "findings", or "classes" where fields exclude each other.
@@ -96,6 +96,11 @@ class Results:
     skipped: Sequence[Sequence[str]]
     intervals: dict[str, Any]
     run: dict[str, Any]
+
+    def __repr__(self) -> str:
+        from vivid_monai.evaluation.format import summary_table  # which knows this class
+
+        return summary_table(self)
 
     @cached_property
     def _by_key(self) -> dict[tuple, Row]:

@@ -64,7 +64,7 @@ def run_evaluation(
     store: FeatureStore,
     encoder: Specs,
     *,
-    output_dir: str | Path,
+    output_dir: str | Path | None,
     baseline: str = "none",
     pool: str | None = None,
     n_examples: int = 6,
@@ -78,7 +78,7 @@ def run_evaluation(
         store: where features come from.
         encoder: a spec of :func:`~vivid_monai.evaluation.encoders.load_encoder`; several of them, one per seed (as many
             pretraining runs of one recipe); or name → spec or specs, to compare encoders on the same images.
-        output_dir: where results go.
+        output_dir: where results go; None: nothing is written or printed.
         baseline: "untrained" adds the first encoder's network as it is before any training; "none" adds nothing;
             anything else is the spec of an encoder to add.
         pool: how tokens become features; None: each encoder's default.
@@ -100,7 +100,10 @@ def run_evaluation(
         )
     elif baseline != "none":
         encoders["baseline"] = [load_encoder(baseline, pool=pool)]
-    evaluated, folder = evaluate(encoders, task, store, seeds=seeds, **options), Path(output_dir)
+    evaluated = evaluate(encoders, task, store, seeds=seeds, **options)
+    if output_dir is None:
+        return _told(evaluated, task)
+    folder = Path(output_dir)
     spd = _spd_of(first, Path(first_specs[0]))
     results = write_evaluation(evaluated, task, folder, shown=first, spd=spd, n_examples=n_examples)
     print_output(results, folder, FILES)
@@ -276,7 +279,7 @@ def write_evaluation(
         spd: the query groups that it was pretrained through, for their attention maps.
         n_examples: how many test images the page shows.
     """
-    results = replace(evaluated.results, run={**provenance(), "seconds": evaluated.seconds, "data": _data(task)})
+    results = _told(evaluated, task)
     results.save(folder / "results.json")
     _write_predictions(evaluated, folder)
     _write_datasets(evaluated, folder / DATASETS, run=results.run)
@@ -298,6 +301,11 @@ def write_evaluation(
         write_config(folder)
     write_report(folder)
     return results
+
+
+def _told(evaluated: Evaluated, task: Task) -> Results:
+    """The results with what they rest on: command, versions, seconds, data."""
+    return replace(evaluated.results, run={**provenance(), "seconds": evaluated.seconds, "data": _data(task)})
 
 
 def _write_predictions(evaluated: Evaluated, folder: Path) -> None:
