@@ -21,7 +21,7 @@ from vivid_monai.deploy import predict as prediction
 from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
 from vivid_monai.deploy.model import load_model as load
-from vivid_monai.engines.matrix import ASKED, DONE, Cell, run_matrix
+from vivid_monai.engines.matrix import ASKED, DONE, Cell, forget, run_matrix
 from vivid_monai.engines.run import refuse_used, saves
 from vivid_monai.engines.setup import device_of_process
 from vivid_monai.errors import VividError, did_you_mean, one_line
@@ -219,7 +219,8 @@ def finetune(start: Place, manifest: Data, output_dir: Place, **knobs: Any) -> R
     cell = Cell(f"fine-tuning {folder.name}", str(folder), tuple(files), said, "finetuning")
     cell.ask()
     if failed := run_matrix([cell]):
-        if not saves(folder / "checkpoints"):  # nothing that the next call must go on with
+        if not saves(folder / "checkpoints"):  # other words may mend it
+            forget(folder)
             (folder / ASKED).unlink()
         raise VividError(one_line(VividError(failed[cell.name])))
     return Results.load(folder / DONE)

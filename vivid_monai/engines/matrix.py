@@ -111,12 +111,17 @@ def run_cell(folder: str, *, wait: bool = False) -> int:
         if asked["job"] != "evaluating" and saves(path / "checkpoints"):
             knobs["resume"] = "True"
         else:  # it stopped before its first save
-            for name in FIRST_FILES:
-                shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink(missing_ok=True)
+            forget(path)
         options = [part for name, value in knobs.items() for part in (f"--{name}", value)]
         sys.argv = ["monai.bundle", "run", asked["job"], "--config_file", str(asked["configs"]), *options]
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
     return 0
+
+
+def forget(folder: Path) -> None:
+    """Remove what shows that a folder belongs to a run: one that has saved nothing can only begin again."""
+    for path in (folder / name for name in FIRST_FILES):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def run_matrix(cells: Sequence[Cell], *, processes: int = 1, gpus: int = 0) -> dict[str, str]:
