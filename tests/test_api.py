@@ -14,6 +14,7 @@ import pytest
 import vivid_monai
 from tests.bundle import conftest as small
 from tests.bundle.test_finetuning import KNOBS, make_start
+from tests.test_docs import blocks
 from vivid_monai.cli import main
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.errors import VividError
@@ -21,6 +22,7 @@ from vivid_monai.evaluation.encoders import load_encoder
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.results import Results
 from vivid_monai.images.read import ImageError
+from vivid_monai.prepare.phantoms import prepare
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundle" / "chest_phantom_vit_classification"
@@ -40,6 +42,28 @@ def start(tmp_path_factory) -> str:
 
 def images_of(manifest: Manifest) -> list[str]:
     return [item["image"] for item in manifest.items()]
+
+
+def test_the_pages_examples_run(forks, start, tmp_path, monkeypatch, capsys):
+    made = prepare(tmp_path / "data" / "mine", n=600, size=32)
+    (tmp_path / "encoder.safetensors").symlink_to(start)
+    (tmp_path / "bundle").symlink_to(ROOT / "bundle")
+    (tmp_path / "images").mkdir()
+    for name, image in zip("ab", images_of(Manifest.load(made)), strict=False):
+        (tmp_path / "images" / f"{name}.png").symlink_to(image)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for example in blocks("docs/python.md"):
+        exec(compile(example, "docs/python.md", "exec"), names)
+    told = capsys.readouterr().out
+    assert told.count("test AUROC (95 % CI)") == 2
+    assert "thumbnails" in told
+    assert [Path(entry.image.path).name for entry in names["predictions"].entries] == ["a.png", "b.png"]
+    assert len(names["x"]) == len(names["states"]) == len(names["train"])
+    assert names["more"].shape == (2, names["x"].shape[1])
+    assert set(names["rows"].columns) >= {"metric", "field", "encoder", "value", "low", "high"}
+    assert set(names["model"].fields) == set(names["results"].fields)
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
 
 
 def test_the_package_alone_needs_no_pytorch():

@@ -5,7 +5,7 @@
 # answers: in Python, and as a service. Two minutes on two CPU cores; nothing is downloaded. The images here are
 # generated chest phantoms, so no number says anything about patients.
 #
-# Needs the extra `service` for the last step: `pip install -c constraints.txt -e ".[service,notebooks]"`.
+# Needs the extra `service` for the last step: `pip install -c constraints.txt -e ".[service]"`.
 
 # %%
 import json
@@ -63,7 +63,6 @@ mapping = {
     "source": "human",
     "image": "file",
     "patient": "mrn",
-    "label_space": "chexpert-14",
     "label_columns": {field: field.lower() for field in fields},
     "values": {"1": "present", "0": "absent", "?": "uncertain", "": None},
 }
