@@ -130,7 +130,7 @@ def test_an_evaluation_is_that_of_the_workflow(manifest, start, phantoms, tmp_pa
     )
     told = Results.load(tmp_path / "command" / "results.json")
     for data, where in ((manifest, None), (phantoms, tmp_path / "own"), ([phantoms / "manifest.parquet"], None)):
-        results = vivid_monai.evaluate(start, data, where, seeds=[0, 1], **FEW)
+        results = vivid_monai.evaluate(Path(start), data, where, seeds=[0, 1], **FEW)
         assert results.rows == told.rows
         assert results.test == told.test
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "command", "own"]

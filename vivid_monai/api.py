@@ -3,7 +3,7 @@
 import filecmp
 import inspect
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +30,7 @@ from vivid_monai.evaluation.evaluate import evaluate as evaluate_encoders
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.results import Results
 from vivid_monai.evaluation.task import Task
-from vivid_monai.evaluation.workflows import Specs, run_evaluation
+from vivid_monai.evaluation.workflows import run_evaluation
 from vivid_monai.images.read import ImageError
 from vivid_monai.storage.configs import find_configs
 
@@ -78,7 +78,7 @@ def predict(
 
 def features(
     images: Manifest | Place | Sequence[Place],
-    encoder: str | Encoder,
+    encoder: Place | Encoder,
     *,
     pool: str | None = None,
     batch_size: int = 64,
@@ -108,8 +108,7 @@ def features(
     if isinstance(images, Manifest):
         items = images.items()
     else:
-        files = map(os.fspath, _several(images))
-        items = [{"image": file, "id": f"{file} ({number})"} for number, file in enumerate(files)]
+        items = [{"image": os.fspath(one), "id": f"{one} ({number})"} for number, one in enumerate(_several(images))]
     if not len(items):
         raise VividError("features: there is no image")
     store = FeatureStore(
@@ -126,7 +125,7 @@ def features(
 
 
 def evaluate(
-    encoders: Specs,
+    encoders: Place | Sequence[Place] | Mapping[str, Place | Sequence[Place]],
     manifest: Data,
     output_dir: Place | None = None,
     *,
@@ -146,7 +145,8 @@ def evaluate(
     """Probe frozen encoders on the same images, as the workflow of ``configs/evaluate.json`` does.
 
     Args:
-        encoders: a spec of :func:`vivid_monai.evaluation.encoders.load_encoder`, or name → spec, to compare several.
+        encoders: a spec of :func:`vivid_monai.evaluation.encoders.load_encoder`; several of them, one per seed; or name
+            → spec or specs, to compare encoders on the same images.
         manifest: a manifest, or its file or folder; the test split is tested on.
         output_dir: a new folder for page, tables and probes; None: nothing is written.
         task, fields, source, label_space, window, slices: as of :class:`vivid_monai.evaluation.task.Task`, whose name
@@ -166,8 +166,9 @@ def evaluate(
     known = [*_options_of(run_evaluation), *_options_of(evaluate_encoders)]
     own = inspect.signature(evaluate).parameters
     _refuse_unknown("evaluate", options, [*own, *(name for name in known if name not in ("fitted", "keep"))])
-    if output_dir is not None:
-        refuse_used(output_dir)
+    where = None if output_dir is None else Path(output_dir)
+    if where is not None:
+        refuse_used(where)
     table = _opened(manifest)
     asked = Task(
         name=task,
@@ -179,13 +180,14 @@ def evaluate(
         slices=slices,
     )
     store = FeatureStore(
-        cache_dir and Path(cache_dir),
+        None if cache_dir is None else Path(cache_dir),
         batch_size=batch_size,
         num_workers=num_workers,
         device=device_of_process() if device is None else device,
     )
-    where = None if output_dir is None else Path(output_dir)
-    return run_evaluation(asked, store, encoders, output_dir=where, baseline=baseline, **options)
+    named = encoders if isinstance(encoders, Mapping) else {"encoder": encoders}
+    specs = {name: list(map(str, _several(one))) for name, one in named.items()}
+    return run_evaluation(asked, store, specs, output_dir=where, baseline=baseline, **options)
 
 
 def finetune(start: Place, manifest: Data, output_dir: Place, **knobs: Any) -> Results:
