@@ -3,7 +3,7 @@
 #
 # Which features tell your findings apart? Encoders of any origin are frozen, each with the preprocessing of its
 # weights; a linear probe is fitted on the same training images, its penalty chosen on the same validation images, and
-# both are measured on the same test patients. A minute on two CPU cores; nothing is downloaded. The images are
+# both are measured on the same test patients. Half a minute of processor time; nothing is downloaded. The images are
 # generated chest phantoms and the weights are random, so no number says anything about these networks: put yours in
 # their place.
 

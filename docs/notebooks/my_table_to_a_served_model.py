@@ -2,7 +2,7 @@
 # # From a table of your own to a model that answers over HTTP
 #
 # A table of labels becomes a manifest, an encoder is fine-tuned on it, the run becomes a bundle, and the bundle
-# answers: in Python, and as a service. Two minutes on two CPU cores; nothing is downloaded. The images here are
+# answers: in Python, and as a service. Under a minute of processor time; nothing is downloaded. The images here are
 # generated chest phantoms, so no number says anything about patients.
 #
 # Needs the extra `service` for the last step: `pip install -c constraints.txt -e ".[service]"`.
