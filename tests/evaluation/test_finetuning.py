@@ -10,7 +10,8 @@ from tests.evaluation.small import PREPROCESS, data_set, encoder
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.encoders import VividEncoder, load_encoder
 from vivid_monai.evaluation.features import FeatureStore
-from vivid_monai.evaluation.finetuning import fit_head, start_encoder, trainable
+from vivid_monai.evaluation.finetuning import fit_head, start_encoder
+from vivid_monai.evaluation.start import trainable
 from vivid_monai.evaluation.task import Task
 from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.resnet import ResNet

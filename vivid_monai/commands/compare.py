@@ -253,7 +253,7 @@ class Matrix:
             stored = stored_parts(read_checkpoint(self.folder(name, self.args.seeds[0]) / INITIAL, tensors=False)) or {}
             network = {key: stored[key] for key in ("kind", "config", "preprocess", "pool")}
             network["spd"] = stored["spd"] if stored["pool"] == "spd" else None  # else no feature hangs on it
-            start = [network, self._config(name).get("vit_weights")]
+            start = [network, *(self._config(name).get(one) for one in ("vit_weights", "start"))]
             called = f"untrained {name}" if known else "untrained"
             twins[name] = known.setdefault(json.dumps(start, sort_keys=True), called)
         return twins

@@ -18,6 +18,7 @@ from vivid_monai.evaluation.evaluate import evaluate
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.probes import AttentiveProbe, LinearProbe, fit_probe, load_probe, save_probe
 from vivid_monai.evaluation.results import Results
+from vivid_monai.evaluation.start import load_start
 from vivid_monai.evaluation.task import Task
 from vivid_monai.evaluation.workflows import (
     FILES,
@@ -60,57 +61,20 @@ def start_encoder(
     """The frozen encoder that a fine-tuning starts from, read from the file that the run keeps of it.
 
     Args:
-        spec, pool, seed: as of :func:`~vivid_monai.evaluation.encoders.load_encoder`; a resumed run does not ask them.
+        spec, pool, seed, knobs: as of :func:`~vivid_monai.evaluation.start.load_start`.
         output_dir: the run's folder; gets its resolved config, too.
         head: as of :func:`fit_head`; an attentive one reads tokens, not the network's own pooled output.
-        knobs: what `train.json` says of network and preprocessing, by name: None, or what the encoder says itself.
 
     Raises:
-        VividError: no spec; as `load_encoder`; the encoder is none that can be trained; a knob says something else.
+        VividError: as `load_start`; the encoder is none that can be trained.
     """
     path = Path(output_dir) / INITIAL
     if idist.get_rank() == 0 and not path.exists():
-        if not spec:
-            raise VividError(
-                "no encoder to start from: give --start ENCODER, such as runs/phantom/001, transformers:FOLDER, "
-                "timm:NAME or untrained:runs/phantom/001"
-            )
-        given = load_encoder(spec, pool=pool, seed=seed)
-        if head == "attentive" and given.pool == "pooled":
-            given = load_encoder(spec, pool="mean", seed=seed)
-        _refuse(given, knobs)
+        given = load_start(spec, output_dir, tokens=head == "attentive", pool=pool, seed=seed, **knobs)
         save_encoder(given.network, path, given.preprocess, pool=given.pool, spd=given.spd)
         write_config(path.parent)
     idist.barrier()
     return load_encoder(str(path))
-
-
-def _refuse(encoder: Encoder, knobs: dict[str, Any]) -> None:
-    own = {"image_size": encoder.preprocess.size, "in_channels": encoder.preprocess.shape[0]}
-    own |= {name: getattr(encoder.preprocess, name) for name in ("mean", "std")}
-    for name, value in knobs.items():
-        if value is not None and not np.array_equal(np.unique(value), np.unique(own.get(name, ""))):
-            raise VividError(
-                f"{name}={value!r} is not that of the start encoder ({encoder.architecture}, {name} "
-                f"{own.get(name, 'its own')}): fine-tuning keeps its network and preprocessing, so leave it out"
-            )
-
-
-def trainable(encoder: Encoder, *, drop_path: float = 0.0) -> Any:
-    """A copy of an encoder's backbone to train, with drop path where it has it.
-
-    Raises:
-        VividError: a drop path for a backbone without.
-    """
-    network = encoder.network
-    if "drop_path" not in network.config:
-        if drop_path:
-            raise VividError(f"drop_path={drop_path}: {encoder.architecture} has no drop path; leave it at 0")
-        return copy.deepcopy(network).requires_grad_(True)
-    with torch.random.fork_rng(devices=[]):
-        own = type(network)(**{**network.config, "drop_path": drop_path})
-    own.load_state_dict(network.state_dict())
-    return own
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ def finish_training(
     model_dir: str | Path,
     store: FeatureStore,
     publish: bool = False,
+    before: str = "untrained",
     n_examples: int = 6,
     min_present: int = 10,
     min_absent: int = 10,
@@ -179,17 +180,18 @@ def finish_training(
         output_dir: the run's folder, as :func:`keep_initial` began it.
         publish: copy what ships, the encoder and ``model.pt``, to ``model_dir``, where an evaluation takes it from
             (:func:`default_encoder`); otherwise nothing there is touched.
+        before: what the encoder before pretraining is called in the results.
         min_present, min_absent, n_resamples: as of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
     """
     if idist.get_rank() != 0:
         return None
     folder, models = Path(output_dir), Path(model_dir)
     initial = load_module(folder / INITIAL, BACKBONES)
-    shown, untrained = (
+    shown, first = (
         VividEncoder(backbone, preprocess, spd=read_out, pool=network.pool, source=str(folder / file))
         for backbone, read_out, file in ((network.encoder, spd, PRETRAINED), (initial.module, initial.spd, INITIAL))
     )
-    encoders = {"pretrained": [shown], "untrained": [untrained]}
+    encoders = {"pretrained": [shown], before: [first]}
     evaluated = evaluate(
         encoders,
         task,
