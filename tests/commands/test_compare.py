@@ -55,12 +55,12 @@ def run_folder(made: Matrix, arm: str, seed: int, network=None, spd=None, pool="
 
 
 def test_every_arm_of_the_table_makes_a_config_that_monai_reads():
-    arms = read_arms(list(json.loads((CONFIGS / "arms.json").read_text())), CONFIGS)
-    knobs = set(json.loads((CONFIGS / "train.json").read_text()))
+    arms = read_arms(list(json.loads((CONFIGS / "arms.json").read_text())), CONFIGS, {"dino": "transformers:dino"})
+    knobs, tuning = (set(json.loads((CONFIGS / name).read_text())) for name in ("train.json", "finetune.json"))
     assert {"lm", "random_lm", "none", "phrases", "bce_vit", "resnet18", "densenet121", "thumbnails"} <= arms.keys()
     for arm in arms.values():
         assert arm.says
-        assert arm.knobs.keys() <= knobs, arm.name
+        assert arm.knobs.keys() <= (knobs | tuning if arm.finetunes else knobs), arm.name
         parser = ConfigParser()
         parser.read_config([str(CONFIGS / "train.json"), *arm.configs])
     for name, kind in (("resnet18", "ResNet"), ("densenet121", "DenseNet"), ("bce_vit", "ViT")):
@@ -175,6 +175,54 @@ def test_equal_time_is_that_of_the_slowest_arm(checkout, monkeypatch):
     assert "as long as the slowest" in made.equal()
     shorter = {cell.name: cell.knobs["epoch_length"] for cell in matrix(*words, "--minutes", "1").timed()}
     assert shorter == {"lm (equal time), seed 0": 38, "bce_vit (equal time), seed 0": 150}
+
+
+def test_arms_of_start_encoders_are_there_for_each(checkout, monkeypatch):
+    monkeypatch.setattr(compare, "seconds_per_step", lambda folder: 0.1)
+    words = ["--arms", "finetuned", "from_scratch", "linear_probe", "lm", "--seeds", "0"]
+    starts = ["--starts", "ours=runs/phantom/001", "xrv=torchxrayvision:densenet121=a.pt"]
+    made = matrix(*words, *starts, "--against", "finetuned ours")
+    trained = ["finetuned ours", "finetuned xrv", "from_scratch ours", "from_scratch xrv"]
+    cells = made.cells()
+    assert [cell.name for cell in cells] == [f"{name}, seed 0" for name in (*trained, "lm")]
+    assert [cell.job for cell in cells] == [*["finetuning"] * 4, "training"]
+    assert [cell.knobs.get("start") for cell in cells] == [
+        "runs/phantom/001",
+        "torchxrayvision:densenet121=a.pt",
+        "untrained:runs/phantom/001",
+        "untrained:torchxrayvision:densenet121=a.pt",
+        None,
+    ]
+    assert cells[0].configs[-1] == "configs/finetune.json"
+    assert cells[0].folder == "runs/compare/mine/images/finetuned ours/0"
+    for name in (*trained, "lm"):
+        run_folder(made, name, 0)
+        (made.folder(name, 0) / "checkpoints").mkdir()
+        (made.folder(name, 0) / "checkpoints" / "step_70.pt").write_text("")
+    assert made.encoders()["linear_probe xrv"] == ["torchxrayvision:densenet121=a.pt"]
+    assert made.twins() == {"lm": "untrained"}, "what a fine-tuning started from is not untrained"
+    claims = made.claims()
+    assert [one for one in claims if one[0] == "finetuned xrv"] == [
+        ("finetuned xrv", "from_scratch xrv"),
+        ("finetuned xrv", "linear_probe xrv"),
+        ("finetuned xrv", "finetuned ours"),
+    ]
+    assert ("from_scratch ours", "linear_probe ours") in claims
+    assert (made.told("finetuned ours")["images"], made.told("lm")["images"]) == (70 * 16, 800 * 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--arms", "finetuned"], "the arm 'finetuned' needs an encoder to start from: --starts"),
+        (["--arms", "lm", "--starts", "ours=a"], "--starts ours: none of the arms takes a start encoder"),
+        (["--arms", "finetuned", "--starts", "a:b=c"], "'a:b' cannot name an encoder"),
+        (["--arms", "finetuned", "--starts", "a=b", "--equal", "time"], "--equal time is for pretraining"),
+    ],
+)
+def test_start_encoders_that_cannot_be_meant(checkout, words, told):
+    with pytest.raises(VividError, match=told):
+        matrix(*words)
 
 
 def test_an_evaluation_is_repeated_where_it_asked_for_other_runs_or_one_is_newer(checkout, monkeypatch):

@@ -3,22 +3,28 @@
 import argparse
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vivid_monai.engines.matrix import Cell, run_matrix, run_submitted, seconds_per_step
+from vivid_monai.engines.run import saves
 from vivid_monai.errors import VividError, did_you_mean
+from vivid_monai.evaluation.finetuning import FINE_TUNED
 from vivid_monai.evaluation.format import estimate
 from vivid_monai.evaluation.verdicts import MARGIN, as_row, rule, write_verdicts
-from vivid_monai.evaluation.workflows import INITIAL, PRETRAINED
+from vivid_monai.evaluation.workflows import INITIAL, PRETRAINED, named
 from vivid_monai.networks.checkpoint import read_checkpoint
 from vivid_monai.networks.modules import stored_parts
 from vivid_monai.storage.configs import find_configs
 
-ARMS = "arms.json"
+ARMS, FINETUNING = "arms.json", "finetune.json"
 REFERENCES = ("thumbnails", "bce_vit", "none")
+OF_A_START = ("from_scratch", "linear_probe")
+"""References of what is made of a start encoder: the arms of these names, of the same one."""
+START = "{start}"
+"""In an encoder or knob of an arm: the start encoder of ``--starts``, for each of which there is such an arm."""
 TIMED = " (equal time)"
 OF_A_RUN = ("seed", "output_dir", "resume")
 """Keys of a run's config in which the seeds of an arm differ."""
@@ -34,6 +40,7 @@ class Arm:
         configs: overlays, later ones win.
         knobs: options of the training, before which those of ``--set`` yield.
         encoder: a spec of :func:`~vivid_monai.evaluation.encoders.load_encoder`, in place of all that.
+        start: what the start encoder is called that it is made of; empty: it is made of none.
     """
 
     name: str
@@ -41,6 +48,12 @@ class Arm:
     configs: tuple[str, ...] = ()
     knobs: Mapping[str, Any] = field(default_factory=dict)
     encoder: str = ""
+    start: str = ""
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether it ends in a classifier, which is tested as it is, and not in an encoder to probe."""
+        return any(Path(one).name == FINETUNING for one in self.configs)
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +63,8 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     add("data", nargs="+", type=Path, metavar="DATA", help=what)
     what = "names of configs/arms.json, or files of your own arms in its format"
     add("--arms", nargs="+", default=["lm", "none", "bce_vit", "thumbnails"], metavar="ARM|FILE", help=what)
+    what = f"what the arms with {START} in the table are made of: encoders by names, such as dino=transformers:FOLDER"
+    add("--starts", nargs="+", default=[], metavar="NAME=ENCODER", help=what)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="a run of each arm for each")
     add("--out", type=Path, metavar="DIR", help="where all goes (default: runs/compare/NAME of the data)")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of configs/train.json, of all arms")
@@ -104,12 +119,20 @@ def run_compare(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def read_arms(names: Sequence[str], configs: Path) -> dict[str, Arm]:
+def read_arms(names: Sequence[str], configs: Path, starts: Mapping[str, str] | None = None) -> dict[str, Arm]:
     """Arms by their names, from the table in `configs` and from files of one's own.
 
+    Args:
+        names: of arms, and files.
+        configs: where the table is.
+        starts: name → spec of the encoders to start from; an arm with ``{start}`` in it becomes "ARM NAME" of each.
+
     Raises:
-        VividError: an arm that is not known or given twice; a file that is no table of arms.
+        VividError: an arm that is not known or given twice, or that needs a start encoder; starts that no arm takes; a
+            file that is no table of arms.
     """
+    if starts:
+        named(starts)
     known, chosen = _table(configs / ARMS, configs), dict[str, Arm]()
     for name in names:
         own = _table(Path(name), configs) if name.endswith(".json") else {}
@@ -118,11 +141,26 @@ def read_arms(names: Sequence[str], configs: Path) -> dict[str, Arm]:
                 f"there is no arm {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}; "
                 "or give a .json file of your own"
             )
-        for arm in own.values() or [known[name]]:
+        for arm in _of_starts(own.values() or [known[name]], starts or {}):
             if arm.name in chosen or arm.name.startswith("untrained"):
                 raise VividError(f"the arm {arm.name!r} is given twice, or has the name of the untrained twins")
             chosen[arm.name] = arm
+    if starts and not any(arm.start for arm in chosen.values()):
+        raise VividError(f"--starts {', '.join(starts)}: none of the arms takes a start encoder, as finetuned does")
     return chosen
+
+
+def _of_starts(arms: Iterable[Arm], starts: Mapping[str, str]) -> Iterator[Arm]:
+    """Arms, with one of each start encoder in place of those that are made of one."""
+    for arm in arms:
+        if START not in (words := json.dumps([arm.encoder, dict(arm.knobs)])):
+            yield arm
+        elif not starts:
+            raise VividError(f"the arm {arm.name!r} needs an encoder to start from: --starts NAME=ENCODER …")
+        else:
+            for name, spec in starts.items():
+                encoder, knobs = json.loads(words.replace(START, json.dumps(spec)[1:-1]))
+                yield replace(arm, name=f"{arm.name} {name}", encoder=encoder, knobs=knobs, start=name)
 
 
 def _table(path: Path, configs: Path) -> dict[str, Arm]:
@@ -161,7 +199,7 @@ class Matrix:
         self.args, self.configs = args, find_configs()
         self.name = args.data[0].name if len(args.data) == 1 else "union"
         self.out = args.out or Path("runs", "compare", self.name)
-        self.arms = read_arms(args.arms, self.configs)
+        self.arms = read_arms(args.arms, self.configs, _pairs(args.starts, "--starts"))
         self._seconds: dict[str, float] = {}
         for name in args.against:
             if name not in self.arms:
@@ -169,6 +207,8 @@ class Matrix:
         for folder in args.data:
             if not (folder / "manifest.parquet").exists() and (self.name, len(args.data)) != ("phantom", 1):
                 raise VividError(f"{folder}: no manifest.parquet in it; make one with `vivid prepare`")
+        if args.equal == "time" and (tuned := [arm.name for arm in self.arms.values() if arm.finetunes]):
+            raise VividError(f"--equal time is for pretraining; {tuned[0]!r} trains until it gets no better")
 
     def folder(self, arm: str, seed: int) -> Path:
         """Of a run."""
@@ -187,6 +227,7 @@ class Matrix:
                 str(self.folder(arm.name, seed)),
                 (*first, *arm.configs),
                 {**common, **arm.knobs, "seed": seed},
+                "finetuning" if arm.finetunes else "training",
             )
             for seed in self.args.seeds
             for arm in self.arms.values()
@@ -248,7 +289,8 @@ class Matrix:
         known: dict[str, str] = {}
         twins = {}
         for name in self.complete():
-            if self.arms[name.removesuffix(TIMED)].encoder:
+            arm = self.arms[name.removesuffix(TIMED)]
+            if arm.encoder or arm.finetunes:  # what a fine-tuning started from is an encoder that was trained
                 continue
             stored = stored_parts(read_checkpoint(self.folder(name, self.args.seeds[0]) / INITIAL, tensors=False)) or {}
             network = {key: stored[key] for key in ("kind", "config", "preprocess", "pool")}
@@ -265,7 +307,9 @@ class Matrix:
         for name in names:
             suffix = TIMED if name.endswith(TIMED) else ""
             references = [twins[name]] if name in twins else []
-            for reference in dict.fromkeys([*REFERENCES, *self.args.against]):
+            start = self.arms[name.removesuffix(TIMED)].start
+            of_its_start = [f"{one} {start}" for one in OF_A_START if start]
+            for reference in dict.fromkeys([*of_its_start, *REFERENCES, *self.args.against]):
                 reference += suffix if reference + suffix in names else ""
                 references += [reference] if reference in names else []
             others = [one for one in references if one.removesuffix(TIMED) != name.removesuffix(TIMED)]
@@ -280,6 +324,11 @@ class Matrix:
         if len(self.args.data) == 1:  # phantoms are there by now
             knobs["manifest"] = self.args.data[0] / "manifest.parquet"
         knobs |= {"encoder": self.encoders(), "baseline": "none", "seeds": self.args.seeds, "n_examples": 0}
+        knobs["probes"] = {
+            name: [str(self.folder(name, seed) / "probes" / f"{FINE_TUNED}-0.safetensors") for seed in self.args.seeds]
+            for name in self.complete()
+            if self.arms[name.removesuffix(TIMED)].finetunes
+        }
         knobs |= {"cache_dir": self.out / "features", **_pairs(self.args.evaluate, "--evaluate")}
         cell = Cell("evaluation", str(folder), (str(self.configs / "evaluate.json"), task), knobs, "evaluating")
         if cell.done and self._newest() > (folder / "results.json").stat().st_mtime:
@@ -306,13 +355,19 @@ class Matrix:
             return {"says": says, "images": 0, "minutes": None, "settings": arm.encoder if arm else ""}
         settings = [*(Path(one).stem for one in arm.configs), *(f"{key}={value}" for key, value in arm.knobs.items())]
         config = self._config(name)
-        images = config["batch_size"] * config["max_epochs"] * config["epoch_length"]
+        steps = [self._steps(name, seed) for seed in self.args.seeds]
+        images = round(config["batch_size"] * sum(steps) / len(steps))
         return {"says": arm.says, "images": images, "minutes": self.seconds(name) / 60, "settings": ", ".join(settings)}
 
     def equal(self) -> str:
         """What the arms have in common."""
         words = "All arms were trained for the same number of steps and images; the table says how many."
-        if len({self.told(name)["images"] for name in self.twins() if not name.endswith(TIMED)}) > 1:
+        if any(self.arms[name.removesuffix(TIMED)].finetunes for name in self.complete()):
+            words = (
+                "Fine-tuned arms are tested with their own heads, at the step with the best validation; to others a "
+                "linear probe is fitted. The table says on how many images each was trained, its start not counted."
+            )
+        elif len({self.told(name)["images"] for name in self.twins() if not name.endswith(TIMED)}) > 1:
             words = "Arms were trained on different numbers of images, as the table says: they set them themselves."
         if self.args.equal == "time":
             how = f"for {self.args.minutes:g} minutes" if self.args.minutes else "as long as the slowest of them"
@@ -322,11 +377,16 @@ class Matrix:
     def seconds(self, name: str) -> float:
         """Of training of one run, mean over the seeds: the time of its steps, without validation."""
         if name not in self._seconds:
-            config = self._config(name)
-            steps = config["max_epochs"] * config["epoch_length"]
-            of_runs = [steps * seconds_per_step(self.folder(name, seed)) for seed in self.args.seeds]
+            of_runs = [self._steps(name, seed) * seconds_per_step(self.folder(name, seed)) for seed in self.args.seeds]
             self._seconds[name] = sum(of_runs) / len(of_runs)
         return self._seconds[name]
+
+    def _steps(self, name: str, seed: int) -> int:
+        """Of a run: those its config asked for, or of a fine-tuning, which may end before, those it has made."""
+        if self.arms[name.removesuffix(TIMED)].finetunes:
+            return max(step for step, _ in saves(self.folder(name, seed) / "checkpoints"))
+        config = self._config(name)
+        return config["max_epochs"] * config["epoch_length"]
 
     def _dataset_dir(self) -> str | list[str]:
         folders = [str(folder) for folder in self.args.data]

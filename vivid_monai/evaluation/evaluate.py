@@ -51,7 +51,7 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     train_fraction: float = 1.0,
     keep: Collection[str] | None = None,
-    fitted: Mapping[str, Probe] | None = None,
+    fitted: Mapping[str, Sequence[Probe]] | None = None,
     min_present: int = 10,
     min_absent: int = 10,
     n_resamples: int = 1000,
@@ -68,7 +68,8 @@ def evaluate(
         seeds: of the probes. They never touch the split, the bootstrap or the test images.
         train_fraction: share of the training patients that the probe sees, drawn by the seed.
         keep: names of the encoders whose features the store keeps; None: all.
-        fitted: names of encoders → the probe that each has already, on its pooled features, for all seeds.
+        fitted: names of encoders → the probe that each has already, on its pooled features: one for all seeds, or one
+            for each.
         min_present, min_absent: what a field needs of each on the test images to enter the macro average.
         n_resamples: bootstrap resamples of the test patients.
 
@@ -87,6 +88,9 @@ def evaluate(
     for name, members in encoders.items():
         if len(members) not in (1, len(seeds)):
             raise VividError(f"{name}: {len(members)} encoders for {len(seeds)} seeds; give one, or one for each seed")
+        given = (fitted or {}).get(name, ())
+        if len(given) not in (0, 1, len(seeds)):
+            raise VividError(f"{name}: {len(given)} probes for {len(seeds)} seeds; give one, or one for each seed")
         used, validation, tested, spent = [], [], [], {"features": 0.0, "probes": 0.0}
         for position, seed in enumerate(seeds):
             if position < len(members):
@@ -103,7 +107,7 @@ def evaluate(
                         )
                 skipped = dict((*train.skipped, *val.skipped, *test.skipped)) | skipped
             started = time.perf_counter()
-            own = (fitted or {}).get(name) or fit(train, val, seed=seed, **(probe_options or {}))
+            own = given[position % len(given)] if given else fit(train, val, seed=seed, **(probe_options or {}))
             spent["probes"] += time.perf_counter() - started
             used.append(own)
             validation.append(own.probabilities(val.x))

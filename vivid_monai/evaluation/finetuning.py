@@ -191,9 +191,8 @@ def finish_finetuning(
             encoders["untrained"] = [load_encoder(f"untrained:{folder / INITIAL}", seed=seed)]
         except VividError as error:
             logger.info("no untrained twin: %s", error)
-    evaluated = evaluate(
-        encoders, task, store, fitted={FINE_TUNED: probe, head.name: head.probe}, keep=[FINE_TUNED, FROZEN], **options
-    )
+    fitted = {FINE_TUNED: [probe], head.name: [head.probe]}
+    evaluated = evaluate(encoders, task, store, fitted=fitted, keep=[FINE_TUNED, FROZEN], **options)
     results = write_evaluation(evaluated, task, folder, shown=tuned, spd=network.spd, n_examples=n_examples)
     print_output(results, folder, FILES | FINETUNING_FILES)
     return results

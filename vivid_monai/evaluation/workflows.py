@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 
 from vivid_monai.data.manifest import Manifest
@@ -23,7 +24,7 @@ from vivid_monai.evaluation.evaluate import Evaluated, evaluate, of_datasets
 from vivid_monai.evaluation.examples import collect_examples
 from vivid_monai.evaluation.features import FeatureStore
 from vivid_monai.evaluation.format import datasets_table, summary_table
-from vivid_monai.evaluation.probes import AttentiveProbe, LinearProbe, save_probe
+from vivid_monai.evaluation.probes import AttentiveProbe, LinearProbe, load_probe, save_probe
 from vivid_monai.evaluation.report import DATASETS, read_datasets, write_report
 from vivid_monai.evaluation.results import Results, write_csv, write_predictions
 from vivid_monai.evaluation.task import Task
@@ -69,6 +70,7 @@ def run_evaluation(
     pool: str | None = None,
     n_examples: int = 6,
     seeds: Sequence[int] = (0,),
+    probes: Mapping[str, Sequence[str]] | None = None,
     **options: Any,
 ) -> Results:
     """Evaluate encoders, write everything about the result and print it: the job of ``configs/evaluate.json``.
@@ -83,6 +85,8 @@ def run_evaluation(
             anything else is the spec of an encoder to add.
         pool: how tokens become features; None: each encoder's default.
         n_examples: test images that the page shows with the attention maps of SPD; 0 for none.
+        probes: name of an encoder → files of linear probes fitted to it, one per seed, such as those of a run's
+            ``probes/``, which are tested instead of new ones. Fields that they lack count as not fitted.
         seeds, options: as of :func:`~vivid_monai.evaluation.evaluate.evaluate`.
     """
     specs = named(encoder, taken=() if baseline == "none" else ("untrained", "baseline"))
@@ -100,7 +104,8 @@ def run_evaluation(
         )
     elif baseline != "none":
         encoders["baseline"] = [load_encoder(baseline, pool=pool)]
-    evaluated = evaluate(encoders, task, store, seeds=seeds, **options)
+    fitted = {name: _fitted(name, files, encoders, task.fields) for name, files in (probes or {}).items()}
+    evaluated = evaluate(encoders, task, store, seeds=seeds, fitted=fitted, **options)
     if output_dir is None:
         return _told(evaluated, task)
     folder = Path(output_dir)
@@ -108,6 +113,28 @@ def run_evaluation(
     results = write_evaluation(evaluated, task, folder, shown=first, spd=spd, n_examples=n_examples)
     print_output(results, folder, FILES)
     return results
+
+
+def _fitted(
+    name: str, files: Sequence[str], encoders: Mapping[str, Sequence[Encoder]], fields: Sequence[str]
+) -> list[LinearProbe]:
+    """The linear probes of files, fitted to the encoders of a name, with a column for each field of a task."""
+    if name not in encoders or len(files) != len(encoders[name]):
+        raise VividError(f"probes: {name!r} needs an encoder for each of its {len(files)} probes")
+    probes = []
+    for file, encoder in zip(files, encoders[name], strict=True):
+        probe, its = load_probe(file, encoder=encoder.fingerprint())
+        if not isinstance(probe, LinearProbe) or probe.exclusive:
+            raise VividError(f"{file}: give a linear probe of findings")
+        column = {field: i for i, field in enumerate(its) if i not in probe.untrained}
+        weight = np.zeros((len(fields), probe.weight.shape[1]), probe.weight.dtype)
+        bias = np.zeros(len(fields), probe.bias.dtype)
+        for i, field in enumerate(fields):
+            if field in column:
+                weight[i], bias[i] = probe.weight[column[field]], probe.bias[column[field]]
+        untrained = tuple(i for i, field in enumerate(fields) if field not in column)
+        probes.append(replace(probe, weight=weight, bias=bias, untrained=untrained))
+    return probes
 
 
 def named(encoder: Specs, *, taken: Sequence[str] = ("untrained", "baseline")) -> dict[str, list[str]]:
