@@ -12,7 +12,8 @@ from monai.bundle import ConfigParser
 from tests.evaluation.small import PREPROCESS
 from vivid_monai.cli import build_parser, main
 from vivid_monai.commands import compare
-from vivid_monai.commands.compare import Matrix, read_arms
+from vivid_monai.commands.arms import read_arms
+from vivid_monai.commands.compare import Matrix
 from vivid_monai.errors import VividError
 from vivid_monai.networks.modules import save_module
 from vivid_monai.networks.resnet import ResNet
@@ -211,9 +212,50 @@ def test_arms_of_start_encoders_are_there_for_each(checkout, monkeypatch):
     assert (made.told("finetuned ours")["images"], made.told("lm")["images"]) == (70 * 16, 800 * 16)
 
 
+def test_the_best_validation_over_the_seeds_chooses_what_an_arm_is(checkout, monkeypatch):
+    monkeypatch.setattr(compare, "seconds_per_step", lambda folder: 0.1)
+    words = ["--arms", "finetuned", "linear_probe", "--starts", "ours=a.safetensors", "--seeds", "0", "1"]
+    made = matrix(*words, "--try", "learning_rate=1e-5,1e-4", "--try", "trained=all,lora:4")
+    settings = [
+        f"learning_rate={rate}, trained={trained}" for rate in ("1e-5", "1e-4") for trained in ("all", "lora:4")
+    ]
+    cells = made.cells()
+    assert [cell.name for cell in cells[:4]] == [f"finetuned ours, {one}, seed 0" for one in settings]
+    assert cells[3].folder == "runs/compare/mine/images/finetuned ours, learning_rate=1e-4, trained=lora:4/0"
+    assert (cells[3].knobs["learning_rate"], cells[3].knobs["trained"]) == ("1e-4", "lora:4")
+    assert made.complete() == ["linear_probe ours"], "nothing is chosen yet"
+    for setting, bests in zip(settings[:3], [(0.9, 0.5), (0.7, 0.8), (0.6, 0.8)], strict=True):
+        for seed, best in enumerate(bests):
+            run_folder(made, f"finetuned ours, {setting}", seed)
+            folder = made.folder(f"finetuned ours, {setting}", seed)
+            rows = "".join(f"{step},{value}\n" for step, value in ((0, 0.4), (4, best), (8, 0.45)))
+            (folder / "curves.csv").write_text("step,val/macro_auroc\n" + rows)
+            (folder / "checkpoints").mkdir()
+            (folder / "checkpoints" / "step_8.pt").write_text("")
+    run_folder(made, f"finetuned ours, {settings[3]}", 0)  # seed 1 failed
+    tried = made.choose()
+    assert [(one.setting, one.chosen) for one in tried] == [(one, one == settings[1]) for one in settings]
+    assert [one.mean for one in tried] == [0.7, 0.75, pytest.approx(0.7), None]
+    assert tried[1].validation == (0.7, 0.8)
+    chosen = f"runs/compare/mine/images/finetuned ours, {settings[1]}"
+    assert made.encoders() == {
+        "finetuned ours": [f"{chosen}/{seed}/pretrained_vit.safetensors" for seed in (0, 1)],
+        "linear_probe ours": ["a.safetensors"],
+    }
+    assert "trained=lora:4" in made.told("finetuned ours")["settings"]
+    assert made.claims() == [("finetuned ours", "linear_probe ours")]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["--arms", "lm", "--try", "learning_rate=1,2"], "--try is for fine-tuned arms"),
+        (
+            ["--arms", "finetuned", "--starts", "a=b", "--try", "ema=.9", "ema=.99"],
+            "each of the values once",
+        ),
+        (["--arms", "finetuned", "--starts", "a=b", "--try", "ema=.9,"], "each of the values once"),
+        (["--arms", "finetuned", "--starts", "a=b", "--try", "ema"], "--try ema: write KEY=VALUE"),
         (["--arms", "finetuned"], "the arm 'finetuned' needs an encoder to start from: --starts"),
         (["--arms", "lm", "--starts", "ours=a"], "--starts ours: none of the arms takes a start encoder"),
         (["--arms", "finetuned", "--starts", "a:b=c"], "'a:b' cannot name an encoder"),

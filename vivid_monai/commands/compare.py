@@ -3,57 +3,31 @@
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vivid_monai.commands.arms import START, pairs, read_arms, tried
 from vivid_monai.engines.matrix import Cell, run_matrix, run_submitted, seconds_per_step
 from vivid_monai.engines.run import saves
-from vivid_monai.errors import VividError, did_you_mean
+from vivid_monai.errors import VividError
 from vivid_monai.evaluation.finetuning import FINE_TUNED
 from vivid_monai.evaluation.format import estimate
-from vivid_monai.evaluation.verdicts import MARGIN, as_row, rule, write_verdicts
-from vivid_monai.evaluation.workflows import INITIAL, PRETRAINED, named
+from vivid_monai.evaluation.verdicts import MARGIN, Tried, as_row, rule, write_verdicts
+from vivid_monai.evaluation.workflows import INITIAL, PRETRAINED
 from vivid_monai.networks.checkpoint import read_checkpoint
 from vivid_monai.networks.modules import stored_parts
 from vivid_monai.storage.configs import find_configs
+from vivid_monai.storage.curves import CURVES, read_rows
 
-ARMS, FINETUNING = "arms.json", "finetune.json"
 REFERENCES = ("thumbnails", "bce_vit", "none")
 OF_A_START = ("from_scratch", "linear_probe")
 """References of what is made of a start encoder: the arms of these names, of the same one."""
-START = "{start}"
-"""In an encoder or knob of an arm: the start encoder of ``--starts``, for each of which there is such an arm."""
+KEY_METRIC = "val/macro_auroc"
 TIMED = " (equal time)"
 OF_A_RUN = ("seed", "output_dir", "resume")
 """Keys of a run's config in which the seeds of an arm differ."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of making an encoder: configs over configs/train.json, or an encoder that needs no training.
-
-    Attributes:
-        name: what it is called.
-        says: what it is, in words.
-        configs: overlays, later ones win.
-        knobs: options of the training, before which those of ``--set`` yield.
-        encoder: a spec of :func:`~vivid_monai.evaluation.encoders.load_encoder`, in place of all that.
-        start: what the start encoder is called that it is made of; empty: it is made of none.
-    """
-
-    name: str
-    says: str = ""
-    configs: tuple[str, ...] = ()
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    encoder: str = ""
-    start: str = ""
-
-    @property
-    def finetunes(self) -> bool:
-        """Whether it ends in a classifier, which is tested as it is, and not in an encoder to probe."""
-        return any(Path(one).name == FINETUNING for one in self.configs)
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +42,8 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="a run of each arm for each")
     add("--out", type=Path, metavar="DIR", help="where all goes (default: runs/compare/NAME of the data)")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of configs/train.json, of all arms")
+    what = "values to try in every fine-tuned arm, such as learning_rate=1e-5,1e-4; validation images choose"
+    add("--try", nargs="+", action="extend", default=[], dest="tries", metavar="KEY=VALUE,VALUE", help=what)
     add("--configs", nargs="+", default=[], metavar="FILE", help="overlays of configs/train.json, of all arms")
     what = "overlay of configs/evaluate.json (default: that of the data set, else configs/eval/table.json)"
     add("--task", metavar="FILE", help=what)
@@ -93,6 +69,7 @@ def run_compare(args: argparse.Namespace) -> int:
         raise VividError("--processes must be at least 1, --gpus not negative, and each seed given once")
     matrix = Matrix(args)
     failed = matrix.train(matrix.cells())
+    tried = matrix.choose()
     if args.equal == "time":
         failed |= matrix.train(matrix.timed())
     if not matrix.complete():
@@ -108,7 +85,11 @@ def run_compare(args: argparse.Namespace) -> int:
         equal=matrix.equal(),
         failed=failed,
         margin=args.margin,
+        tried=tried,
     )
+    for one in tried:
+        value = "failed" if one.mean is None else f"{one.mean:.3f}"
+        print(f"{'chosen' if one.chosen else 'tried ':6s}  validation {value}  {one.arm}: {one.setting}")
     print(f"\n{rule(args.margin)}\n")
     width = max(len(f"{one.arm} better than {one.reference}") for one in judged) if judged else 0
     for one in judged:
@@ -119,79 +100,6 @@ def run_compare(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def read_arms(names: Sequence[str], configs: Path, starts: Mapping[str, str] | None = None) -> dict[str, Arm]:
-    """Arms by their names, from the table in `configs` and from files of one's own.
-
-    Args:
-        names: of arms, and files.
-        configs: where the table is.
-        starts: name → spec of the encoders to start from; an arm with ``{start}`` in it becomes "ARM NAME" of each.
-
-    Raises:
-        VividError: an arm that is not known or given twice, or that needs a start encoder; starts that no arm takes; a
-            file that is no table of arms.
-    """
-    if starts:
-        named(starts)
-    known, chosen = _table(configs / ARMS, configs), dict[str, Arm]()
-    for name in names:
-        own = _table(Path(name), configs) if name.endswith(".json") else {}
-        if not own and name not in known:
-            raise VividError(
-                f"there is no arm {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}; "
-                "or give a .json file of your own"
-            )
-        for arm in _of_starts(own.values() or [known[name]], starts or {}):
-            if arm.name in chosen or arm.name.startswith("untrained"):
-                raise VividError(f"the arm {arm.name!r} is given twice, or has the name of the untrained twins")
-            chosen[arm.name] = arm
-    if starts and not any(arm.start for arm in chosen.values()):
-        raise VividError(f"--starts {', '.join(starts)}: none of the arms takes a start encoder, as finetuned does")
-    return chosen
-
-
-def _of_starts(arms: Iterable[Arm], starts: Mapping[str, str]) -> Iterator[Arm]:
-    """Arms, with one of each start encoder in place of those that are made of one."""
-    for arm in arms:
-        if START not in (words := json.dumps([arm.encoder, dict(arm.knobs)])):
-            yield arm
-        elif not starts:
-            raise VividError(f"the arm {arm.name!r} needs an encoder to start from: --starts NAME=ENCODER …")
-        else:
-            for name, spec in starts.items():
-                encoder, knobs = json.loads(words.replace(START, json.dumps(spec)[1:-1]))
-                yield replace(arm, name=f"{arm.name} {name}", encoder=encoder, knobs=knobs, start=name)
-
-
-def _table(path: Path, configs: Path) -> dict[str, Arm]:
-    """The arms of a file; their configs lie beside it, or in `configs`."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VividError(
-            f"{path}: no table of arms: {error}; configs/arms.json of `vivid init DIR` shows one"
-        ) from error
-    arms = {}
-    for name, said in table.items() if isinstance(table, dict) else ():
-        if not isinstance(said, dict) or (odd := said.keys() - {"says", "configs", "knobs", "encoder"}):
-            what = f"has {', '.join(sorted(odd))}" if isinstance(said, dict) else "is no table"
-            raise VividError(f"{path}: the arm {name!r} {what}; it takes says, configs, knobs and encoder")
-        if ("encoder" in said) == ("configs" in said or "knobs" in said):
-            raise VividError(f"{path}: the arm {name!r} needs either configs and knobs, or an encoder")
-        overlays = tuple(_find(config, (path.parent, configs), path) for config in said.get("configs", ()))
-        arms[name] = Arm(name, said.get("says", ""), overlays, said.get("knobs", {}), said.get("encoder", ""))
-    if not arms:
-        raise VividError(f"{path}: holds no arm; configs/arms.json shows how they are written")
-    return arms
-
-
-def _find(name: str, folders: Sequence[Path], where: Path) -> str:
-    for folder in folders:
-        if (folder / name).is_file():
-            return str(folder / name)
-    raise VividError(f"{where}: there is no {name} beside it or in {folders[-1]}")
-
-
 class Matrix:
     """The runs of arms × seeds in a folder, and what becomes of them."""
 
@@ -199,8 +107,12 @@ class Matrix:
         self.args, self.configs = args, find_configs()
         self.name = args.data[0].name if len(args.data) == 1 else "union"
         self.out = args.out or Path("runs", "compare", self.name)
-        self.arms = read_arms(args.arms, self.configs, _pairs(args.starts, "--starts"))
+        self.arms = read_arms(args.arms, self.configs, pairs(args.starts, "--starts"))
+        self.tries = {name: tried(arm, pairs(args.tries, "--try")) for name, arm in self.arms.items()}
+        self._chosen: dict[str, str] = {}  # arm → folder of the setting that validation chose
         self._seconds: dict[str, float] = {}
+        if args.tries and not any(arm.finetunes for arm in self.arms.values()):
+            raise VividError("--try is for fine-tuned arms, whose validations can be compared; none of the arms is one")
         for name in args.against:
             if name not in self.arms:
                 raise VividError(f"--against {name}: it is none of the arms {', '.join(self.arms)}")
@@ -213,25 +125,54 @@ class Matrix:
     def folder(self, arm: str, seed: int) -> Path:
         """Of a run."""
         kind, name = ("time", arm.removesuffix(TIMED)) if arm.endswith(TIMED) else ("images", arm)
-        return self.out / kind / name / str(seed)
+        return self.out / kind / self._chosen.get(name, name) / str(seed)
+
+    def choose(self) -> list[Tried]:
+        """Of each arm the setting whose best validations, mean over the seeds, are the best, of those that have all
+        their runs; from then on it is the arm. Nothing of the test images is read.
+
+        Returns:
+            What was tried of the arms that try anything.
+        """
+        told = []
+        for name, settings in self.tries.items():
+            if len(settings) == 1:
+                continue
+            found = []
+            for one in settings:
+                values = (
+                    [_best_validation(self.folder(one.name, s)) for s in self.args.seeds]
+                    if self._done(one.name)
+                    else []
+                )
+                found.append(Tried(name, one.name.removeprefix(f"{name}, "), tuple(values), chosen=False))
+            done = [one for one in found if one.mean is not None]
+            if done:
+                best = found.index(max(done, key=lambda one: one.mean or 0.0))  # the first of equals
+                self._chosen[name] = settings[best].name
+                self.arms[name] = replace(settings[best], name=name)
+                found[best] = found[best]._replace(chosen=True)
+            told += found
+        return told
 
     def cells(self) -> list[Cell]:
         """A run of every arm that is trained, for every seed: seed by seed, so that whole comparisons come early."""
         overlay = self._of_data("data", self.name)
         first = [str(self.configs / "train.json"), overlay, *self.args.configs]
         common = {"name": self.name, "dataset_dir": self._dataset_dir(), "bundle_root": self.out, "n_examples": 0}
-        common |= _pairs(self.args.set, "--set")
+        common |= pairs(self.args.set, "--set")
         return [
             Cell(
-                f"{arm.name}, seed {seed}",
-                str(self.folder(arm.name, seed)),
-                (*first, *arm.configs),
-                {**common, **arm.knobs, "seed": seed},
-                "finetuning" if arm.finetunes else "training",
+                f"{one.name}, seed {seed}",
+                str(self.folder(one.name, seed)),
+                (*first, *one.configs),
+                {**common, **one.knobs, "seed": seed},
+                "finetuning" if one.finetunes else "training",
             )
             for seed in self.args.seeds
-            for arm in self.arms.values()
-            if not arm.encoder
+            for settings in self.tries.values()
+            for one in settings
+            if not one.encoder
         ]
 
     def timed(self) -> list[Cell]:
@@ -264,7 +205,7 @@ class Matrix:
     def _launch(self, cells: Sequence[Cell]) -> dict[str, str]:
         args = self.args
         if args.launcher == "submitit":
-            return run_submitted(cells, self.out / "submitit", _pairs(args.slurm, "--slurm", numbers=True))
+            return run_submitted(cells, self.out / "submitit", _numbers(pairs(args.slurm, "--slurm")))
         return run_matrix(cells, processes=args.processes, gpus=args.gpus)
 
     def complete(self) -> list[str]:
@@ -329,7 +270,7 @@ class Matrix:
             for name in self.complete()
             if self.arms[name.removesuffix(TIMED)].finetunes
         }
-        knobs |= {"cache_dir": self.out / "features", **_pairs(self.args.evaluate, "--evaluate")}
+        knobs |= {"cache_dir": self.out / "features", **pairs(self.args.evaluate, "--evaluate")}
         cell = Cell("evaluation", str(folder), (str(self.configs / "evaluate.json"), task), knobs, "evaluating")
         if cell.done and self._newest() > (folder / "results.json").stat().st_mtime:
             shutil.rmtree(folder)
@@ -411,19 +352,20 @@ class Matrix:
         return _find_first([self.configs / kind / f"{name}.json" for name in (*names, "table")])
 
 
+def _best_validation(folder: Path) -> float:
+    """Macro AUROC of a fine-tuning on its validation images, at the step whose weights it kept."""
+    found = [row[KEY_METRIC] for row in read_rows(folder / CURVES) if KEY_METRIC in row]
+    if not found:
+        raise VividError(f"{folder / CURVES}: has no {KEY_METRIC}, by which --try chooses; remove the folder")
+    return max(found)
+
+
 def _find_first(paths: Sequence[Path]) -> str:
     return str(next((path for path in paths if path.is_file()), paths[-1]))
 
 
-def _pairs(words: Sequence[str], option: str, *, numbers: bool = False) -> dict[str, Any]:
-    """KEY=VALUE words as a mapping."""
-    pairs: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key or not equals:
-            raise VividError(f"{option} {word}: write KEY=VALUE")
-        pairs[key] = int(value) if numbers and value.isdecimal() else value
-    return pairs
+def _numbers(options: Mapping[str, str]) -> dict[str, Any]:
+    return {key: int(value) if value.isdecimal() else value for key, value in options.items()}
 
 
 def _listed(failed: Mapping[str, str]) -> str:

@@ -49,6 +49,26 @@ class Verdict(NamedTuple):
     verdict: str
 
 
+class Tried(NamedTuple):
+    """A setting of an arm that was tried.
+
+    Attributes:
+        arm, setting: what they are called.
+        validation: macro AUROC on the validation images of each seed's run; empty where one of them failed.
+        chosen: whether it is the one that was tested.
+    """
+
+    arm: str
+    setting: str
+    validation: tuple[float, ...]
+    chosen: bool
+
+    @property
+    def mean(self) -> float | None:
+        """Over the seeds."""
+        return sum(self.validation) / len(self.validation) if self.validation else None
+
+
 def judge(value: float | None, low: float | None, high: float | None, *, margin: float = MARGIN) -> str:
     """The verdict that :func:`rule` gives."""
     if value is None or low is None or high is None:
@@ -88,6 +108,7 @@ def write_verdicts(
     equal: str,
     failed: Mapping[str, str],
     margin: float = MARGIN,
+    tried: Sequence[Tried] = (),
 ) -> list[Verdict]:
     """Judge claims, and write them as a page and, beside it, as JSON.
 
@@ -99,6 +120,7 @@ def write_verdicts(
         title: of the page.
         equal: what the arms have in common, in words.
         failed: runs that failed, with the reason.
+        tried: settings of arms, of which validation chose.
 
     Raises:
         VividError: a file of the evaluation is missing or broken, or the page cannot be written.
@@ -119,6 +141,7 @@ def write_verdicts(
             arms=arms,
             macro={name: results.get("auroc", MACRO, name) for name in results.encoders},
             failed=failed,
+            tried=tried,
         )
     )
     with whole_file(out) as part:
@@ -143,6 +166,7 @@ def write_verdicts(
         },
         "verdicts": [one._asdict() for one in judged],
         "failed": dict(failed),
+        **({"tried": [one._asdict() for one in tried]} if tried else {}),
     }
     with whole_file(out.with_suffix(".json")) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
