@@ -250,10 +250,7 @@ def test_the_best_validation_over_the_seeds_chooses_what_an_arm_is(checkout, mon
     ("words", "told"),
     [
         (["--arms", "lm", "--try", "learning_rate=1,2"], "--try is for fine-tuned arms"),
-        (
-            ["--arms", "finetuned", "--starts", "a=b", "--try", "ema=.9", "ema=.99"],
-            "each of the values once",
-        ),
+        (["--arms", "finetuned", "--starts", "a=b", "--try", "ema=.9", "ema=.99"], "ema is given twice"),
         (["--arms", "finetuned", "--starts", "a=b", "--try", "ema=.9,"], "each of the values once"),
         (["--arms", "finetuned", "--starts", "a=b", "--try", "ema"], "--try ema: write KEY=VALUE"),
         (["--arms", "finetuned"], "the arm 'finetuned' needs an encoder to start from: --starts"),

@@ -87,9 +87,9 @@ def run_compare(args: argparse.Namespace) -> int:
         margin=args.margin,
         tried=tried,
     )
-    for one in tried:
-        value = "failed" if one.mean is None else f"{one.mean:.3f}"
-        print(f"{'chosen' if one.chosen else 'tried ':6s}  validation {value}  {one.arm}: {one.setting}")
+    for setting in tried:
+        value = "failed" if setting.mean is None else f"{setting.mean:.3f}"
+        print(f"{'chosen' if setting.chosen else 'tried ':6s}  validation {value}  {setting.arm}: {setting.setting}")
     print(f"\n{rule(args.margin)}\n")
     width = max(len(f"{one.arm} better than {one.reference}") for one in judged) if judged else 0
     for one in judged:
