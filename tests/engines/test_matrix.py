@@ -124,20 +124,21 @@ def bundle(monkeypatch):
     return asked
 
 
-def test_a_run_that_has_saved_resumes_and_one_that_has_not_starts_anew(tmp_path, bundle):
-    cell = Cell("one", str(tmp_path / "one"), ("a.json", "b.json"), {"seed": 3, "pool": None})
+@pytest.mark.parametrize("job", ["training", "finetuning"])
+def test_a_run_that_has_saved_resumes_and_one_that_has_not_starts_anew(tmp_path, bundle, job):
+    cell = Cell("one", str(tmp_path / "one"), ("a.json", "b.json"), {"seed": 3, "pool": None}, job)
     cell.ask()
     for name in ("config.json", "initial_vit.safetensors"):
         Path(cell.folder, name).write_text("")
     assert run_cell(cell.folder) == 0
     options = ["--config_file", "['a.json', 'b.json']", "--seed", "3", "--pool", "None", "--output_dir", cell.folder]
-    assert bundle[0] == ["monai.bundle", "run", "training", *options]
+    assert bundle[0] == ["monai.bundle", "run", job, *options]
     assert not Path(cell.folder, "config.json").exists()
     Path(cell.folder, "checkpoints").mkdir()
     Path(cell.folder, "checkpoints", "step_4.pt").write_text("")
     Path(cell.folder, "config.json").write_text("")
     run_cell(cell.folder)
-    assert bundle[1] == ["monai.bundle", "run", "training", *options, "--resume", "True"]
+    assert bundle[1] == ["monai.bundle", "run", job, *options, "--resume", "True"]
     assert Path(cell.folder, "config.json").exists()
 
 
