@@ -1,6 +1,5 @@
 """A fine-tuned run becomes a bundle as a pretrained one does: PyTorch, ONNX and the bundle's own scripts agree."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.deploy.alone import run_bundle
+from tests.deploy.alone import check_every_way
 from tests.evaluation.small import data_set, encoder
 from vivid_monai.cli import main
 from vivid_monai.deploy.calibration import load_calibrated
@@ -64,22 +63,4 @@ def test_every_way_gives_the_calibrated_answers_of_the_fine_tuned_network(run, t
     assert main(["bundle", str(run), "--out", str(bundle)]) == 0
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     assert "fine-tuned by VIVID-Med on made" in metadata["description"]
-    answered = [one["field"] for one in metadata["answers"]["fields"] if not one["unanswered"]]
-    assert len(answered) > 6
-    columns = [finished.fields.index(field) for field in answered]
-    test = finished.manifest.select("test").table["image"].to_pylist()
-    expected = dict(zip(test, finished.probabilities(finished.test.x)[:, columns], strict=True))
-    images = finished.manifest.image_root / "images"
-    for way in ("onnx", "torch", "bundle"):
-        out = tmp_path / way
-        if way == "bundle":
-            run_bundle(bundle, "inference.json", dataset_dir=images, output_dir=out)
-        else:
-            assert main(["predict", str(images), "--bundle", str(bundle), "--out", str(out), "--runtime", way]) == 0
-        with (out / "predictions.csv").open(newline="") as file:
-            rows = {f"images/{Path(row['image']).name}": row for row in csv.DictReader(file)}
-        told = [name for name in test if rows[name]["status"] == "answered"]
-        assert len(told) > len(test) / 2
-        got = [[float(rows[name][field]) for field in answered] for name in told]
-        np.testing.assert_allclose(got, [expected[name] for name in told], rtol=0, atol=1e-4)
-        assert np.ptp(got, axis=0).min() > 0.01
+    check_every_way(finished, bundle, tmp_path)

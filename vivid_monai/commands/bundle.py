@@ -25,8 +25,10 @@ FORMATS: dict[str, tuple[Any, str]] = {
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="folder of the training run")
+    add("run", type=Path, metavar="RUN", help="folder of the run: a training, or an evaluation")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the bundle; it ends in _classification")
+    what = "of an evaluation: the encoder's name there (default: the first that is no baseline)"
+    add("--encoder", metavar="NAME", help=what)
     what = (
         "the run's data set (manifest.parquet, or its folder), or its data sets in their order (default: as in the run)"
     )
@@ -57,7 +59,7 @@ def run_bundle(args: argparse.Namespace) -> int:
         raise VividError(
             f"{args.out}: git tracks {tracked} there, which would be replaced; give another --out, or --force"
         )
-    options = {name: getattr(args, name) for name in ("manifest", "sensitivity", "specificity", "accepted")}
+    options = {name: getattr(args, name) for name in ("encoder", "manifest", "sensitivity", "specificity", "accepted")}
     model = load_calibrated(args.run, **options)
     wording = {name: getattr(args, name) for name in WORDING}
     wording["data_license"] = args.data_license.read_text(encoding="utf-8") if args.data_license else ""

@@ -246,7 +246,7 @@ def _metadata(
         "required_packages_version": {package: version(package) for package in (*NEEDED, *_library(model.classifier))},
         "name": said["title"] or f"{about[0].upper()}{about[1:]} findings by a VIVID-Med {network}",
         "task": f"Findings of a {about}: present, absent or uncertain, with calibrated probabilities",
-        "description": f"A plain {network}{read} with a linear head, {model.name} by VIVID-Med on {dataset}. Reads "
+        "description": f"A plain {network}{read} with a linear head, {model.made} by VIVID-Med on {dataset}. Reads "
         "DICOM, PNG and JPEG; says what it does not answer.",
         "authors": said["authors"],
         "copyright": said["copyright"],

@@ -1,4 +1,4 @@
-"""The calibrated classifier of a training run: probabilities, decision thresholds, OOD detector, operating points."""
+"""The calibrated classifier of a run: probabilities, decision thresholds, OOD detector, operating points."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import ENOUGH
 from vivid_monai.data.union import load_manifest
-from vivid_monai.deploy.model import SHIPPED, load_run
 from vivid_monai.deploy.ood import OODDetector, ThumbnailEncoder
 from vivid_monai.deploy.postprocessing import DecisionRules
+from vivid_monai.deploy.trained import Trained, load_trained
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features, FeatureStore
 from vivid_monai.evaluation.results import Results, images_digest
@@ -52,7 +52,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """What a training run knows of its classifier.
+    """What a run knows of its classifier.
 
     Attributes:
         classifier: its head gives calibrated logits: σ of them are the probabilities.
@@ -62,6 +62,7 @@ class CalibratedModel:
         results: of the run's own evaluation on its test images.
         name: of the encoder in these results.
         fingerprint: of the encoder.
+        made, beside: as of :class:`~vivid_monai.deploy.trained.Trained`.
     """
 
     classifier: Classifier
@@ -77,6 +78,8 @@ class CalibratedModel:
     results: Results
     name: str
     fingerprint: str
+    made: str
+    beside: str = ""
 
     @property
     def answered(self) -> list[int]:
@@ -96,43 +99,69 @@ class CalibratedModel:
 def load_calibrated(
     run: Path,
     *,
+    encoder: str | None = None,
     manifest: Path | Sequence[Path] | None = None,
     sensitivity: float = 0.9,
     specificity: float = 0.9,
     accepted: float = 0.99,
 ) -> CalibratedModel:
-    """Read a run of ``configs/train.json`` and calibrate its classifier on its validation images.
+    """Read a run of ``configs/train.json`` or ``configs/evaluate.json``, calibrate its classifier on its validation
+    images.
 
     Args:
+        encoder: of an evaluation, as of :func:`~vivid_monai.deploy.trained.load_trained`.
         manifest: the run's data set, or its data sets in their order; None: where the run's results have it.
         sensitivity, specificity: of :func:`calibrate`; accepted: of :meth:`OODDetector.fit`.
 
     Raises:
-        VividError: not the folder of a finished run, classes that exclude each other, a data set that is missing or
-            not the one that the run was tested on, too few patients for the OOD detector.
+        VividError: as :func:`~vivid_monai.deploy.trained.load_trained`; a data set that is missing or not the one that
+            the run was tested on, too few patients for the OOD detector.
     """
-    encoder, probe, fields = load_run(run)
-    results = Results.load(run / "results.json")
-    name = next((name for name in SHIPPED if name in results.encoders), None)
-    if results.kind != "findings" or name is None:
-        raise VividError(f"{run}: is not a training run with findings; give the folder of a run of configs/train.json")
-    given = manifest or results.run.get("data", {}).get("manifest") or "unknown"
-    paths = [Path(one) for one in ([given] if isinstance(given, (str, Path)) else given)]
-    paths = [one / "manifest.parquet" if one.is_dir() else one for one in paths]
+    trained = load_trained(run, encoder)
+    given = manifest or trained.results.run.get("data", {}).get("manifest") or "unknown"
+    paths = manifest_files([given] if isinstance(given, (str, Path)) else given)
+    table, compute = load_manifest(paths), FeatureStore(None)
+    kept = FeatureStore(run / FEATURES, exact=False) if (run / FEATURES).is_dir() else compute
+    train, val, test = (kept.features(trained.encoder, table, split, trained.fields, title=split) for split in SPLITS)
+    check_leakage(train, val, test)
+    if images_digest(test.ids) != trained.results.test["images_sha256"]:
+        found = ", ".join(map(str, paths))
+        raise VividError(f"{found}: its test images are not those of the run; give the run's own data set (--manifest)")
+    return calibrated(
+        trained, table, (train, val, test), sensitivity=sensitivity, specificity=specificity, accepted=accepted
+    )
+
+
+def manifest_files(given: Sequence[str | Path]) -> list[Path]:
+    """The files of data sets, named by file or folder; a VividError where one is not there."""
+    paths = [Path(one) / "manifest.parquet" if Path(one).is_dir() else Path(one) for one in given]
     for path in paths:
         if not path.is_file():
             raise VividError(f"{path}: the run's data set is not there; say where it is (--manifest)")
-    table, compute = load_manifest(paths), FeatureStore(None)
-    kept = FeatureStore(run / FEATURES, exact=False) if (run / FEATURES).is_dir() else compute
-    train, val, test = (kept.features(encoder, table, split, fields, title=split) for split in SPLITS)
-    thumbnail = ThumbnailEncoder(encoder.preprocess)
+    return paths
+
+
+def calibrated(
+    trained: Trained,
+    table: Manifest,
+    parts: tuple[Features, Features, Features],
+    *,
+    sensitivity: float,
+    specificity: float,
+    accepted: float,
+) -> CalibratedModel:
+    """Calibrate on the validation images, put that into the head, fit the OOD detector on the training images.
+
+    Args:
+        parts: features of the training, validation and test images, of which none is on two sides.
+        sensitivity, specificity, accepted: as of :func:`load_calibrated`.
+    """
+    encoder, probe, fields = trained.encoder, trained.probe, trained.fields
+    train, val, test = parts
+    compute, thumbnail = FeatureStore(None), ThumbnailEncoder(encoder.preprocess)
     thumbnails = {
         split: compute.features(thumbnail, table, split, fields, title=f"thumbnails of {split}").x for split in SPLITS
     }
-    check_leakage(train, val, test)
-    if images_digest(test.ids) != results.test["images_sha256"]:
-        found = ", ".join(map(str, paths))
-        raise VividError(f"{found}: its test images are not those of the run; give the run's own data set (--manifest)")
     calibrations = calibrate(
         probe.logits(val.x),
         val.states,
@@ -159,9 +188,11 @@ def load_calibrated(
         test=test,
         thumbnails=thumbnails,
         ood=OODDetector.fit(thumbnails["train"], thumbnails["val"], patients, accepted=accepted),
-        results=results,
-        name=name,
+        results=trained.results,
+        name=trained.name,
         fingerprint=encoder.fingerprint(),
+        made=trained.made,
+        beside=trained.beside,
     )
 
 

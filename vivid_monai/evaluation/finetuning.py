@@ -132,8 +132,17 @@ def fit_head(
     if isinstance(probe, LinearProbe):
         return Head(FROZEN, encoder, probe)
     assert isinstance(probe, AttentiveProbe)
-    spd, source = probe.module.folded_spd(), f"{encoder.source}, read as {START_PROBE}"
-    pooled = VividEncoder(encoder.network, encoder.preprocess, spd=spd, pool="spd", source=source)
+    return pooled_head(encoder, probe, source=f"{encoder.source}, read as {START_PROBE}")
+
+
+def pooled_head(encoder: Encoder, probe: AttentiveProbe, *, source: str) -> Head:
+    """An attentive probe as two parts: the SPD that reads the encoder's raw tokens, and a linear probe of its features.
+
+    Args:
+        encoder: whose tokens the probe was fitted on; its network gives tokens, not its own pooled output.
+        source: what the encoder with its SPD is called.
+    """
+    pooled = VividEncoder(encoder.network, encoder.preprocess, spd=probe.module.folded_spd(), pool="spd", source=source)
     weight, bias = (one.detach().numpy().astype(np.float64) for one in probe.module.head.parameters())
     weight[list(probe.untrained)], bias[list(probe.untrained)] = 0, 0
     read_by = pooled.fingerprint()
