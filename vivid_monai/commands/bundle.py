@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from vivid_monai.deploy.bundle import WORDING, build_bundle
-from vivid_monai.deploy.calibration import load_calibrated
+from vivid_monai.deploy.calibration import CalibratedModel, load_calibrated
 from vivid_monai.deploy.eligibility import TAGS
 from vivid_monai.deploy.export import export_huggingface, export_onnx, export_torchscript
+from vivid_monai.deploy.further import load_further
 from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import RUNTIMES, BundleModel
 from vivid_monai.deploy.postprocessing import ANSWERED, NOT_ASSESSED, UNREADABLE
 from vivid_monai.deploy.predict import FILES, predict
 from vivid_monai.errors import VividError
+from vivid_monai.evaluation.format import summary_table
 from vivid_monai.storage.files import tracked_by_git
 
 FORMATS: dict[str, tuple[Any, str]] = {
@@ -25,7 +27,7 @@ FORMATS: dict[str, tuple[Any, str]] = {
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="folder of the run: a training, or an evaluation")
+    add("run", type=Path, metavar="RUN", help="folder of the run: a training, or an evaluation; or a bundle")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the bundle; it ends in _classification")
     what = "of an evaluation: the encoder's name there (default: the first that is no baseline)"
     add("--encoder", metavar="NAME", help=what)
@@ -33,6 +35,12 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
         "the run's data set (manifest.parquet, or its folder), or its data sets in their order (default: as in the run)"
     )
     add("--manifest", type=Path, nargs="+", metavar="FILE|DIR", help=what)
+    what = (
+        "with a bundle: weights of its network, as its configs/train.json writes them (eval/model.pt); with --manifest"
+    )
+    add("--weights", type=Path, metavar="FILE", help=what)
+    what = "what these weights answer, in the order of the labels (default: the bundle's findings)"
+    add("--fields", nargs="+", metavar="FINDING", help=what)
     share = "share of {} validation images that '{}' may not be said of"
     add("--sensitivity", type=float, default=0.9, help=share.format("present", "absent"))
     add("--specificity", type=float, default=0.9, help=share.format("absent", "present"))
@@ -53,14 +61,17 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 
 
 def run_bundle(args: argparse.Namespace) -> int:
-    """Calibrate the classifier of a finished run on its validation images, choose its decision thresholds, and write a
-    self-contained MONAI bundle that needs no package but MONAI."""
+    """Calibrate the classifier of a finished run, or of a bundle that was trained further, on validation images, choose
+    its decision thresholds, and write a self-contained MONAI bundle that needs no package but MONAI."""
     if not args.force and (tracked := tracked_by_git(args.out)):
         raise VividError(
             f"{args.out}: git tracks {tracked} there, which would be replaced; give another --out, or --force"
         )
-    options = {name: getattr(args, name) for name in ("encoder", "manifest", "sensitivity", "specificity", "accepted")}
-    model = load_calibrated(args.run, **options)
+    rates = {name: getattr(args, name) for name in ("sensitivity", "specificity", "accepted")}
+    if args.weights or args.fields or (args.run / "configs" / "metadata.json").is_file():
+        model = _trained_further(args, rates)
+    else:
+        model = load_calibrated(args.run, encoder=args.encoder, manifest=args.manifest, **rates)
     wording = {name: getattr(args, name) for name in WORDING}
     wording["data_license"] = args.data_license.read_text(encoding="utf-8") if args.data_license else ""
     folder = build_bundle(model, args.out, onnx=None if args.onnx == "none" else args.onnx, wording=wording)
@@ -73,6 +84,17 @@ def run_bundle(args: argparse.Namespace) -> int:
         "--config_file configs/inference.json --dataset_dir IMAGES"
     )
     return 0
+
+
+def _trained_further(args: argparse.Namespace, rates: dict[str, Any]) -> CalibratedModel:
+    if not args.weights or not args.manifest or args.encoder:
+        raise VividError(
+            f"{args.run}: a bundle is built again of weights that were trained further: give --weights FILE and "
+            "--manifest DATA, and no --encoder"
+        )
+    model = load_further(args.run, args.weights, args.manifest, fields=args.fields, **rates)
+    print("\n" + summary_table(model.results))
+    return model
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:

@@ -58,6 +58,13 @@ def bundle_docs(
         change=change,
         auroc={field: model.results.get("auroc", field, model.name) for field in model.results.fields},
         macro=model.results.get("auroc", MACRO, model.name),
+        beside=model.beside
+        and (
+            model.results.get("auroc", MACRO, model.beside),
+            next(
+                r for r in model.results.differences if (r.metric, r.field, r.minus) == ("auroc", MACRO, model.beside)
+            ),
+        ),
         answered=[one for one in model.calibrations if not one.unanswered],
         unanswered=[one for one in model.calibrations if one.unanswered],
         ood=model.ood,
