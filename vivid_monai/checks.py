@@ -6,6 +6,7 @@ This file goes into every bundle, so that its own workflows are checked as those
 """
 
 import inspect
+import json
 import math
 import re
 import sys
@@ -250,4 +251,37 @@ def refuse_pointers(files: Iterable[str | Path]) -> None:
         if pointer:
             raise VividError(
                 f"{file}: is a pointer of Git LFS, not the weights; run `git lfs pull` where it comes from"
+            )
+
+
+def check_labels(datalist: str | Path, fields: Any, outputs: int) -> None:
+    """Refuse labels that are not as long as a head has outputs.
+
+    Args:
+        datalist: file with the lists "training" and "validation" of ``{"image": …, "label": [1, 0, -1, …]}``.
+        fields: names of the findings, where they are the user's own; None: those of the bundle.
+        outputs: of the head.
+
+    Raises:
+        VividError: fields that are no list of different names, no such file, and the first label of another length.
+    """
+    if fields is not None:
+        names = fields if isinstance(fields, list) else []
+        if not names or len({str(name).strip() for name in names} - {""}) != len(names):
+            shown = cut(repr(fields), 60)
+            raise VividError(f"fields is {shown}; it takes a list of different names: --fields \"['A','B']\"")
+    try:
+        lists = json.loads(Path(datalist).read_text(encoding="utf-8"))
+        rows = [(name, at, row["label"]) for name in ("training", "validation") for at, row in enumerate(lists[name])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VividError(
+            f"{datalist}: is no datalist ({type(error).__name__}: {first_line(error)}): give the lists training and "
+            'validation of {"image": "path", "label": [1, 0, -1]} (--dataset_dir)'
+        ) from error
+    for name, at, label in rows:
+        if not isinstance(label, list) or len(label) != outputs:
+            has = f"{len(label)} values" if isinstance(label, list) else cut(repr(label), 40)
+            raise VividError(
+                f"{datalist}: the label of {name} image {at} has {has}, and the head {outputs} outputs: give one for "
+                f"each{'; for findings of your own: --fields NAMES' if fields is None else ' of the fields'}"
             )

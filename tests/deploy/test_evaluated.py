@@ -97,7 +97,7 @@ def test_every_way_gives_the_calibrated_answers_of_the_probe(tmp_path, make, pro
 
 def test_the_first_that_is_no_baseline_is_taken_and_a_seed_of_several(tmp_path):
     run = evaluated(
-        tmp_path, {"mine": ours(tmp_path), "other": "thumbnails:4"}, n=150, baseline="untrained", seeds=(3, 4)
+        tmp_path, {"mine": ours(tmp_path), "other": "thumbnails:4"}, n=240, baseline="untrained", seeds=(3, 4)
     )
     finished = load_calibrated(run)
     assert finished.name == "mine"
@@ -113,7 +113,11 @@ def test_the_first_that_is_no_baseline_is_taken_and_a_seed_of_several(tmp_path):
         ("small", {}, "'small' cannot be in a bundle: thumbnails are no network; name another encoder"),
         (None, {"probe": "knn"}, "'mine' cannot be in a bundle: a probe of nearest neighbours is its training images"),
         (None, {"slices": 3}, "reads several slices at a time, and a bundle reads one image"),
-        (None, {"space": "pneumoniamnist"}, "its classes exclude each other, and a bundle answers findings"),
+        (
+            None,
+            {"space": "organamnist-11", "n": 240, "min_present": 2},
+            "its classes exclude each other, and a bundle answers findings",
+        ),
         (None, {"source": True}, "learned on another data set (elsewhere): evaluate on that one, and bundle it"),
     ],
 )

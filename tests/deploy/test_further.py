@@ -1,5 +1,7 @@
 """A bundle whose weights were trained further is served again: calibrated, tested beside the ones before."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,12 +11,17 @@ import torch
 
 from tests.deploy.alone import check_every_way, datalist, run_bundle
 from tests.deploy.conftest import NAME
+from tests.deploy.small import make_classifier
 from tests.evaluation.small import data_set
+from tests.processes import run_module
+from vivid_monai.checks import check_labels
 from vivid_monai.cli import main
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.deploy.further import load_further
+from vivid_monai.deploy.model import BundleModel
 from vivid_monai.errors import VividError
 from vivid_monai.metrics.masked import masked_auroc
+from vivid_monai.networks.classifier import load_weights
 
 MINE = "mine_classification"
 SPLITS = ("train", "train", "val", "test")
@@ -132,3 +139,90 @@ def test_findings_that_the_data_lack_are_told(bundle_folder, further, tmp_path):
     assert "(--fields A B C)" in str(told.value)
     with pytest.raises(VividError, match="--fields names 2 findings"):
         load_further(bundle_folder, further, [other.path], fields=["a", "b"])
+
+
+def test_own_findings_get_a_head_of_their_own(bundle_folder, finished, tmp_path, capsys):
+    folder, names = shutil.copytree(bundle_folder, tmp_path / NAME), ["Support Devices", "Edema", "Fracture"]
+    datalist(finished, tmp_path / "datalist.json")
+    lists = json.loads((tmp_path / "datalist.json").read_text())
+    columns = [finished.fields.index(name) for name in names]
+    for row in (*lists["training"], *lists["validation"]):
+        row["label"] = [row["label"][column] for column in columns]
+    (tmp_path / "datalist.json").write_text(json.dumps(lists))
+    knobs = {"dataset_dir": tmp_path, "output_dir": tmp_path / "out", "batch_size": 32, "fields": names}
+    run_bundle(folder, "train.json", **knobs, epochs=4, learning_rate=0.001)
+    path = tmp_path / "out" / "model.pt"
+    before, after = (torch.load(one, weights_only=True) for one in (folder / "models" / "model.pt", path))
+    assert after["head.weight"].shape == (3, 128)
+    name = "encoder.blocks.0.attn.qkv.weight"
+    assert torch.corrcoef(torch.stack([before[name].ravel(), after[name].ravel()]))[0, 1] > 0.9
+    assert not torch.equal(before[name], after[name])
+    told = run_bundle(folder, "train.json", "evaluate.json", **knobs, ckpt_path=str(path))
+
+    model = load_further(folder, path, [finished.manifest.path], fields=names, n_resamples=50)
+    assert model.fields == tuple(names)
+    assert model.beside == "frozen"
+    auroc = model.results.get("auroc", "(macro)", "trained further").value
+    assert float(re.search(r"macro_auroc: ([\d.]+)", told)[1]) == pytest.approx(auroc, abs=1e-4)
+    words = ["--weights", str(path), "--manifest", str(finished.manifest.path), "--out", str(tmp_path / MINE)]
+    assert main(["bundle", str(folder), *words]) == 2
+    assert "its head has 3 outputs, and the bundle has 12 findings" in capsys.readouterr().err
+    assert main(["bundle", str(folder), *words, "--fields", *names]) == 0
+    assert BundleModel(tmp_path / MINE).fields == tuple(names)
+    text = (tmp_path / MINE / "docs" / "README.md").read_text()
+    assert "a linear probe on the encoder that training began from reaches a macro AUROC of 0." in text
+
+
+def test_labels_that_are_not_as_long_as_the_head_are_one_line(bundle_folder, finished, tmp_path):
+    datalist(finished, tmp_path / "datalist.json")
+    command = [
+        "run",
+        "--config_file",
+        "configs/train.json",
+        "--dataset_dir",
+        tmp_path,
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    done = run_module("monai.bundle", [*command, "--fields", "['A','B']"], cwd=bundle_folder)
+    assert done.returncode == 1
+    (told,) = [one for one in done.stderr.splitlines() if one.startswith("vivid: ")]
+    assert "datalist.json: the label of training image 0 has 12 values, and the head 2 outputs" in told
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lists", "fields", "line"),
+    [
+        ({"training": [{"label": [1, 0]}], "validation": []}, None, "training image 0 has 2 values, and the head 3"),
+        ({"training": [], "validation": [{"label": 1}]}, ["A", "B", "C"], "validation image 0 has 1, and the head 3"),
+        ({"training": []}, None, "is no datalist (KeyError: 'validation')"),
+        ({}, "ABC", "fields is 'ABC'; it takes a list of different names"),
+        ({}, ["A", "B", "A"], "it takes a list of different names"),
+    ],
+)
+def test_labels_are_checked(tmp_path, lists, fields, line):
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps(lists))
+    with pytest.raises(VividError) as told:
+        check_labels(path, fields, 3)
+    assert line in str(told.value)
+
+
+def test_weights_of_another_network_are_refused_and_a_head_is_kept_where_it_may_be(tmp_path):
+    network, path = make_classifier(), tmp_path / "model.pt"
+    state = make_classifier(seed=1).state_dict()
+    torch.save(state | {"head.weight": torch.zeros(2, 128), "head.bias": torch.zeros(2)}, path)
+    with pytest.raises(VividError, match=r"head.bias is \(2,\), that of the network is \(5,\): name the findings"):
+        load_weights(network, path)
+    head = network.head.weight.clone()
+    load_weights(network, path, new_head=True)
+    assert torch.equal(network.head.weight, head)
+    assert torch.equal(network.encoder.norm.weight, state["encoder.norm.weight"])
+    del state["encoder.norm.weight"]
+    torch.save(state, path)
+    with pytest.raises(VividError, match=r"encoder.norm.weight is missing, .*: take the bundle's own"):
+        load_weights(network, path, new_head=True)
+    path.write_text("")
+    with pytest.raises(VividError, match="holds no plain tensors"):
+        load_weights(network, path)

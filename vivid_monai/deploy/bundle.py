@@ -195,7 +195,9 @@ def bundle_configs(network: Config, preprocess: Preprocess) -> dict[str, Config]
     templates = resources.files("vivid_monai.deploy") / "configs"
     configs = {one.name: json.loads(one.read_text(encoding="utf-8")) for one in templates.iterdir()}
     inference, train = configs["inference.json"], configs["train.json"]
-    inference["network_def"] = train["network_def"] = network
+    inference["network_def"] = network
+    outputs = f"$len(@fields) if @fields else {network['num_classes']}"
+    train["network_def"] = {**network, "num_classes": outputs}
     module = "scripts.preprocess"
     inference["preprocessing"]["transforms"] += preprocess.config(module=module)
     inference["dataset"]["shape"] = list(preprocess.shape)

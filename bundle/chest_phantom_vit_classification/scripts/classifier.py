@@ -1,10 +1,12 @@
 """A backbone, the read-out of its tokens and a linear head: the `network_def` of the bundle."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .errors import VividError
+from .errors import VividError, cut
 from .densenet import DenseNet
 from .pooling import choose_pool, pool_tokens, pooled_width
 from .resnet import ResNet
@@ -54,3 +56,35 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, C, *spatial)."""
         return self.head(self.features(x))
+
+
+def load_weights(network: Classifier, file: str | Path, *, new_head: bool = False) -> None:
+    """Give a classifier the weights in a file.
+
+    Args:
+        file: of ``torch.save``, its state dict; no code in it is run.
+        new_head: a head of another width stays as it is, to be learned.
+
+    Raises:
+        VividError: it cannot be read, or the first tensor that is missing, left over or of another shape.
+    """
+    try:
+        given = dict(torch.load(file, map_location="cpu", weights_only=True))
+        shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    except Exception as error:  # PyTorch raises all kinds
+        raise VividError(
+            f"{file}: holds no plain tensors ({type(error).__name__}); give another --ckpt_path"
+        ) from error
+    own = network.state_dict()
+    for name in sorted(own.keys() | shapes.keys()):
+        has, needs = shapes.get(name, "missing"), tuple(own[name].shape) if name in own else "unknown"
+        if has == needs:
+            continue
+        head = name in ("head.weight", "head.bias")
+        if not head or not new_head:
+            way = (
+                "name the findings that it was trained on (--fields)" if head else "take the bundle's own (--ckpt_path)"
+            )
+            raise VividError(f"{file}: {cut(name, 80)} is {has}, that of the network is {needs}: {way}")
+        given[name] = own[name]
+    network.load_state_dict(given)
