@@ -72,7 +72,7 @@ def load_further(
     before, probe_before = _parts(model.classifier, model.preprocess, str(bundle), kind=ORIGINAL)
     same = names == model.fields
     beside = ORIGINAL if same else FROZEN
-    fitted = {FURTHER: probe} | ({ORIGINAL: probe_before} if same else {})
+    fitted = {FURTHER: [probe]} | ({ORIGINAL: [probe_before]} if same else {})
     with TemporaryDirectory() as folder:  # the features of the first are asked for twice
         store = FeatureStore(folder)
         evaluated = evaluate(
