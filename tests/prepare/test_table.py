@@ -132,6 +132,14 @@ def test_one_column_may_answer_several_labels_each_by_values_of_its_own(tmp_path
     assert column(read(tmp_path, numbers, label_columns=KIND), "finding.Pneumonia") == [0]
 
 
+@pytest.mark.parametrize("role", ["split", "sex", "age"])
+def test_no_message_quotes_an_identifier_that_a_mapping_takes_for_something_else(tmp_path, role):
+    entry = "mrn" if role == "age" else {"column": "mrn", "values": {"train": "train"}}
+    with pytest.raises(VividError, match=r"t\.csv, row 2: column 'mrn' holds an identifier, which cannot") as said:
+        read(tmp_path, **{role: entry})
+    assert "p1" not in str(said.value)
+
+
 def test_a_cell_without_a_meaning_of_its_label_is_an_error_that_names_it(tmp_path):
     with pytest.raises(VividError, match=r"t\.csv, row 2: column 'kind' holds 'oedema', not one of .*'bacteria'"):
         read(tmp_path, "file,mrn,kind,fx\na.png,p1,oedema,1\n", label_columns=KIND)

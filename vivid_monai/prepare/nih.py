@@ -52,6 +52,7 @@ def read(root: Path | str, *, label_space: LabelSpaceSource = "nih-14", find_fil
         raise VividError(f"{root}: neither {' nor '.join(TABLES)} is here: give the folder that holds the table")
     space = open_label_space(stored_label_space(label_space))
     rows = read_csv(path, required=_COLUMNS, key="Image Index")
+    rows.private = frozenset({"Patient ID"})
     named = rows.table[KEY].str.fullmatch(r"[0-9]{8}_[0-9]{3}\.(?i:png|jpe?g)")
     rows.drop(~named, "bad-path", "not NNNNNNNN_NNN.png (or .jpg)")
     lists = _find_lists(root)

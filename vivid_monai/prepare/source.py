@@ -44,6 +44,7 @@ class Rows:
         notes: sentences for the data card.
         problems: index label → the first cell of the row that could not be translated.
         about: the columns that tell what a row is about; two rows that agree in them repeat or contradict each other.
+        private: columns of identifiers, whose cells no message quotes.
     """
 
     table: pd.DataFrame
@@ -52,6 +53,7 @@ class Rows:
     notes: list[str] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
     about: tuple[str, ...] = ("image", "slice")
+    private: frozenset[str] = frozenset()
 
     def drop(self, mask: pd.Series | np.ndarray, reason: str | pd.Series, detail: str | pd.Series) -> None:
         """Move the rows where ``mask`` (bool, N) is true to the skip list.
@@ -87,8 +89,11 @@ class Rows:
                 values.append(translate(text.strip()) if callable(translate) else translate[text.strip()])
             except (BadCell, KeyError) as error:
                 known = ", ".join(map(repr, translate)) if isinstance(translate, Mapping) else str(error)
+                told = f"holds {cut(text, 60)!r}, not {cut(known, 120)}"
+                if name in self.private:
+                    told = "holds an identifier, which cannot be meant here"
                 for row in self.table.index[codes == code]:
-                    self.problems.setdefault(row, f"column {name!r} holds {cut(text, 60)!r}, not {cut(known, 120)}")
+                    self.problems.setdefault(row, f"column {name!r} {told}")
                 values.append(bad)
         return codes, values
 

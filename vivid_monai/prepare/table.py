@@ -51,6 +51,7 @@ def read(table: Path | str, *, mapping: Path | str, image_root: Path | str) -> S
         text = {"delimiter": delimiter, "encoding": plan.data.get("encoding", "utf-8")}
         plan.check_columns(read_header(path, **text), path)
         rows = read_csv(path, required=[], key=plan.image_columns[0], multiline=True, **text)
+    rows.private = frozenset(plan.identifiers)
     for name in plan.identifiers:
         require_exact(rows.table[name].unique(), f"{path}: column {name!r}")
     for name in plan.image_columns:
