@@ -19,6 +19,7 @@ from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.deploy.trained import Trained, load_trained
 from vivid_monai.errors import VividError
 from vivid_monai.evaluation.features import Features, FeatureStore
+from vivid_monai.evaluation.probes import LinearProbe
 from vivid_monai.evaluation.results import Results, images_digest
 from vivid_monai.evaluation.task import check_leakage
 from vivid_monai.images.preprocess import Preprocess
@@ -88,8 +89,7 @@ class CalibratedModel:
 
     def probabilities(self, features: NDArray, *, calibrated: bool = True) -> NDArray[np.float64]:
         """Probabilities (N, F) of features (N, D): calibrated, or as the head was fitted."""
-        weight, bias = (one.detach().numpy().astype(np.float64) for one in self.classifier.head.parameters())
-        logits = features @ weight.T + bias
+        logits = LinearProbe.of_head(self.classifier.head).logits(features)
         if not calibrated:
             logits -= [one.intercept for one in self.calibrations]
             logits /= [one.slope for one in self.calibrations]

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -100,9 +99,8 @@ def _parts(
 ) -> tuple[VividEncoder, LinearProbe]:
     """A classifier as encoder and probe."""
     encoder = VividEncoder(classifier.encoder, preprocess, spd=classifier.spd, pool=classifier.pool, source=source)
-    weight, bias = (one.detach().numpy().astype(np.float64) for one in classifier.head.parameters())
-    about: dict[str, Any] = {"kind": kind, "warnings": []}
-    return encoder, LinearProbe(weight, bias, encoder.fingerprint(), description=about)
+    about = {"kind": kind, "warnings": []}
+    return encoder, LinearProbe.of_head(classifier.head, encoder.fingerprint(), description=about)
 
 
 def _fields(classifier: Classifier, own: tuple[str, ...], asked: Sequence[str] | None, weights: str) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 from torch import nn
 
@@ -143,10 +142,8 @@ def pooled_head(encoder: Encoder, probe: AttentiveProbe, *, source: str) -> Head
         source: what the encoder with its SPD is called.
     """
     pooled = VividEncoder(encoder.network, encoder.preprocess, spd=probe.module.folded_spd(), pool="spd", source=source)
-    weight, bias = (one.detach().numpy().astype(np.float64) for one in probe.module.head.parameters())
-    weight[list(probe.untrained)], bias[list(probe.untrained)] = 0, 0
-    read_by = pooled.fingerprint()
-    linear = LinearProbe(weight, bias, read_by, untrained=probe.untrained, description=probe.description)
+    read_by, head = pooled.fingerprint(), probe.module.head
+    linear = LinearProbe.of_head(head, read_by, untrained=probe.untrained, description=probe.description)
     return Head("attentive", pooled, linear)
 
 
@@ -190,9 +187,9 @@ def finish_finetuning(
             own[untaught] = 0
     source = str(folder / PRETRAINED)
     tuned = VividEncoder(network.encoder, preprocess, spd=network.spd, pool=network.pool, source=source)
-    weight, bias = (one.detach().cpu().numpy().astype(np.float64) for one in network.head.parameters())
     about = {"kind": "fine-tuned", "start": spec, "weights": kept, "warnings": []}
-    probe = LinearProbe(weight, bias, tuned.fingerprint(), untrained=head.probe.untrained, description=about)
+    untrained = head.probe.untrained
+    probe = LinearProbe.of_head(network.head, tuned.fingerprint(), untrained=untrained, description=about)
     ship(network, network.spd, folder, preprocess, task.fields)
     encoders: dict[str, Sequence[Encoder]] = {FINE_TUNED: [tuned], head.name: [head.encoder], FROZEN: [start]}
     if not spec.startswith("untrained:"):

@@ -10,6 +10,7 @@ from scipy.linalg import eigh
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_softmax, softmax
 from threadpoolctl import threadpool_limits
+from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler
 
 from vivid_monai.errors import VividError
@@ -160,6 +161,13 @@ class LinearProbe(Probe):
     weight: np.ndarray
     bias: np.ndarray
     encoder: str = ""
+
+    @classmethod
+    def of_head(cls, head: nn.Linear, encoder: str = "", *, untrained: Sequence[int] = (), **rest: Any) -> Self:
+        """The probe that a trained head (D to F) is; of ``untrained`` columns weight and bias become 0."""
+        weight, bias = (one.detach().cpu().numpy().astype(np.float64) for one in (head.weight, head.bias))
+        weight[list(untrained)], bias[list(untrained)] = 0, 0
+        return cls(weight, bias, encoder, untrained=tuple(untrained), **rest)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """(N, D) → float64 (N, F)."""
