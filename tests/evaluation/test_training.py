@@ -8,9 +8,9 @@ import pytest
 
 from tests.evaluation.made_run import make_run
 from vivid_monai.errors import VividError
-from vivid_monai.evaluation import training
 from vivid_monai.evaluation.report import write_comparison, write_report
 from vivid_monai.evaluation.training import read_knobs, read_training
+from vivid_monai.storage.configs import packaged_configs
 from vivid_monai.storage.curves import write_rows
 
 CONFIG = {"_desc_": "made", "imports": ["$import x"], "name": "mine", "seed": 3, "vit": "nano", "amp": False}
@@ -47,7 +47,7 @@ def test_the_page_tells_of_the_training(tmp_path: Path) -> None:
     assert "train/nll 0.75" in said
     assert "train/nll 2 to 0.75" in section
     differ, others = said.split("All others")
-    shipped = json.loads(training.DEFAULTS.read_text())
+    shipped = json.loads((packaged_configs() / "train.json").read_text())
     assert f"seed 3 {shipped['seed']}" in differ
     assert f"rare_fields Fracture {', '.join(shipped['rare_fields'])}" in differ
     assert "vit nano" in others
@@ -64,10 +64,9 @@ def test_pages_of_evaluations_do_not(tmp_path: Path) -> None:
     assert "<h1>phantom-findings</h1>" in page
 
 
-def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
     folder = trained(tmp_path, times=False)
     assert "no times.csv" in write_report(folder).read_text()
-    monkeypatch.setattr(training, "DEFAULTS", tmp_path / "nowhere.json")
     told = read_training(folder, defaults=tmp_path / "nowhere.json")
     assert told is not None
     assert (told.changed, told.seconds, told.images_per_s) == ({}, None, None)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vivid_monai.errors import VividError, first_line
+from vivid_monai.storage.configs import packaged_configs
 from vivid_monai.storage.curves import CURVES, TIMES, panels, read_rows
 from vivid_monai.storage.run_config import CONFIG
 
-DEFAULTS = Path(__file__).parents[2] / "configs" / "train.json"
-"""The shipped config, where the package lies in its repository."""
 Lines = Mapping[str, list[tuple[float, float]]]
 
 
@@ -35,8 +34,11 @@ class Training:
     others: Mapping[str, Any]
 
 
-def read_training(folder: Path, *, defaults: Path = DEFAULTS) -> Training | None:
+def read_training(folder: Path, *, defaults: Path | None = None) -> Training | None:
     """What the folder of a run says of its training; None where nothing was trained.
+
+    Args:
+        defaults: the shipped config; None: train.json of :func:`~vivid_monai.storage.configs.packaged_configs`.
 
     Raises:
         VividError: one of its files cannot be read.
@@ -46,6 +48,7 @@ def read_training(folder: Path, *, defaults: Path = DEFAULTS) -> Training | None
     rows = read_rows(folder / CURVES)
     times = read_rows(folder / TIMES) if (folder / TIMES).exists() else []
     knobs = read_knobs(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    defaults = defaults or packaged_configs() / "train.json"
     shipped = read_knobs(defaults) if defaults.exists() else knobs
     changed = {name: (value, shipped.get(name)) for name, value in knobs.items() if value != shipped.get(name)}
     return Training(
