@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 
 from vivid_monai.data.manifest import Manifest
-from vivid_monai.data.union import load_manifest
+from vivid_monai.data.union import load_manifest, manifest_file
 from vivid_monai.deploy import predict as prediction
 from vivid_monai.deploy.inputs import find_inputs
 from vivid_monai.deploy.model import BundleModel
@@ -234,8 +234,7 @@ def _several(one: Place | Sequence[Place]) -> Sequence[Place]:
 
 def _files(data: Place | Sequence[Place]) -> list[str]:
     """The files of manifests that are named by them or by their folders."""
-    places = [Path(one).resolve() for one in _several(data)]
-    return [str(one / "manifest.parquet" if one.is_dir() else one) for one in places]
+    return [str(manifest_file(Path(one).resolve())) for one in _several(data)]
 
 
 def _opened(data: Data) -> Manifest:

@@ -28,6 +28,11 @@ def manifests_in(folders: Paths) -> Path | list[Path]:
     return paths[0] if len(paths) == 1 else paths
 
 
+def manifest_file(place: str | os.PathLike[str]) -> Path:
+    """The manifest of a data set that is named by its file or its folder."""
+    return Path(place) / "manifest.parquet" if Path(place).is_dir() else Path(place)
+
+
 def load_manifest(files: Paths) -> Manifest:
     """The manifest in a file; of several files the :func:`union` of theirs, whose errors it raises."""
     loaded = [Manifest.load(file) for file in _several(files)]

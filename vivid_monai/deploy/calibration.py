@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from vivid_monai.data.manifest import Manifest
 from vivid_monai.data.splits import ENOUGH
-from vivid_monai.data.union import load_manifest
+from vivid_monai.data.union import load_manifest, manifest_file
 from vivid_monai.deploy.ood import OODDetector, ThumbnailEncoder
 from vivid_monai.deploy.postprocessing import DecisionRules
 from vivid_monai.deploy.trained import Trained, load_trained
@@ -134,7 +134,7 @@ def load_calibrated(
 
 def manifest_files(given: Sequence[str | Path]) -> list[Path]:
     """The files of data sets, named by file or folder; a VividError where one is not there."""
-    paths = [Path(one) / "manifest.parquet" if Path(one).is_dir() else Path(one) for one in given]
+    paths = [manifest_file(one) for one in given]
     for path in paths:
         if not path.is_file():
             raise VividError(f"{path}: the run's data set is not there; say where it is (--manifest)")
