@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
 from tests.evaluation.made_features import classes, findings
@@ -225,3 +226,15 @@ def test_nothing_to_learn_from_is_an_error():
 def test_features_of_another_width_are_refused():
     with pytest.raises(VividError, match=r"features \(N, 8\), not \(5, 9\)"):
         LinearProbe(np.zeros((3, 8)), np.zeros(3)).probabilities(np.zeros((5, 9)))
+
+
+def test_a_trained_head_is_a_probe_whose_untrained_columns_say_nothing():
+    head = torch.nn.Linear(3, 2)
+    kept = head.weight.detach().clone()
+    probe = LinearProbe.of_head(head, "encoder", untrained=(1,), description={"kind": "head"})
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    logits = probe.logits(x)
+    np.testing.assert_allclose(logits[:, 0], head.double()(torch.from_numpy(x)).detach()[:, 0], atol=1e-12)
+    assert not logits[:, 1].any()
+    assert (probe.encoder, probe.untrained, probe.description) == ("encoder", (1,), {"kind": "head"})
+    assert torch.equal(head.weight.float(), kept), "the head itself stays"
